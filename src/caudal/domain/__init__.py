@@ -1,0 +1,1 @@
+"""What exists: frozen values, units and errors. Standard library only."""

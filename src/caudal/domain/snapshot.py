@@ -1,0 +1,51 @@
+"""The world at one moment, frozen: all that a policy may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caudal.domain.decision import Intent
+from caudal.domain.fleet import FleetSpec, Lease, Machine, Offer
+from caudal.domain.gang import Gang, GangStatus, Report
+from caudal.domain.model import ModelRecord
+from caudal.domain.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the store knows: our beliefs and promises. `version` rises with every change but reports'.
+
+    `gangs` are all that are not over, and for each slot the last few that are (for back-off and
+    `explain`); `intents` the open ones and those that failed lately; `leases` the live ones.
+    """
+
+    version: int
+    fleet: FleetSpec | None
+    workloads: tuple[Workload, ...] = ()
+    leases: tuple[Lease, ...] = ()
+    gangs: tuple[Gang, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    reports: tuple[Report, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State plus what providers, drivers and the model store said just now.
+
+    A site in `silent_providers` or `silent_drivers` did not answer: of its machines or gangs nothing is
+    known now, which is different from their not being there.
+    """
+
+    at: float
+    state: State
+    offers: tuple[Offer, ...] = ()
+    machines: tuple[Machine, ...] = ()
+    gangs: tuple[GangStatus, ...] = ()
+    models: tuple[ModelRecord, ...] = ()
+    silent_providers: frozenset[str] = frozenset()
+    silent_drivers: frozenset[str] = frozenset()
+
+    @property
+    def version(self) -> int:
+        """The version of the state that this was taken with."""
+        return self.state.version

@@ -1,0 +1,162 @@
+"""What users ask for: a run (`type: train`) or a service (`type: service`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from caudal.domain.fleet import Resources
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """`bpe`: byte-level BPE trained on the data; `characters`: one token per character of the data."""
+
+    kind: Literal["bpe", "characters"] = "bpe"
+    entries: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A Llama-layout model: RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
+
+    layers: int = 5
+    heads: int = 4
+    kv_heads: int = 2
+    width: int = 128
+    ffn_width: int = 352
+    context: int = 256
+    tie_embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """One pass of a run: `text` trains on every token, `chat` on the assistant's words only.
+
+    `tokens` counts every position that goes through the model, over all sites together. `batch` is in
+    samples of `sample_tokens` tokens, per worker and inner step. The learning rate rises over
+    `warmup_fraction` of the stage and falls by a cosine to `final_learning_rate`.
+    """
+
+    name: str
+    tokens: int
+    kind: Literal["text", "chat"] = "text"
+    sample_tokens: int = 128
+    batch: int = 16
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class OuterSpec:
+    """The outer optimisation: how sites agree.
+
+    For the first `sync_fraction` of a run's tokens every inner step is an outer round; then a round is
+    `inner_steps` inner steps. Deltas and updates travel as blockwise int`bits`.
+    """
+
+    learning_rate: float = 0.8
+    momentum: float = 0.5
+    sync_fraction: float = 0.25
+    inner_steps: int = 10
+    bits: Literal[8] = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """What a `type: train` file says.
+
+    `data` is `builtin:tinyworld` or the path of a text file. `sites` is how many sites hold a copy of the
+    model (`at` names them, where the user wants to choose). `validation_fraction` of a text file's end is
+    kept out of training. `publish` is the id under which the finished model is served; empty: the run's
+    name. `seed` decides the weights, the order of the samples and the text of built-in data.
+    """
+
+    name: str
+    data: str
+    stages: tuple[StageSpec, ...]
+    tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
+    model: ModelShape = field(default_factory=ModelShape)
+    outer: OuterSpec = field(default_factory=OuterSpec)
+    sites: int = 2
+    at: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(cpus=0.5, memory_bytes=1024 * MIB))
+    validation_fraction: float = 0.1
+    evaluate_every_rounds: int = 25
+    checkpoint_every_rounds: int = 25
+    publish: str = ""
+    seed: int = 1
+
+    @property
+    def model_id(self) -> str:
+        """The id under which the finished model is served."""
+        return self.publish or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model of a service: pulled from `source`, or published by the run named `run`.
+
+    `sha256` is checked against the file that `source` downloads, where it is one file. `context` bounds
+    prompt plus reply in tokens, shared between `slots` requests that run at once.
+    """
+
+    id: str
+    source: str = ""
+    sha256: str = ""
+    run: str = ""
+    replicas: int = 1
+    context: int = 2048
+    slots: int = 4
+    resources: Resources = field(default_factory=lambda: Resources(cpus=0.15, memory_bytes=512 * MIB))
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """What a `type: service` file says: an assistant is one or more models behind the gateway."""
+
+    name: str
+    models: tuple[ServedModel, ...]
+
+
+class WorkloadState(StrEnum):
+    """pending → running → finished | failed | stopped."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A run or a service that the fleet keeps alive.
+
+    `wanted` is the user's word (`caudal stop` clears it). `generation` counts the times that another spec
+    was applied under this name; gangs of an older generation are replaced.
+    """
+
+    name: str
+    spec: TrainSpec | ServiceSpec
+    wanted: bool
+    generation: int
+    state: WorkloadState
+    reason: str
+    applied_at: float
+    changed_at: float
+
+    @property
+    def kind(self) -> Literal["train", "service"]:
+        """Which of the two it is."""
+        return "train" if isinstance(self.spec, TrainSpec) else "service"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be started for it."""
+        return self.state in (WorkloadState.FINISHED, WorkloadState.FAILED)

@@ -1,0 +1,261 @@
+"""The seams: everything that Caudal asks of the world, and so the list of what the simulator replaces.
+
+Methods block and return, or raise a CaudalError. All calls that change something are idempotent: asking
+twice for the same id or token is asking once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from caudal.domain.decision import Decision, Intent
+from caudal.domain.event import Event, Point
+from caudal.domain.fleet import FleetSpec, Lease, Machine, Offer, SiteSpec
+from caudal.domain.gang import Gang, GangSpec, GangStatus, Report
+from caudal.domain.model import ModelRecord
+from caudal.domain.snapshot import State
+from caudal.domain.workload import Workload
+
+
+class Clock(Protocol):
+    """Time. In the simulator it is virtual."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Return after that long."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who leads: enough to say it to a person and to see whether the process still lives."""
+
+    name: str
+    host: str
+    pid: int
+    pid_started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Rows to write in one transaction; a row replaces the one with its key."""
+
+    fleet: FleetSpec | None = None
+    workloads: Sequence[Workload] = ()
+    leases: Sequence[Lease] = ()
+    gangs: Sequence[Gang] = ()
+    intents: Sequence[Intent] = ()
+    decision: Decision | None = None
+    events: Sequence[Event] = ()
+
+
+class Store(Protocol):
+    """The state of the fleet, in transactions."""
+
+    def read(self) -> State:
+        """One consistent view."""
+        ...
+
+    def commit(
+        self, change: Change, *, expect_version: int | None = None, leader_epoch: int | None = None
+    ) -> int:
+        """Write all of it or nothing; returns the new version. Raises Stale where the version is not the
+        expected one, LostLeadership where another epoch leads."""
+        ...
+
+    def lead(self, holder: Holder, now: float, ttl_s: float) -> int:
+        """Become the leader, or stay it; returns the epoch (it rises whenever the holder changes). Raises
+        StateHeld, naming the holder, while another's term has not run out."""
+        ...
+
+    def leader(self) -> tuple[Holder, int, float] | None:
+        """The holder, the epoch and when its term ends; None before the first."""
+        ...
+
+    def resign(self, epoch: int) -> None:
+        """End the term now, if that epoch still leads."""
+        ...
+
+    def put_report(self, report: Report, points: Sequence[Point] = ()) -> None:
+        """Keep a gang's last report, and append its points (one that is there already is left alone)."""
+        ...
+
+    def points(self, run: str, after_seq: int = -1, limit: int = 10_000) -> list[Point]:
+        """A run's curve, in order."""
+        ...
+
+    def events(self, after_seq: int = 0, limit: int = 1000, subject: str | None = None) -> list[Event]:
+        """Events in order of seq."""
+        ...
+
+    def last_event_seq(self) -> int:
+        """The newest event's seq; 0 where there is none."""
+        ...
+
+    def decisions(self, subject: str, limit: int = 20) -> list[Decision]:
+        """The newest decisions that name the subject or something below it, newest first."""
+        ...
+
+    def intents(self, subject: str, limit: int = 50) -> list[Intent]:
+        """A subject's intents in any state, newest first."""
+        ...
+
+
+class Blobs(Protocol):
+    """Bytes by path in an object store. Writes are whole: a reader sees all of it or nothing."""
+
+    url: str
+
+    def put(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Raises AlreadyExists where `if_absent` and something is there; StorageFailed when not kept."""
+        ...
+
+    def get(self, path: str) -> bytes:
+        """Raises NotFound."""
+        ...
+
+    def put_file(self, path: str, file: Path, *, if_absent: bool = False) -> None:
+        """`put` of a file that may be larger than memory: streamed, and where the store is this machine's
+        disk, linked or copied. The file is not to be changed afterwards. Raises as `put` does, and leaves
+        nothing at `path` where it fails."""
+        ...
+
+    def get_file(self, path: str, target: Path) -> None:
+        """`get` into a file that may be larger than memory: streamed beside `target` and renamed into its
+        place, so that `target` is never half-written. Raises NotFound, StorageFailed."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """The paths that start with `prefix` (a folder, with its slash), sorted."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """A path that is not there is fine."""
+        ...
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the object lies as a file of this machine, if it does; None: it has to be fetched."""
+        ...
+
+
+class Provider(Protocol):
+    """Where machines come from. One instance serves all sites that name it."""
+
+    def offers(self) -> Sequence[Offer]:
+        """What can be had now, and at what price."""
+        ...
+
+    def acquire(self, lease_id: str, offer: Offer, token: str) -> None:
+        """Ask for a machine, tagged with the lease. Raises NoCapacity. Done when `machines` lists it."""
+        ...
+
+    def release(self, machine_id: str) -> None:
+        """Give it back. Done when `machines` no longer lists it."""
+        ...
+
+    def machines(self) -> Sequence[Machine]:
+        """The provider's own list. Raises Unreachable: then nothing is known."""
+        ...
+
+
+class Driver(Protocol):
+    """How processes run on a site. One instance per site."""
+
+    site: str
+
+    def start(self, spec: GangSpec, token: str) -> None:
+        """Start it, once, however often asked. Done when `gangs` lists it."""
+        ...
+
+    def stop(self, gang_id: str, grace_s: float) -> None:
+        """Ask it to end, and make it end after the grace. Returns at once; done when it is over."""
+        ...
+
+    def gangs(self) -> Sequence[GangStatus]:
+        """The driver's own list, with those that are over until they are forgotten. Raises Unreachable."""
+        ...
+
+    def forget(self, gang_id: str) -> None:
+        """Drop a gang that is over from the list (its logs may be kept)."""
+        ...
+
+    def logs(self, gang_id: str, tail_bytes: int = 65536) -> str:
+        """The end of what its processes printed. Raises NotFound."""
+        ...
+
+
+class Models(Protocol):
+    """The models that can be served."""
+
+    def list(self) -> Sequence[ModelRecord]:
+        """The newest version of each."""
+        ...
+
+    def pull(self, model_id: str, source: str, sha256: str = "") -> ModelRecord:
+        """Bring one in. May take minutes. Raises PullFailed, ModelInvalid, StorageFailed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLaunch:
+    """What an engine is asked to serve: `path` is a GGUF file or a Hugging Face directory."""
+
+    model_id: str
+    path: Path
+    host: str
+    port: int
+    context: int
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCapabilities:
+    """What requests it understands, for the gateway's checks."""
+
+    chat: bool
+    completions: bool
+    embeddings: bool
+    tools: bool
+    parameters: frozenset[str] = field(default_factory=frozenset)
+
+
+class Engine(Protocol):
+    """What generates tokens: a server that speaks (a dialect of) the OpenAI API, in the replica's process
+    tree. Only serve/ starts one; the gateway talks to its address."""
+
+    name: str
+
+    def start(self, launch: EngineLaunch) -> None:
+        """Load the model and listen. Returns when it can answer. Raises ModelInvalid, PortInUse."""
+        ...
+
+    def healthy(self) -> bool:
+        """Whether it answers now."""
+        ...
+
+    def capabilities(self) -> EngineCapabilities:
+        """What it understands."""
+        ...
+
+    def stop(self) -> None:
+        """Let the requests in flight end, then leave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All ports together: what the composition root builds, and what the simulator builds instead."""
+
+    clock: Clock
+    store: Store
+    models: Models
+    providers: Mapping[str, Provider]  # by provider name
+    drivers: Mapping[str, Driver]  # by site name
+    sites: Iterable[SiteSpec] = ()

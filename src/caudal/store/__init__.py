@@ -1,0 +1,1 @@
+"""State (SQL), blobs (object stores) and models (pulled and published)."""

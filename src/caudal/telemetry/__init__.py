@@ -1,0 +1,1 @@
+"""Names, metrics and reports: one place for every name that leaves a process."""

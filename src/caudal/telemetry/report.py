@@ -1,0 +1,100 @@
+"""What a gang says of itself, to the control API: best effort, never in its way.
+
+Every gang reports at least once a second, so that a control process that was away knows within a second or
+two. The keys of `status`, by role:
+
+    coordinator  phase (preparing waiting training evaluating publishing finished failed), epoch, round,
+                 stage, ids_done, ids_total, tokens_done, tokens_total, tokens_per_s, loss, val_loss,
+                 heldout ({correct, of} or null), sites ({name: {state, round, loss, tokens_per_s}}), error
+    worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s
+    replica      ready, url, model, version, error
+    gateway      ready, url, requests, streams
+
+Points are the rows of a run's curve: `{"seq": n, "at": seconds, "values": {round, stage, loss, ...}}`; they
+are kept here until the control API has taken them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+REPORT_URL = "CAUDAL_REPORT_URL"
+"""Environment variable: the full address to post to, `http://HOST:PORT/api/v1/gangs/GANG/report`."""
+
+TOKEN_FILE = "CAUDAL_TOKEN_FILE"
+"""Environment variable: the file that holds the control API's secret."""
+
+MAX_POINTS_KEPT = 100_000
+MAX_POINTS_SENT = 1_000
+
+
+class Reporter:
+    """Posts the newest status and the points not yet taken, from a thread of its own.
+
+    Without `CAUDAL_REPORT_URL` it keeps quiet, so that the same program runs alone.
+    """
+
+    def __init__(self, interval_s: float = 0.5) -> None:
+        self._url = os.environ.get(REPORT_URL, "")
+        self._token_file = os.environ.get(TOKEN_FILE, "")
+        self._interval_s = interval_s
+        self._status: dict[str, Any] = {}
+        self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS_KEPT)
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        if self._url:
+            self._thread.start()
+
+    def update(self, **status: Any) -> None:
+        """Change keys of the status; sent with the next post."""
+        with self._lock:
+            self._status.update(status)
+
+    def point(self, seq: int, values: Mapping[str, Any]) -> None:
+        """Add a row to the run's curve."""
+        with self._lock:
+            self._points.append({"seq": seq, "at": time.time(), "values": dict(values)})
+
+    def close(self) -> None:
+        """Send what is left, once, and end."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=3.0)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            self._post()
+        self._post()
+
+    def _post(self) -> None:
+        with self._lock:
+            points = [self._points[i] for i in range(min(len(self._points), MAX_POINTS_SENT))]
+            body = {"at": time.time(), "status": dict(self._status), "points": points}
+        request = urllib.request.Request(
+            self._url,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token()}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=2.0):
+                pass
+        except OSError:
+            return  # the control process is away: what is kept here is sent when it is back
+        with self._lock:
+            for _ in points:
+                self._points.popleft()
+
+    def _token(self) -> str:
+        try:
+            return Path(self._token_file).read_text().strip()
+        except OSError:
+            return ""
