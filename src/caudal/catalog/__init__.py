@@ -1,0 +1,1 @@
+"""What can be rented: machine types, accelerators and prices, each with source and date."""

@@ -1,0 +1,184 @@
+"""The rules that look at several fields of a spec, and at what a file of the user's may name.
+
+Values of single fields are limits.py's. Pure but for `check_data`, which looks at the file that is named.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from caudal.domain.fleet import FleetSpec
+from caudal.domain.workload import ModelShape, ServedModel, ServiceSpec, StageSpec, TrainSpec
+from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
+from caudal.spec.located import Located, Problems
+
+BUILTIN = "builtin:"
+BUILTIN_DATA = ("builtin:tinyworld",)
+SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
+
+_NAME = re.compile(NAME_PATTERN)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PYPI = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_LOOK_BYTES = 1 << 16
+
+
+def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
+    """Sites, and where the two doors listen."""
+    if not spec.sites:
+        problems.add(tree.at(["sites"]), "sites: at least one is needed")
+    _distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
+    for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
+        if not _is_loopback(host):
+            problems.add(
+                tree.at([door, "host"]),
+                f"host: {host!r} is not this machine's own address (127.0.0.1, ::1 or localhost); "
+                "to be reached from elsewhere, put a proxy with TLS in front",
+            )
+    if spec.gateway.port == spec.api.port:
+        problems.add(tree.at(["gateway", "port"]), f"port: the gateway and the api both have {spec.api.port}")
+
+
+def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
+    """Stages, the model's shape, sites."""
+    if not spec.stages:
+        problems.add(tree.at(["stages"]), "stages: at least one is needed")
+    _distinct("stage", [s.name for s in spec.stages], tree, "stages", problems)
+    _check_shape(spec.model, tree, problems)
+    for number, stage in enumerate(spec.stages):
+        _check_stage(stage, spec.model, tree, ["stages", number], problems)
+    _distinct("site", list(spec.at), tree, "at", problems)
+    if spec.at and len(spec.at) != spec.sites:
+        problems.add(tree.at(["at"]), f"at: names {len(spec.at)} sites, and `sites` is {spec.sites}")
+    if not spec.data:
+        problems.add(tree.at(["data"]), "data: builtin:tinyworld or the path of a text file is needed")
+    if spec.data.startswith(BUILTIN) and spec.data not in BUILTIN_DATA:
+        problems.add(tree.at(["data"]), f"data: {spec.data!r} is not built in; {', '.join(BUILTIN_DATA)} is")
+    _check_name(spec.publish, tree, ["publish"], problems)
+
+
+def check_service(spec: ServiceSpec, tree: Located, problems: Problems) -> None:
+    """Models: each from one place."""
+    if not spec.models:
+        problems.add(tree.at(["models"]), "models: at least one is needed")
+    _distinct("model", [m.id for m in spec.models], tree, "models", problems)
+    for number, model in enumerate(spec.models):
+        _check_served(model, tree, ["models", number], problems)
+
+
+def check_data(spec: TrainSpec, tree: Located, problems: Problems) -> None:
+    """Whether the text file that is named is there and looks like text. Its trainer reads it whole."""
+    if spec.data.startswith(BUILTIN):
+        return
+    where, path = tree.at(["data"]), Path(spec.data)
+    if path.exists() and not path.is_file():
+        problems.add(where, f"data: {path} is not a file", data=True)
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LOOK_BYTES)
+    except OSError as error:
+        problems.add(where, f"data: cannot read {path}: {error.strerror}", data=True)
+        return
+    if not start.strip():
+        problems.add(where, f"data: {path} is empty", data=True)
+    elif b"\0" in start or not _is_utf8(start):
+        problems.add(where, f"data: {path} is not text in UTF-8", data=True)
+
+
+def is_local_source(source: str) -> bool:
+    """Whether a model's source is a path of this machine."""
+    return bool(source) and not source.startswith(SOURCE_SCHEMES) and "://" not in source
+
+
+def _check_shape(shape: ModelShape, tree: Located, problems: Problems) -> None:
+    if shape.width % shape.heads:
+        where = tree.at(["model", "width"])
+        problems.add(where, f"width: {shape.width} cannot be shared out evenly to {shape.heads} heads")
+    elif (shape.width // shape.heads) % 2:
+        where = tree.at(["model", "heads"])
+        problems.add(
+            where, f"heads: each has width {shape.width // shape.heads}; rotary positions need it even"
+        )
+    if shape.heads % shape.kv_heads:
+        where = tree.at(["model", "kv_heads"])
+        problems.add(where, f"kv_heads: {shape.kv_heads} does not divide the {shape.heads} heads")
+
+
+def _check_stage(
+    stage: StageSpec, shape: ModelShape, tree: Located, path: list[str | int], problems: Problems
+) -> None:
+    if stage.sample_tokens > shape.context:
+        problems.add(
+            tree.at([*path, "sample_tokens"]),
+            f"sample_tokens: {stage.sample_tokens} is more than the model's context of {shape.context}",
+        )
+    if stage.tokens < stage.batch * stage.sample_tokens:
+        problems.add(
+            tree.at([*path, "tokens"]),
+            f"tokens: {stage.tokens} do not fill one batch ({stage.batch} x {stage.sample_tokens})",
+        )
+    if stage.final_learning_rate > stage.learning_rate:
+        problems.add(
+            tree.at([*path, "final_learning_rate"]),
+            f"final_learning_rate: {stage.final_learning_rate} is above learning_rate "
+            f"({stage.learning_rate}); it falls towards the end",
+        )
+
+
+def _check_served(model: ServedModel, tree: Located, path: list[str | int], problems: Problems) -> None:
+    where = tree.at(path)
+    if bool(model.source) == bool(model.run):
+        found = "both" if model.source else "neither"
+        problems.add(where, f"model {model.id}: exactly one of `source` and `run` is needed, found {found}")
+    if model.sha256 and not _SHA256.fullmatch(model.sha256):
+        problems.add(tree.at([*path, "sha256"]), "sha256: expected 64 characters of 0-9 and a-f")
+    if model.sha256 and not model.source:
+        problems.add(tree.at([*path, "sha256"]), "sha256: there is no `source` that it could be of")
+    _check_source(model.source, tree.at([*path, "source"]), problems)
+    _check_name(model.run, tree, [*path, "run"], problems)
+    if model.context < model.slots:
+        problems.add(
+            tree.at([*path, "slots"]),
+            f"slots: {model.slots} requests at once cannot share a context of {model.context} tokens",
+        )
+
+
+def _check_source(source: str, where: str, problems: Problems) -> None:
+    if source.startswith("pypi:") and not _PYPI.fullmatch(source):
+        problems.add(where, f"source: {source!r} is not of the form pypi:NAME==VERSION")
+    elif source.startswith("hf:") and not re.fullmatch(r"hf:[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?", source):
+        problems.add(where, f"source: {source!r} is not of the form hf:ORG/NAME, hf:ORG/NAME:FILE.gguf")
+    elif "://" in source and not source.startswith(SOURCE_SCHEMES):
+        problems.add(where, f"source: {source!r} is none of {', '.join(SOURCE_SCHEMES)} or a path")
+
+
+def _check_name(name: str, tree: Located, path: list[str | int], problems: Problems) -> None:
+    if name and not _NAME.fullmatch(name):
+        problems.add(tree.at(path), f"{path[-1]}: {name[:80]!r} is not {NAME_WORDS}")
+
+
+def _distinct(what: str, names: Iterable[str], tree: Located, key: str, problems: Problems) -> None:
+    listed = list(names)
+    for name, count in Counter(listed).items():
+        if count > 1:
+            last = len(listed) - 1 - listed[::-1].index(name)
+            problems.add(tree.at([key, last]), f"{key}: {count} times the same {what} {name!r}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_utf8(start: bytes) -> bool:
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        return len(start) == _LOOK_BYTES and error.start >= len(start) - 3  # cut within a character
+    return True

@@ -1,0 +1,121 @@
+"""What was decided and what happened: appended in order, thinned, and pruned beyond a limit.
+
+Every function works on a transaction that already holds the `meta` row. Knows nothing of leaders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select
+
+from caudal.domain.decision import Decision, Intent, Waiting
+from caudal.domain.event import Event, Point
+from caudal.store.codec import decode, encode
+from caudal.store.rows import MAX_SEQ
+from caudal.store.tables import decision_subjects, decisions, events, intents, points
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much history is kept, in rows. It is looked at when `every` more have been written."""
+
+    events: int = 100_000
+    decisions: int = 10_000
+    every: int = 1_000
+
+
+def thin(decision: Decision, before: Mapping[str, str]) -> tuple[Decision | None, dict[str, str]]:
+    """What of the decision is news, and why each subject waits now; `before` is that of the last decision.
+
+    The loop decides every second and most subjects wait for the same thing as before. Of `waiting` only the
+    entries are kept whose reason, or whose rejected alternatives, have other codes than the last time (the
+    numbers in the text change all the time); None where nothing is left.
+    """
+    reasons: dict[str, list[str]] = {}
+    for waiting in decision.waiting:  # a subject may wait for several things
+        reasons.setdefault(waiting.subject, []).append(_why(waiting))
+    now = {subject: "; ".join(sorted(why)) for subject, why in reasons.items()}
+    news = tuple(w for w in decision.waiting if before.get(w.subject) != now[w.subject])
+    kept = replace(decision, waiting=news) if decision.choices or news else None
+    return kept, now
+
+
+def _why(waiting: Waiting) -> str:
+    """The reason as codes, without the numbers."""
+    rejected = sorted(f"{r.what}={r.reason.code}" for r in waiting.rejected)
+    return " ".join((waiting.reason.code, *rejected))
+
+
+def append_events(connection: Connection, new: Sequence[Event], last_seq: int) -> int:
+    """Number the events and keep them; returns the newest seq."""
+    rows = [
+        {"seq": seq, "at": e.at, "kind": e.kind, "subject": e.subject, "doc": encode(replace(e, seq=seq))}
+        for seq, e in enumerate(new, start=last_seq + 1)
+    ]
+    if rows:
+        connection.execute(insert(events), rows)
+    return last_seq + len(rows)
+
+
+def append_decision(connection: Connection, decision: Decision, last_seq: int) -> int:
+    """Keep the decision, to be found by its subjects; returns its seq."""
+    seq = last_seq + 1
+    connection.execute(insert(decisions), {"seq": seq, "at": decision.at, "doc": encode(decision)})
+    subjects = {choice.subject for choice in decision.choices}
+    for waiting in decision.waiting:
+        subjects |= {waiting.subject, waiting.workload} - {""}
+    if subjects:
+        connection.execute(insert(decision_subjects), [{"subject": s, "seq": seq} for s in sorted(subjects)])
+    return seq
+
+
+def prune(
+    connection: Connection, table: Table, before_seq: int, last_seq: int, keep: int, every: int
+) -> None:
+    """Drop what is older than the newest `keep` rows, once in `every` rows."""
+    if last_seq // every > before_seq // every:
+        connection.execute(delete(table).where(table.c.seq <= last_seq - keep))
+
+
+def below(column: ColumnElement[str], subject: str) -> ColumnElement[bool]:
+    """Whether the name in the column is the subject or has it as its first parts: `starter` finds
+    `starter.worker.1` and not `starter2`. A range, so that an index serves it: `/` follows `.` in ASCII."""
+    return or_(column == subject, and_(column >= f"{subject}.", column < f"{subject}/"))
+
+
+def read_events(connection: Connection, after_seq: int, limit: int, subject: str | None) -> list[Event]:
+    """Events after a seq, in order."""
+    query = select(events.c.doc).where(events.c.seq > _seq(after_seq))
+    if subject is not None:
+        query = query.where(below(events.c.subject, subject))
+    found = connection.execute(query.order_by(events.c.seq).limit(max(0, limit)))
+    return [decode(Event, doc) for doc in found.scalars()]
+
+
+def read_decisions(connection: Connection, subject: str, limit: int) -> list[Decision]:
+    """The newest decisions that name the subject or something below it, newest first."""
+    named = select(decision_subjects.c.seq).where(below(decision_subjects.c.subject, subject))
+    query = select(decisions.c.doc).where(decisions.c.seq.in_(named))
+    found = connection.execute(query.order_by(decisions.c.seq.desc()).limit(max(0, limit)))
+    return [decode(Decision, doc) for doc in found.scalars()]
+
+
+def read_intents(connection: Connection, subject: str, limit: int) -> list[Intent]:
+    """The intents of the subject or something below it, newest first."""
+    query = select(intents.c.doc).where(below(intents.c.subject, subject))
+    newest = query.order_by(intents.c.created_at.desc(), intents.c.id.desc())
+    return [decode(Intent, doc) for doc in connection.execute(newest.limit(max(0, limit))).scalars()]
+
+
+def read_points(connection: Connection, run: str, after_seq: int, limit: int) -> list[Point]:
+    """A run's curve after a seq, in order."""
+    query = select(points.c.doc).where(points.c.run == run, points.c.seq > _seq(after_seq))
+    found = connection.execute(query.order_by(points.c.seq).limit(max(0, limit)))
+    return [decode(Point, doc) for doc in found.scalars()]
+
+
+def _seq(asked: int) -> int:
+    """A number that the database can compare with."""
+    return max(-1, min(asked, MAX_SEQ))

@@ -1,0 +1,312 @@
+"""What users write, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+
+from caudal import spec
+from caudal.domain.errors import DataError, NotFound, SpecError
+from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
+from caudal.domain.workload import ServedModel, ServiceSpec, StageSpec, TrainSpec
+
+TRAIN = """\
+type: train
+name: tiny
+data: builtin:tinyworld
+stages:
+  - name: pretrain
+    tokens: 1.2M
+"""
+
+
+def said(text: str) -> str:
+    """The error that the text gives."""
+    with pytest.raises(SpecError) as caught:
+        spec.parse(text, "f.yaml")
+    return str(caught.value)
+
+
+def test_a_fleet_is_read_with_its_defaults() -> None:
+    (fleet,) = spec.parse("type: fleet\nname: laptop\nsites: [{name: north}, {name: south}]\n", "f.yaml")
+    assert fleet == FleetSpec("laptop", (SiteSpec("north"), SiteSpec("south")))
+
+
+def test_a_file_may_hold_several_documents() -> None:
+    both = TRAIN + "---\ntype: service\nname: talk\nmodels: [{id: tiny, run: tiny}]\n---\n"
+    train, service = spec.parse(both, "f.yaml")
+    assert isinstance(train, TrainSpec)
+    assert train.stages == (StageSpec("pretrain", 1_200_000),)
+    assert service == ServiceSpec("talk", (ServedModel("tiny", run="tiny"),))
+
+
+def test_units_are_humane() -> None:
+    text = TRAIN + "seed: 1_000\nresources: {cpus: 1, memory_bytes: 1.5GiB}\n"
+    (train,) = spec.parse(text + "outer: {learning_rate: 8e-1}\n", "f.yaml")
+    assert isinstance(train, TrainSpec)
+    assert train.resources == Resources(cpus=1.0, memory_bytes=1_610_612_736)
+    assert (train.seed, train.outer.learning_rate) == (1000, 0.8)
+
+
+def test_anchors_and_merge_keys_work() -> None:
+    text = "type: fleet\nname: x\nsites:\n  - &a {name: a, region: here}\n  - {<<: *a, name: b}\n"
+    (fleet,) = spec.parse(text, "f.yaml")
+    assert isinstance(fleet, FleetSpec)
+    assert [(s.name, s.region) for s in fleet.sites] == [("a", "here"), ("b", "here")]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("naem: x", "f.yaml:7: train: unknown key 'naem'; did you mean 'name'?"),
+        ("sites: two", "f.yaml:7: sites: expected a whole number, found the text 'two'"),
+        ("sites: 1.5", "f.yaml:7: sites: expected a whole number, found the number 1.5"),
+        ("sites: yes", "f.yaml:7: sites: expected a whole number, found yes/no"),
+        ("sites: 1:30", "f.yaml:7: sites: expected a whole number, found the text '1:30'"),
+        ("sites: 0", "f.yaml:7: sites: expected a number from 1 to 1,024, found 0"),
+        ("publish: 3", "f.yaml:7: publish: expected text, found the number 3; put quotes around it"),
+        ("publish: Big Model", "f.yaml:7: publish: 'Big Model' is not a name"),
+        ("publish:", "f.yaml:7: publish: expected text, found nothing"),
+        ("validation_fraction: 1.5", "f.yaml:7: validation_fraction: expected a number from 0 to 0.9"),
+        (
+            "validation_fraction: .nan",
+            "f.yaml:7: validation_fraction: expected a number, found the number nan",
+        ),
+        ("model: 7", "f.yaml:7: model: expected a table of keys, found the number 7"),
+        ("model: {width: 130}", "f.yaml:7: width: 130 cannot be shared out evenly to 4 heads"),
+        ("model: {width: 12}", "f.yaml:7: heads: each has width 3"),
+        ("model: {kv_heads: 3}", "f.yaml:7: kv_heads: 3 does not divide the 4 heads"),
+        ("model: {context: 64}", "f.yaml:4: sample_tokens: 128 is more than the model's context of 64"),
+        ("at: [north]", "f.yaml:7: at: names 1 sites, and `sites` is 2"),
+        ("at: [north, north]", "f.yaml:7: at: 2 times the same site 'north'"),
+        ("at: north", "f.yaml:7: at: expected a list, found the text 'north'"),
+        ("tokenizer: {kind: byte}", "f.yaml:7: kind: expected bpe or characters, found the text 'byte'"),
+        ("tokenizer: {kind: charcters}", "did you mean 'characters'?"),
+        ("name: again", "f.yaml:7: the key 'name' is there twice"),
+        ("resources: {memory_bytes: 1 giga}", "memory_bytes: expected a size in bytes such as 512MiB"),
+        ("? [a]\n: b", "f.yaml:7: a key has to be plain text"),
+        ("seed: !!python/object/apply:os.system [id]", "f.yaml:7: seed: expected a whole number"),
+        ("publish: !secret x", "f.yaml:7: the tag '!secret' is not allowed"),
+    ],
+)
+def test_every_error_has_its_line_and_says_what_was_expected(line: str, expected: str) -> None:
+    if line.startswith("model: {context"):
+        expected = expected.replace("f.yaml:4", "f.yaml:5")  # the stage, since the key itself is not there
+    assert expected in said(TRAIN + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "f.yaml:1: nothing in it"),
+        ("- a\n", "f.yaml:1: expected a table of keys, found a list"),
+        ("name: x\n", "f.yaml:1: the key 'type' is missing: fleet or train or service"),
+        ("type: flet\n", "did you mean 'fleet'?"),
+        ("a: [\n", "f.yaml:2: not valid YAML"),
+        ("a: b\n c: d\n", "f.yaml:2: not valid YAML"),
+        ("a: \x07\n", "f.yaml:1: not valid YAML"),
+        ("type: fleet\nname: x\nsites: []\n", "f.yaml:3: sites: at least one is needed"),
+        ("type: fleet\nname: x\n", "f.yaml:1: fleet: the key 'sites' is missing"),
+        ("type: train\nname: x\ndata: builtin:tinyworld\nstages: []\n", "f.yaml:4: stages: at least one"),
+        ("type: service\nname: x\nmodels: []\n", "f.yaml:3: models: at least one is needed"),
+    ],
+)
+def test_documents_that_are_no_spec(text: str, expected: str) -> None:
+    assert expected in said(text)
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ("  - {name: a}\n  - {name: a}\n", "f.yaml:5: sites: 2 times the same site 'a'"),
+        (
+            "  - {name: a}\ngateway: {port: 0}\n",
+            "f.yaml:5: port: expected a number from 1 to 65,535, found 0",
+        ),
+        ("  - {name: a}\ngateway: {port: 70000}\n", "found 70000"),
+        ("  - {name: a}\ngateway: {port: 8600}\n", "f.yaml:5: port: the gateway and the api both have 8600"),
+        ("  - {name: a}\napi: {host: 0.0.0.0}\n", "f.yaml:5: host: '0.0.0.0' is not this machine's own"),
+        ("  - {name: A}\n", "f.yaml:4: name: 'A' is not a name"),
+        ("  - {name: a/../b}\n", "f.yaml:4: name: 'a/../b' is not a name"),
+        ('  - {name: "a\\n"}\n', "f.yaml:4: name: 'a\\n' is not a name"),
+        ("  - north\n", "f.yaml:4: site 1: expected a table of keys, found the text 'north'"),
+    ],
+)
+def test_fleets_that_cannot_be(rest: str, expected: str) -> None:
+    assert expected in said("type: fleet\nname: x\nsites:\n" + rest)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("{id: a}", "exactly one of `source` and `run` is needed, found neither"),
+        ("{id: a, run: a, source: hf:a/b}", "found both"),
+        ("{id: a, source: pypi:a}", "is not of the form pypi:NAME==VERSION"),
+        ("{id: a, source: 'pypi:--index-url==1'}", "is not of the form pypi:NAME==VERSION"),
+        ("{id: a, source: hf:a}", "is not of the form hf:ORG/NAME"),
+        ("{id: a, source: http://x/y}", "is none of pypi:, hf:"),
+        ("{id: a, run: a, sha256: abc}", "sha256: expected 64 characters"),
+        ("{id: a, run: a, slots: 20, context: 16}", "cannot share a context of 16 tokens"),
+        ("{id: a, run: A}", "run: 'A' is not a name"),
+        ("{id: ../a, run: a}", "id: '../a' is not a name"),
+    ],
+)
+def test_services_that_cannot_be(model: str, expected: str) -> None:
+    text = said(f"type: service\nname: x\nmodels:\n  - {model}\n")
+    assert expected in text
+    assert text.startswith("f.yaml:4: ")
+
+
+def test_several_errors_are_said_at_once_in_the_order_of_the_file() -> None:
+    text = said("type: train\nname: Big\nstages:\n  - {name: a, tokens: x}\n  - {nam: b}\n")
+    lines = text.splitlines()
+    assert [line.split(": ")[0] for line in lines[:5]] == [f"f.yaml:{n}" for n in (1, 2, 4, 5, 5)]
+    assert "caudal schema" in lines[-1]
+
+
+def test_where_is_the_first_files_line() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.parse("type: fleet\nname: X\nsites: 1\n", "some/f.yaml")
+    assert caught.value.where == "some/f.yaml:2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "a: " + "x" * 300_000,
+        "\n".join(f"k{i}: 1" for i in range(20_000)),
+        "a: &a [*a]\ntype: fleet\n",
+        "\n".join(
+            ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+            + [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+        ),
+        "type: fleet\n" + "".join(f"key{i}: 1\n" for i in range(5_000)),
+        "type: fleet\nname: x\nsites: " + "9" * 5_000,
+    ],
+    ids=["deep", "long", "wide", "self", "bomb", "unknown", "digits"],
+)
+def test_hostile_files_are_refused_quickly(text: str) -> None:
+    started = time.process_time()
+    message = said(text)
+    assert time.process_time() - started < 5
+    assert len(message) < 20_000
+
+
+def test_a_folder_is_loaded_in_order_and_paths_are_the_files(tmp_path: Path) -> None:
+    inner = tmp_path / "specs"
+    inner.mkdir()
+    (inner / "text.txt").write_text("To be, or not to be")
+    (inner / "b.yaml").write_text(TRAIN.replace("builtin:tinyworld", "text.txt"))
+    (inner / "a.yaml").write_text("type: service\nname: s\nmodels: [{id: m, source: ./m.gguf}]\n")
+    (inner / "notes.md").write_text("not a spec")
+    service, train = spec.load(inner)
+    assert isinstance(train, TrainSpec)
+    assert isinstance(service, ServiceSpec)
+    assert train.data == str(inner / "text.txt")
+    assert service.models[0].source == str(inner / "m.gguf")
+
+
+def test_names_are_shared_by_all_files_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TRAIN)
+    (tmp_path / "b.yaml").write_text("type: service\nname: tiny\nmodels: [{id: m, run: tiny}]\n")
+    with pytest.raises(
+        SpecError, match=r"b\.yaml:2: name: a second workload 'tiny'; the first is at .*a\.yaml:1"
+    ):
+        spec.load(tmp_path)
+
+
+def test_all_files_of_a_folder_are_checked_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("type: fleet\nname: A\nsites: [{name: a}]\n")
+    (tmp_path / "b.yaml").write_text("type: fleet\nname: B\nsites: [{name: b}]\n")
+    with pytest.raises(SpecError, match=r"(?s)a\.yaml:2.*b\.yaml:2"):
+        spec.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot read .*No such file"),
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"abc\0def", "is not text in UTF-8"),
+        ("año".encode("latin-1") * 10, "is not text in UTF-8"),
+    ],
+)
+def test_training_data_is_looked_at(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    (tmp_path / "a.yaml").write_text(TRAIN.replace("builtin:tinyworld", "text.txt"))
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"(?s)a\.yaml:3: data: .*{expected}"):
+        spec.load(tmp_path / "a.yaml")
+
+
+def test_text_that_is_cut_within_a_character_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TRAIN.replace("builtin:tinyworld", "text.txt"))
+    (tmp_path / "text.txt").write_text("a" + "ñ" * 40_000)
+    assert len(spec.load(tmp_path / "a.yaml")) == 1
+
+
+def test_a_folder_as_data_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TRAIN.replace("builtin:tinyworld", "."))
+    with pytest.raises(DataError, match="is not a file"):
+        spec.load(tmp_path / "a.yaml")
+
+
+def test_data_that_is_not_built_in() -> None:
+    assert "'builtin:tinyword' is not built in; builtin:tinyworld is" in said(
+        TRAIN.replace("tinyworld", "tinyword")
+    )
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        spec.load(tmp_path / "none.yaml")
+    with pytest.raises(NotFound):
+        spec.load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("type: fleet\nname: ñ\n".encode("latin-1"))
+    with pytest.raises(SpecError, match=r"latin\.yaml:2: not text in UTF-8"):
+        spec.load(tmp_path)
+
+
+def test_from_dict_reads_what_to_dict_wrote_and_names_the_place() -> None:
+    (train,) = spec.parse(TRAIN, "f.yaml")
+    data = spec.to_dict(train)
+    assert data["type"] == "train"
+    assert spec.from_dict(data) == train
+    data["stages"][0]["batch"] = "many"
+    with pytest.raises(SpecError, match=r"spec\.stages\[0\]\.batch: batch: expected a whole number"):
+        spec.from_dict(data)
+
+
+def test_a_spec_made_in_code_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    (train,) = spec.parse(TRAIN, "f.yaml")
+    assert isinstance(train, TrainSpec)
+    spec.check(train)
+    with pytest.raises(SpecError, match="sites: expected a number from 1"):
+        spec.check(dataclasses.replace(train, sites=0))
+    with pytest.raises(DataError, match=r"caudal train\.data: data: cannot read"):
+        spec.check(dataclasses.replace(train, data=str(tmp_path / "none.txt")), "caudal train")
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, b"x"])
+def test_from_dict_refuses_what_json_cannot_hold(value: object) -> None:
+    with pytest.raises(SpecError):
+        spec.from_dict({"type": "fleet", "name": value, "sites": []})
+
+
+def test_from_dict_refuses_endless_data() -> None:
+    endless: dict[str, object] = {"type": "fleet"}
+    endless["sites"] = endless
+    with pytest.raises(SpecError, match="nested too deeply"):
+        spec.from_dict(endless)
+
+
+def test_the_gateway_takes_an_address_of_this_machine() -> None:
+    text = "type: fleet\nname: x\nsites: [{name: a}]\ngateway: {host: '::1', port: 9}\n"
+    (fleet,) = spec.parse(text, "f.yaml")
+    assert isinstance(fleet, FleetSpec)
+    assert fleet.gateway == GatewaySpec("::1", 9)
