@@ -49,7 +49,7 @@ format: $(VENV)/.setup  ## format the code
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.setup  ## write docs/reference anew from the code
-	$(BIN)/python -m caudal.cli.reference docs/reference
+	$(BIN)/python docs/build_reference.py docs/reference
 
 swarm: $(VENV)/.setup  ## SEEDS=1000 simulated days with faults; a failing seed is printed as the command that replays it
 	$(BIN)/python -m caudal.simulate --seeds $(SEEDS)

@@ -231,6 +231,7 @@ class Engine(Protocol):
     tree. Only serve/ starts one; the gateway talks to its address."""
 
     name: str
+    url: str  # where it listens, once started: `http://host:port`
 
     def start(self, launch: EngineLaunch) -> None:
         """Load the model and listen. Returns when it can answer. Raises ModelInvalid, PortInUse."""

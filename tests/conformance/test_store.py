@@ -133,18 +133,18 @@ def test_points_are_appended_once_and_read_in_order(store: SqlStore) -> None:
 
 
 def test_only_the_last_few_gangs_that_are_over_belong_to_the_state(store: SqlStore) -> None:
-    for incarnation in range(1, 9):
+    for incarnation in range(1, 14):
         gang = rows.gang(incarnation=incarnation)
         store.commit(Change(gangs=[gang]))
         store.put_report(Report(gang.id, 1.0, {}))
         store.commit(Change(gangs=[replace(gang, ended_at=200.0 + incarnation, exit_code=1)]))
-    alive = rows.gang(incarnation=9)
+    alive = rows.gang(incarnation=14)
     other = rows.gang("assistant.replica.small.0", ended_at=1.0)
     store.commit(Change(gangs=[alive, other]))
     state = store.read()
-    assert [g.incarnation for g in state.gangs if g.slot == alive.slot] == [4, 5, 6, 7, 8, 9]
+    assert [g.incarnation for g in state.gangs if g.slot == alive.slot] == list(range(4, 15))
     assert other in state.gangs
-    assert {r.gang_id for r in state.reports} == {rows.gang(incarnation=n).id for n in range(4, 9)}
+    assert {r.gang_id for r in state.reports} == {rows.gang(incarnation=n).id for n in range(4, 14)}
 
 
 def test_leases_that_are_over_leave_the_state(store: SqlStore) -> None:

@@ -24,6 +24,8 @@ class MockReplica:
         self.left = 0
         self.connections = 0
         self.port = 0
+        self.gate = asyncio.Event()  # no answer begins before it is set
+        self.gate.set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -102,6 +104,7 @@ class MockReplica:
 
     async def _answer(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         fail = self.fail or body.get("user", "")
+        await self.gate.wait()
         if fail == "die_before":
             writer.transport.abort()
             raise ConnectionResetError

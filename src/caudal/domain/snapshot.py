@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from caudal.domain.decision import Intent
 from caudal.domain.fleet import FleetSpec, Lease, Machine, Offer
@@ -33,7 +34,9 @@ class Snapshot:
     """State plus what providers, drivers and the model store said just now.
 
     A site in `silent_providers` or `silent_drivers` did not answer: of its machines or gangs nothing is
-    known now, which is different from their not being there.
+    known now, which is different from their not being there. `silent_since` says since when each silent
+    driver has been (site → time); `stray_since` since when each machine with our tag and no live lease has
+    been seen (machine id → time). Both are the observer's own memory: a new one starts counting again.
     """
 
     at: float
@@ -44,6 +47,8 @@ class Snapshot:
     models: tuple[ModelRecord, ...] = ()
     silent_providers: frozenset[str] = frozenset()
     silent_drivers: frozenset[str] = frozenset()
+    silent_since: Mapping[str, float] = field(default_factory=dict)
+    stray_since: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def version(self) -> int:

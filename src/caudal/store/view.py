@@ -19,8 +19,9 @@ from caudal.domain.workload import Workload
 from caudal.store.codec import decode
 from caudal.store.tables import fleet, gangs, intents, leases, meta, reports, workloads
 
-ENDED_GANGS_SHOWN = 5
-"""How many of a slot's gangs that are over belong to the state; store/state.py hides the older ones."""
+ENDED_GANGS_SHOWN = 10
+"""How many of a slot's gangs that are over belong to the state; store/state.py hides the older ones. More
+than the failures in a row that policy/rules.py counts to."""
 
 FAILED_INTENTS_SHOWN_S = 600.0
 """How long before the newest change of any intent a failed one still belongs to the state."""

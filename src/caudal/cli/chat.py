@@ -1,0 +1,108 @@
+"""`caudal chat`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import click
+import httpx
+
+from caudal.cli.client import Client
+from caudal.cli.output import console
+from caudal.domain.errors import ControlAway, Failed, NotFound
+from caudal.store.home import home
+
+Message = dict[str, str]
+
+
+def gateway_url(client: Client) -> str:
+    """Where the fleet's gateway listens: as the control process says, else where it does by default."""
+    if not client.answers():
+        return "http://127.0.0.1:8601"
+    return str(client.get("/status")["gateway_url"])
+
+
+def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Iterator[str]:
+    """The assistant's words as they come. Raises NotFound, ControlAway, Failed."""
+    body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
+    try:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(60.0), trust_env=False
+        ) as answer:
+            if answer.status_code >= 400:
+                raise _refused(answer.status_code, answer.read())
+            for line in answer.iter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    raise Failed(str(chunk["error"].get("message", "the stream broke")))
+                for choice in chunk.get("choices", ()):
+                    yield choice.get("delta", {}).get("content") or ""
+    except httpx.TransportError as error:
+        raise ControlAway(f"no gateway answers at {url}", why=str(error), remedy="caudal up") from error
+
+
+def _refused(status: int, body: bytes) -> Failed | NotFound:
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body[:200].decode(errors="replace")
+    return NotFound(message, remedy="caudal models list") if status == 404 else Failed(message)
+
+
+def choose(url: str) -> str:
+    """The first model that the gateway lists."""
+    try:
+        answer = httpx.get(f"{url}/v1/models", timeout=5.0, trust_env=False)
+    except httpx.TransportError as error:
+        raise ControlAway(f"no gateway answers at {url}", why=str(error), remedy="caudal up") from error
+    if answer.status_code >= 400:
+        raise _refused(answer.status_code, answer.content)
+    models = answer.json()["data"]
+    if not models:
+        raise NotFound("no model is served yet", remedy="caudal status says what the assistant waits for")
+    return str(models[0]["id"])
+
+
+@click.command("chat")
+@click.argument("words", nargs=-1)
+@click.option("-m", "--model", help="Which model. Default: the first that is served.")
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1, 100_000))
+@click.pass_obj
+def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens: int) -> None:
+    """Talk to a model. With WORDS: one answer; without: a conversation (Ctrl-D ends it)."""
+    url = gateway_url(Client(home(root)))
+    chosen = model or choose(url)
+    messages: list[Message] = []
+    if words:
+        _turn(url, chosen, messages, " ".join(words), max_tokens)
+        return
+    out = console(stderr=True)
+    if sys.stdin.isatty():
+        out.print(f"[dim]{chosen} at {url}/v1; Ctrl-D ends[/]")
+    while True:
+        try:
+            said = click.prompt("you", prompt_suffix="> ", err=True) if sys.stdin.isatty() else _line()
+        except (EOFError, click.exceptions.Abort):
+            return
+        _turn(url, chosen, messages, said, max_tokens)
+
+
+def _line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
+
+
+def _turn(url: str, model: str, messages: list[Message], said: str, max_tokens: int) -> None:
+    messages.append({"role": "user", "content": said})
+    answer = ""
+    for piece in reply(url, model, messages, max_tokens):
+        click.echo(piece, nl=False)
+        answer += piece
+    click.echo()
+    messages.append({"role": "assistant", "content": answer})

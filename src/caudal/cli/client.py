@@ -1,0 +1,106 @@
+"""The command line's and the live view's way to the control API: errors come back as they were raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from caudal.domain import errors
+from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound
+from caudal.store.home import Home
+
+PREFIX = "/api/v1"
+ADDRESS_FILE = "control.url"
+"""Below the state directory: where its control process listens; written when it starts."""
+
+
+def _kinds(base: type[CaudalError]) -> Iterator[type[CaudalError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
+
+
+def path(*names: str) -> str:
+    """The path of an API call; a name may hold any character."""
+    return "".join(f"/{quote(name, safe='')}" for name in names)
+
+
+def rebuild(body: Any, status: int) -> CaudalError:
+    """The CaudalError that an error response describes."""
+    found = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(found, dict):
+        if status == NotFound.http_status:
+            return NotFound("the control process knows nothing of that name", remedy="caudal status lists all")
+        return Failed(f"the control process answered HTTP {status}", why=str(body)[:200])
+    by_code = {kind.code: kind for kind in _kinds(errors.CaudalError)}
+    kind = by_code.get(str(found.get("code")), Failed)
+    texts = {key: str(found.get(key, "")) for key in ("where", "why", "remedy")}
+    return kind(str(found.get("what", "")), **texts)
+
+
+class Client:
+    """Calls the control API of one state directory. Raises the errors that it answers; ControlAway where
+    none answers."""
+
+    def __init__(self, home: Home, timeout_s: float = 20.0) -> None:
+        self._home = home
+        try:
+            self.url = (home.root / ADDRESS_FILE).read_text().strip()
+        except OSError:
+            self.url = "http://127.0.0.1:8600"
+        token = home.token_file.read_text().strip() if home.token_file.exists() else ""
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON that a GET answers."""
+        given = {key: value for key, value in query.items() if value is not None}
+        return self._call("GET", path, params=given)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """The JSON that a POST answers."""
+        return self._call("POST", path, json={} if body is None else body)
+
+    def answers(self) -> bool:
+        """Whether a control process answers for this state directory."""
+        try:
+            self.get("/version")
+        except CaudalError:
+            return False
+        return True
+
+    def events(self, after: int, subject: str | None = None) -> Iterator[dict[str, Any]]:
+        """Events as they come, for ever; ends when the control process goes."""
+        query: dict[str, str | int] = {"after": after} | ({"subject": subject} if subject else {})
+        try:
+            with self._http.stream("GET", f"{PREFIX}/events/stream", params=query, timeout=None) as answer:
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+        except httpx.TransportError:
+            return
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            answer = self._http.request(method, PREFIX + path, **arguments)
+        except httpx.TransportError as error:
+            raise ControlAway(
+                f"no control process answers at {self.url}",
+                why=f"state directory {self._home.root}: {error}",
+                remedy="start it with `caudal up` (runs and replicas go on without it)",
+            ) from error
+        try:
+            body = answer.json()
+        except ValueError:
+            body = answer.text
+        if answer.status_code >= 400:
+            raise rebuild(body, answer.status_code)
+        return body

@@ -1,0 +1,139 @@
+"""`caudal doctor`: what is wrong here, and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+from dataclasses import asdict, dataclass
+
+import click
+import psutil
+
+from caudal.cli.client import Client
+from caudal.cli.output import console, json_option, plain, print_json, size
+from caudal.domain.errors import CaudalError
+from caudal.store.blobs import open_blobs
+from caudal.store.home import Home, home
+from caudal.store.state import open_store
+
+NEEDED_DISK_BYTES = 2 << 30
+NEEDED_MEMORY_BYTES = 2 << 30
+EXTRAS = {"torch": "train", "xllamacpp": "serve", "gguf": "serve", "nicegui": "console"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was looked at, whether it is well, what was seen, and what to do if not."""
+
+    check: str
+    ok: bool
+    seen: str
+    remedy: str = ""
+
+
+def _machine(place: Home) -> list[Finding]:
+    root = place.root if place.root.exists() else place.root.parent
+    while not root.exists():
+        root = root.parent
+    free = shutil.disk_usage(root).free
+    memory = psutil.virtual_memory()
+    return [
+        Finding("python", True, f"{platform.python_version()} on {platform.platform()}"),
+        Finding("cores", True, f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"),
+        Finding(
+            "memory",
+            memory.available >= NEEDED_MEMORY_BYTES,
+            f"{size(memory.available)} of {size(memory.total)} free",
+            "the starter run and a small assistant need about 2 GiB",
+        ),
+        Finding(
+            "disk",
+            free >= NEEDED_DISK_BYTES,
+            f"{size(free)} free at {root}",
+            f"free {size(NEEDED_DISK_BYTES)}, or set CAUDAL_HOME to a larger disk",
+        ),
+    ]
+
+
+def _extras() -> list[Finding]:
+    return [
+        Finding(
+            f"package {package}",
+            importlib.util.find_spec(package) is not None,
+            "installed" if importlib.util.find_spec(package) else "missing",
+            f"pip install 'caudal[{extra}]'",
+        )
+        for package, extra in EXTRAS.items()
+    ]
+
+
+def _state(place: Home) -> list[Finding]:
+    findings = []
+    for name, look in (("state", _read_state), ("blobs", _read_blobs)):
+        try:
+            findings.append(Finding(name, True, look(place)))
+        except CaudalError as error:
+            findings.append(Finding(name, False, error.what, error.remedy or error.why))
+    return findings
+
+
+def _read_state(place: Home) -> str:
+    if not place.root.exists():
+        return f"{place.root} does not exist yet; `caudal up` makes it"
+    state = open_store(place.database_url).read()
+    return f"{place.root}: version {state.version}, {len(state.workloads)} workloads"
+
+
+def _read_blobs(place: Home) -> str:
+    if not place.root.exists():
+        return "not made yet"
+    blobs = open_blobs(place.blobs_url)
+    probe = "doctor/probe"
+    blobs.put(probe, b"probe")
+    blobs.get(probe)
+    blobs.delete(probe)
+    return f"{place.blobs_url}: written, read and deleted"
+
+
+def _control(place: Home) -> list[Finding]:
+    client = Client(place, timeout_s=3.0)
+    if client.answers():
+        return [Finding("control process", True, f"answers at {client.url}")]
+    taken = [port for port in (8600, 8601) if _listens(port)]
+    return [
+        Finding("control process", True, "none runs for this state directory"),
+        Finding(
+            "ports",
+            not taken,
+            f"in use: {taken}" if taken else "8600 and 8601 are free",
+            "end what uses them, or set api.port and gateway.port in the fleet file",
+        ),
+    ]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@click.command("doctor")
+@json_option
+@click.pass_obj
+def verb(root: str | None, as_json: bool) -> int:
+    """Check this machine and this state directory; exit code 1 where something is wrong."""
+    place = home(root)
+    findings = [*_machine(place), *_extras(), *_state(place), *_control(place)]
+    if as_json:
+        print_json({"shape": "doctor/1", "items": [asdict(f) for f in findings]})
+    else:
+        out = console()
+        for f in findings:
+            mark = "[green]ok  [/]" if f.ok else "[bold red]BAD [/]"
+            out.print(f"{mark} {f.check:<18} {plain(f.seen)}")
+            if not f.ok:
+                out.print(f"     do: {plain(f.remedy)}")
+    return 0 if all(f.ok for f in findings) else 1

@@ -1,0 +1,90 @@
+"""`caudal up`: the fleet, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+import caudal
+from caudal.cli.client import Client
+from caudal.cli.live import follow_lines, follow_live
+from caudal.cli.output import console, plain
+from caudal.composition import Control, Spec
+from caudal.domain.errors import NotFound
+from caudal.spec import load
+from caudal.store.home import home
+from caudal.store.state import open_store
+
+
+def example(name: str) -> Path:
+    """The folder of an example: of the checkout, else of the installation. Raises NotFound."""
+    roots = (Path.cwd(), Path(caudal.__file__).resolve().parents[2], Path(sys.prefix) / "share" / "caudal")
+    for root in roots:
+        if (root / "examples" / name).is_dir():
+            return root / "examples" / name
+    raise NotFound(
+        f"the example {name!r} is not here", remedy="give the path of fleet, train and service files"
+    )
+
+
+def leave_on_sigterm() -> None:
+    """Make SIGTERM what Ctrl-C is: leave cleanly."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+@click.command("up")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
+@click.option(
+    "--keep", is_flag=True, help="On Ctrl-C leave runs and replicas running; `caudal up` adopts them."
+)
+@click.pass_obj
+def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
+    """Run the fleet here, in the foreground, until Ctrl-C.
+
+    Applies the given files. Without any: goes on with what this state directory holds, or, where it is new,
+    applies examples/starter (two local sites, a small training run, and an assistant).
+
+    Listens on loopback only: control API and web page on 127.0.0.1:8600, OpenAI-compatible gateway on
+    127.0.0.1:8601/v1 (`api` and `gateway` in the fleet file say otherwise).
+    """
+    place = home(root)
+    specs: list[Spec] = [spec for path in paths for spec in load(path)]
+    if not paths:
+        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if open_store(place.database_url).read().fleet is None:
+            specs = load(example("starter"))
+    leave_on_sigterm()
+    out = console()
+    control = Control(place, specs)
+    try:
+        control.start()
+        fleet = control.fleet
+        out.print(f"[bold]caudal {caudal.__version__}[/]  fleet [bold]{fleet.name}[/]  state {plain(place.root)}")
+        out.print(f"  web page  {control.url}")
+        out.print(f"  gateway   http://{fleet.gateway.host}:{fleet.gateway.port}/v1  (OpenAI-compatible)")
+        client = Client(place)
+        if out.is_terminal:
+            follow_live(client, out)
+        else:
+            follow_lines(client, out)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        out.print(
+            "leaving: " + ("what runs stays" if keep else "stopping what runs (runs keep their last round)")
+        )
+        left = control.stop(keep_gangs=keep)
+        for gang_id in left:
+            out.print(f"still running: {gang_id}")
+        out.print("left." if not left else "left; `caudal up` adopts what still runs.")
+    if control.runner.lost is not None:
+        raise control.runner.lost

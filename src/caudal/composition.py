@@ -1,0 +1,233 @@
+"""The composition root: the one place where ports meet the things that stand behind them.
+
+Knows which class implements what; decides nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import psutil
+import uvicorn
+from fastapi import FastAPI
+
+import caudal
+from caudal.api.app import create_app
+from caudal.api.context import LOOPBACK, Context
+from caudal.console import page
+from caudal.control.apply import apply
+from caudal.control.background import ThreadBackground
+from caudal.control.launch import LaunchSettings
+from caudal.control.leave import leave
+from caudal.control.loop import ControlLoop, Settings
+from caudal.control.runner import Runner
+from caudal.domain.errors import CaudalError, Failed, PortInUse, StateHeld, UsageError
+from caudal.domain.fleet import FleetSpec
+from caudal.domain.workload import ServiceSpec, TrainSpec
+from caudal.drivers.local import LocalDriver
+from caudal.ports import Driver, Holder, Provider, World
+from caudal.providers.local import LocalProvider
+from caudal.store.atomic import write_atomic
+from caudal.store.blobs import open_blobs
+from caudal.store.home import Home
+from caudal.store.models import ModelStore
+from caudal.store.state import SqlStore, open_store
+
+Spec = FleetSpec | TrainSpec | ServiceSpec
+
+API_START_S = 20.0
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Return after that long."""
+        time.sleep(seconds)
+
+
+def this_process(name: str) -> Holder:
+    """This process, as the one that leads."""
+    started_at = psutil.Process().create_time()
+    return Holder(name=name, host=socket.gethostname(), pid=os.getpid(), pid_started_at=started_at)
+
+
+def _lives(holder: Holder) -> bool:
+    try:
+        return abs(psutil.Process(holder.pid).create_time() - holder.pid_started_at) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _lead(store: SqlStore, holder: Holder, clock: SystemClock, ttl_s: float) -> None:
+    """Lead, also where the last leader of this machine died without resigning: then its term is over."""
+    try:
+        store.lead(holder, clock.now(), ttl_s)
+    except StateHeld:
+        found = store.leader()
+        if found is None or found[0].host != holder.host or _lives(found[0]):
+            raise
+        store.resign(found[1])
+        store.lead(holder, clock.now(), ttl_s)
+
+
+def _listen(host: str, port: int, what: str, key: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise PortInUse(
+            f"{what} cannot listen on {host}:{port}",
+            why=str(error),
+            remedy=f"end what uses the port, or set `{key}` in the fleet file to another one",
+        ) from error
+    return listener
+
+
+class Control:
+    """One control process: the loop, the API and the web page over one state directory.
+
+    What it starts (gangs) outlives it; `stop` ends them too, unless asked to leave them running.
+    """
+
+    def __init__(
+        self,
+        place: Home,
+        specs: Sequence[Spec],
+        name: str = "caudal up",
+        default_fleet: FleetSpec | None = None,
+    ) -> None:
+        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.place = place
+        self.clock = SystemClock()
+        self.settings = Settings()
+        self.store = open_store(place.database_url)
+        self.models = ModelStore(open_blobs(place.blobs_url), place.cache / "models")
+        _lead(self.store, this_process(name), self.clock, self.settings.leader_ttl_s)
+        self.fleet = self._fleet(specs, default_fleet)
+        self._listener = _listen(self.fleet.api.host, self.fleet.api.port, "the control API", "api.port")
+        self.url = f"http://{self.fleet.api.host}:{self._listener.getsockname()[1]}"
+        wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
+        self.changes = apply(self.store, wished, self.clock.now())
+        self.world = self._world()
+        loop = ControlLoop(self.world, this_process(name), self.settings, self._launch(), ThreadBackground())
+        self.runner = Runner(loop, on_lost=self._lost)
+        self._server = uvicorn.Server(
+            uvicorn.Config(self._app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        )
+        self._api = threading.Thread(target=self._serve, name="api", daemon=True)
+
+    def start(self) -> None:
+        """Serve and loop, in threads. Returns when the API answers."""
+        self._api.start()
+        deadline = time.monotonic() + API_START_S
+        while not self._server.started:
+            if not self._api.is_alive() or time.monotonic() > deadline:
+                raise Failed("the control API did not start", remedy="run `caudal doctor`")
+            time.sleep(0.02)
+        write_atomic(self.place.root / "control.url", self.url.encode())
+        self.runner.start()
+
+    def _lost(self, error: CaudalError) -> None:
+        """Another process leads: this one leaves as by Ctrl-C, and touches nothing that runs."""
+        signal.raise_signal(signal.SIGINT)
+
+    def stop(self, keep_gangs: bool = False) -> list[str]:
+        """End the loop, then (unless kept) every gang, then the API. Returns the gangs that would not end."""
+        left: list[str] = []
+        self.runner.stop(resign=False)
+        if not keep_gangs and self.runner.lost is None:
+            left = leave(self.world)
+        found = self.store.leader()
+        if found and found[0].pid == os.getpid():
+            self.store.resign(found[1])
+        self._server.should_exit = True
+        self._api.join(timeout=5.0)
+        return left
+
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._listener])
+
+    def _fleet(self, specs: Sequence[Spec], default: FleetSpec | None) -> FleetSpec:
+        given = [spec for spec in specs if isinstance(spec, FleetSpec)]
+        if len(given) > 1:
+            raise UsageError("two fleets are given; one state directory holds one fleet")
+        fleet = given[0] if given else (self.store.read().fleet or default)
+        if fleet is None:
+            raise UsageError(
+                "no fleet is known here yet",
+                remedy="give a `type: fleet` file: caudal up examples/starter",
+            )
+        return fleet
+
+    def _world(self) -> World:
+        memory_bytes = psutil.virtual_memory().total
+        today = datetime.now(UTC).date().isoformat()
+        providers: dict[str, Provider] = {}
+        drivers: dict[str, Driver] = {}
+        for site in self.fleet.sites:
+            if site.provider != "local" or site.driver != "local":
+                raise UsageError(
+                    f"site {site.name}: provider {site.provider!r} with driver {site.driver!r} is not built yet",
+                    remedy="this version runs `provider: local` with `driver: local`",
+                )
+            drivers[site.name] = LocalDriver(site.name, self.place.gangs, self.clock)
+        if self.fleet.sites:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            providers["local"] = LocalProvider(
+                self.place.machines, self.fleet.sites, cores, memory_bytes, as_of=today
+            )
+        return World(
+            clock=self.clock,
+            store=self.store,
+            models=self.models,
+            providers=providers,
+            drivers=drivers,
+            sites=self.fleet.sites,
+        )
+
+    def _launch(self) -> LaunchSettings:
+        self.place.token()
+        return LaunchSettings(
+            api_url=self.url,
+            token_file=str(self.place.token_file),
+            blobs_url=self.place.blobs_url,
+            cache_dir=str(self.place.cache),
+            secret=self.place.token(),
+            gateway=self.fleet.gateway,
+            gateway_state_file=str(self.place.root / "gateway-routes.json"),
+        )
+
+    def _app(self) -> FastAPI:
+        app = create_app(
+            Context(
+                store=self.store,
+                models=self.models,
+                drivers=self.world.drivers,
+                clock=self.clock,
+                token=self.place.token(),
+                version=caudal.__version__,
+                poke=self.runner.poke,
+                hosts=LOOPBACK | {self.fleet.api.host},
+            )
+        )
+        if importlib.util.find_spec("nicegui"):
+            gateway = f"http://{self.fleet.gateway.host}:{self.fleet.gateway.port}"
+            page.mount(app, self.url, gateway)
+        else:
+            page.mount_without(app)
+        return app

@@ -1,0 +1,1 @@
+"""The web page; reads the public API only."""

@@ -1,0 +1,1 @@
+"""The loop: observe, decide, guard, record intents, execute, confirm, sweep."""

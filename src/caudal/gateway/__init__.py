@@ -1,0 +1,1 @@
+"""The front door: one OpenAI-compatible address for every model of the fleet."""

@@ -1,0 +1,218 @@
+"""One HTTP/1.1 request out of bytes: parsing and its limits, no sockets and no tasks.
+
+`RequestReader` is fed whatever arrives and yields whole requests, or one refusal after which nothing more
+is read. llhttp (through httptools, in its strict mode) refuses bare line feeds, folded headers, a
+Content-Length beside a Transfer-Encoding, repeated or signed lengths; what it lets through and two servers
+could still read differently is refused here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import httptools
+
+from caudal.gateway.limits import Limits
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request. Header names are in lower case; `path` has no query."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep_alive: bool
+    http_1_1: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the bytes are not answered as a request; the connection ends after it is said."""
+
+    status: int
+    code: str
+    message: str
+
+
+class _Refused(Exception):
+    """Stops the parser; the refusal itself is kept in the reader."""
+
+
+SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization"})
+"""Headers that mean something here and may stand only once."""
+
+
+@dataclass(slots=True)
+class _Partial:
+    """The request that is being read."""
+
+    url: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    count: int = 0
+    head_bytes: int = 0
+    unfinished_bytes: int = 0
+    head_done: bool = False
+    body: list[bytes] = field(default_factory=list)
+    body_bytes: int = 0
+
+
+class RequestReader:
+    """Bytes in, requests out, in order. After a refusal it reads nothing more."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.ready: deque[Request | Refusal] = deque()
+        self.refused = False
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._partial: _Partial | None = None
+
+    @property
+    def phase(self) -> str:
+        """`idle` between requests, `head` or `body` within one."""
+        if self._partial is None:
+            return "idle"
+        return "body" if self._partial.head_done else "head"
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends the body."""
+        partial = self._partial
+        return (
+            partial is not None
+            and partial.head_done
+            and partial.body_bytes == 0
+            and partial.headers.get(b"expect", b"").lower() == b"100-continue"
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Take what arrived; `ready` has what it completed."""
+        if self.refused:
+            return
+        before, ready = self._partial, len(self.ready)
+        try:
+            self._parser.feed_data(data)
+            partial = self._partial
+            if (
+                partial is not None
+                and not partial.head_done
+                and (partial is before or len(self.ready) == ready)
+            ):
+                # The parser hands a header over when it is whole: what it still holds is counted here. A
+                # head that begins behind another request in these bytes is counted from the next bytes on.
+                partial.unfinished_bytes += len(data)
+                self._check_head_bytes(partial)
+        except _Refused:
+            pass
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrade_refused", "This server does not change protocols.")
+        except httptools.HttpParserError as error:
+            if not self.refused:
+                self._refuse(400, "bad_request", f"This is not a valid HTTP/1.1 request: {_plain(error)}.")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if not self.refused:
+            self.refused = True
+            self._partial = None
+            self.ready.append(Refusal(status, code, message))
+
+    def _stop(self, status: int, code: str, message: str) -> None:
+        self._refuse(status, code, message)
+        raise _Refused
+
+    def _check_head_bytes(self, partial: _Partial) -> None:
+        if max(partial.head_bytes, partial.unfinished_bytes) > self._limits.head_bytes:
+            self._stop(431, "headers_too_large", f"Headers are limited to {self._limits.head_bytes} bytes.")
+
+    # What httptools calls, in the order of the bytes.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        waiting_bytes = sum(len(r.body) for r in self.ready if isinstance(r, Request))
+        if len(self.ready) >= self._limits.pipelined or waiting_bytes > self._limits.body_bytes:
+            self._stop(400, "too_many_pipelined", "Too many requests at once on one connection.")
+        self._partial = _Partial()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the target."""
+        assert self._partial is not None
+        self._partial.url += url
+        self._partial.head_bytes += len(url)
+        self._check_head_bytes(self._partial)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; those after the body (trailers) are dropped."""
+        partial = self._partial
+        assert partial is not None
+        partial.count += 1
+        if partial.count > self._limits.headers:
+            self._stop(431, "too_many_headers", f"A request has at most {self._limits.headers} headers.")
+        if partial.head_done:
+            return
+        partial.head_bytes += len(name) + len(value)
+        self._check_head_bytes(partial)
+        name = name.lower()
+        if name in partial.headers:
+            if name in SINGLE:
+                self._stop(400, "repeated_header", f"The header {name.decode('latin-1')} stands twice.")
+            value = partial.headers[name] + b", " + value
+        partial.headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        """All headers are there: what is refused for them is refused before the body is read."""
+        partial = self._partial
+        assert partial is not None
+        partial.head_done = True
+        version = self._parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._stop(505, "http_version", "This server speaks HTTP/1.1.")
+        if version == "1.1" and b"host" not in partial.headers:
+            self._stop(400, "host_missing", "An HTTP/1.1 request names its host.")
+        if not partial.url.startswith(b"/"):
+            self._stop(400, "bad_target", "The target of a request starts with a slash.")
+        coding = partial.headers.get(b"transfer-encoding")
+        if coding is not None and (version != "1.1" or coding.strip().lower() != b"chunked"):
+            self._stop(400, "transfer_encoding", "The only transfer encoding here is chunked, in HTTP/1.1.")
+        if self._parser.should_upgrade():
+            self._stop(400, "upgrade_refused", "This server does not change protocols.")
+        if int(partial.headers.get(b"content-length", b"0")) > self._limits.body_bytes:
+            self._too_large()
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        partial = self._partial
+        assert partial is not None
+        partial.body_bytes += len(data)
+        if partial.body_bytes > self._limits.body_bytes:
+            self._too_large()
+        partial.body.append(data)
+
+    def on_message_complete(self) -> None:
+        """A whole request."""
+        partial = self._partial
+        assert partial is not None
+        path, _, query = partial.url.partition(b"?")
+        self._partial = None
+        self.ready.append(
+            Request(
+                method=self._parser.get_method().decode("latin-1"),
+                path=path.decode("latin-1"),
+                query=query.decode("latin-1"),
+                headers=partial.headers,
+                body=partial.body[0] if len(partial.body) == 1 else b"".join(partial.body),
+                keep_alive=self._parser.should_keep_alive(),
+                http_1_1=self._parser.get_http_version() == "1.1",
+            )
+        )
+
+    def _too_large(self) -> None:
+        limit = self._limits.body_bytes
+        self._stop(413, "body_too_large", f"The body of a request is limited to {limit} bytes.")
+
+
+def _plain(error: Exception) -> str:
+    """The parser's own words, printable and short."""
+    return "".join(c for c in str(error) if c.isprintable())[:120].rstrip(".")

@@ -1,0 +1,332 @@
+"""HTTP/1.1 on a socket: connections, their time limits, back-pressure, and when they end.
+
+Knows nothing of models or of OpenAI: a `Handler` gets an `Exchange` (a request and the way to answer it),
+and refusals are worded by a `RefusalBody`. One request is answered at a time per connection; pipelined ones
+wait their turn. Reading is never paused, because a paused socket does not tell that its client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import cast
+
+from caudal.gateway.http_request import Refusal, Request, RequestReader
+from caudal.gateway.limits import Limits
+
+log = logging.getLogger("caudal.gateway")
+
+Handler = Callable[["Exchange"], Awaitable[None]]
+RefusalBody = Callable[[Refusal], bytes]
+
+JSON = b"application/json"
+FOREVER = float("inf")
+LINGER_BYTES = 16 * 1024 * 1024
+MAX_LINGERING = 256
+
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+
+
+def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> bytes:
+    connection = b"" if keep_alive else b"connection: close\r\n"
+    return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
+
+
+class Exchange:
+    """One request and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "request", "started")
+
+    def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
+        self.request = request
+        self.started = False
+        self.finished = False
+        self._connection = connection
+        self._keep_alive = keep_alive
+        self._chunked = False
+
+    def respond(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
+        """The whole answer at once. `extra` are further header lines, each with its line end."""
+        assert not self.started
+        self.started = self.finished = True
+        head = _head(status, content_type, self._keep_alive, extra)
+        shown = b"" if self.request.method == "HEAD" else body
+        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
+
+    def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
+        """Start an answer whose length is not known."""
+        assert not self.started
+        self.started = True
+        self._chunked = self.request.http_1_1
+        self._keep_alive = self._keep_alive and self._chunked
+        coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        self._connection.write(_head(status, content_type, self._keep_alive, extra) + coding)
+
+    def send(self, data: bytes) -> None:
+        """The next bytes of a begun answer."""
+        assert self.started and not self.finished
+        if data:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        """The end of a begun answer."""
+        assert self.started and not self.finished
+        self.finished = True
+        if self._chunked:
+            self._connection.write(b"0\r\n\r\n")
+
+    async def drained(self) -> None:
+        """Return when the client has taken enough for more to be sent."""
+        await self._connection.drained()
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection may serve another request after this one."""
+        return self._keep_alive
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._reader = RequestReader(server.limits)
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._deadline = FOREVER
+        self._phase = ""
+        self._lingering_bytes = -1
+        self._stalled_since = FOREVER
+        self._writable: asyncio.Future[None] | None = None
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client came."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        if not self._server.admit(self):
+            message = "This gateway has all the connections that it can serve."
+            self._refuse(Refusal(503, "too_many_connections", message), b"retry-after: 1\r\n")
+            return
+        self._set_phase()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._lingering_bytes >= 0:
+            self._lingering_bytes += len(data)
+            if self._lingering_bytes > LINGER_BYTES:
+                self._abort()
+            return
+        self._reader.feed(data)
+        if self._task is None:
+            self._next()
+            if self._task is None and self._reader.expects_continue:
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def eof_received(self) -> bool:
+        """The client says no more, which is taken as its leaving."""
+        return False  # the transport closes; connection_lost follows
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone: whatever is done for it stops."""
+        self._server.forget(self)
+        self._deadline = FOREVER
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        """The client takes less than is sent."""
+        loop = asyncio.get_running_loop()
+        self._stalled_since = loop.time()
+        self._writable = loop.create_future()
+
+    def resume_writing(self) -> None:
+        """It caught up."""
+        self._stalled_since = FOREVER
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # What exchanges and the server call.
+
+    def write(self, data: bytes) -> None:
+        """Send, or drop it when the client is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Return when the client has taken enough."""
+        if self._writable is not None:
+            await self._writable
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._task is not None
+
+    def close_when_idle(self) -> None:
+        """Leave now if nothing is being answered."""
+        if self._task is None and self._lingering_bytes < 0 and self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        """End now, whatever is being answered."""
+        if self._task is not None:
+            self._task.cancel()
+        self._abort()
+
+    def sweep(self, now: float) -> None:
+        """Apply the time limits."""
+        if now - self._stalled_since > self._limits.write_stall_s:
+            self._abort()
+        elif now > self._deadline:
+            if self._lingering_bytes >= 0 or self._phase == "idle":
+                self._abort()
+            else:
+                what = "headers" if self._phase == "head" else "body"
+                self._refuse(Refusal(408, "too_slow", f"The request's {what} took too long to arrive."))
+
+    def _next(self) -> None:
+        """Answer what is ready; else note what is waited for, and until when."""
+        if not self._reader.ready:
+            self._set_phase()
+            return
+        item = self._reader.ready.popleft()
+        if isinstance(item, Refusal):
+            self._refuse(item)
+            return
+        self._deadline = FOREVER
+        self._phase = "answering"
+        exchange = Exchange(self, item, item.keep_alive and not self._server.closing)
+        self._task = asyncio.get_running_loop().create_task(self._answer(exchange))
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            await self._server.handler(exchange)
+            assert exchange.finished
+        except asyncio.CancelledError:
+            self._abort()
+            raise
+        except Exception:  # our own bug must cost one answer and a line in the log, not the process
+            log.exception("a request could not be answered: %s", exchange.request.path)
+            self._task = None
+            if exchange.started:
+                self._abort()
+            else:
+                self._refuse(Refusal(500, "internal_error", "The gateway failed; it has logged why."))
+            return
+        self._task = None
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if exchange.keep_alive and not self._server.closing:
+            self._next()
+        else:
+            transport.close()
+
+    def _set_phase(self) -> None:
+        phase = self._reader.phase
+        if phase == self._phase:
+            return  # progress does not extend a limit
+        self._phase = phase
+        seconds = {"idle": self._limits.idle_s, "head": self._limits.head_s, "body": self._limits.body_s}
+        self._deadline = asyncio.get_running_loop().time() + seconds[phase]
+
+    def _refuse(self, refusal: Refusal, extra: bytes = b"") -> None:
+        """Say why and end. Input goes on being thrown away for a moment: closing a socket with unread input
+        resets it, and the client would never read what was said."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        body = self._server.refusal_body(refusal)
+        head = _head(refusal.status, JSON, False, extra)
+        self.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        self._lingering_bytes = 0
+        self._deadline = asyncio.get_running_loop().time() + self._limits.linger_s
+        if self._server.linger(self):
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class HttpServer:
+    """The listening socket and its connections."""
+
+    def __init__(self, handler: Handler, refusal_body: RefusalBody, limits: Limits) -> None:
+        self.handler = handler
+        self.refusal_body = refusal_body
+        self.limits = limits
+        self.closing = False
+        self._connections: set[HttpConnection] = set()
+        self._lingering: set[HttpConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept connections; returns the port (of use when 0 was asked). Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=1024)
+        self._sweeper = loop.create_task(self._sweep())
+        port_taken: int = self._server.sockets[0].getsockname()[1]
+        return port_taken
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    @property
+    def busy(self) -> int:
+        """How many of them are being answered."""
+        return sum(connection.busy for connection in self._connections)
+
+    def admit(self, connection: HttpConnection) -> bool:
+        """Whether there is room for one more; it is counted if so."""
+        if len(self._connections) >= self.limits.connections:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def linger(self, connection: HttpConnection) -> bool:
+        """Keep an eye on a refused connection until it is gone; False where too many linger already."""
+        if len(self._lingering) >= MAX_LINGERING:
+            return False
+        self._lingering.add(connection)
+        return True
+
+    def forget(self, connection: HttpConnection) -> None:
+        """A client is gone."""
+        self._connections.discard(connection)
+        self._lingering.discard(connection)
+
+    async def close(self, grace_s: float) -> None:
+        """Accept nothing more, let answers end within the grace, then cut what is left."""
+        self.closing = True
+        assert self._server is not None and self._sweeper is not None
+        self._server.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_s
+        while self.busy and loop.time() < end:
+            for connection in list(self._connections):
+                connection.close_when_idle()
+            await asyncio.sleep(0.05)
+        self._sweeper.cancel()
+        for connection in list(self._connections | self._lingering):
+            connection.cut()
+        await asyncio.sleep(0)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.limits.sweep_s)
+            now = loop.time()
+            for connection in list(self._connections | self._lingering):
+                connection.sweep(now)

@@ -1,0 +1,95 @@
+"""Counters of one gateway process and their Prometheus text. Knows no models but by name, and names them
+only when the fleet serves them, so that clients cannot make up labels without end."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from caudal.telemetry import names
+
+FIRST_BYTE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """What is counted while requests pass."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.retries = 0
+        self.broken_streams = 0
+        self.streams = 0
+        self.requests = 0
+        self._buckets = [0] * (len(FIRST_BYTE_BUCKETS_S) + 1)
+        self._first_byte_sum_s = 0.0
+
+    def answered(self, model: str, status: int) -> None:
+        """An answer was given (its status, at least)."""
+        self.requests += 1
+        self.answers[model, status] += 1
+
+    def first_byte(self, seconds: float) -> None:
+        """The first byte of a good answer went out."""
+        self._buckets[bisect_left(FIRST_BYTE_BUCKETS_S, seconds)] += 1
+        self._first_byte_sum_s += seconds
+
+    def render(self, connections: int, models: Iterable[tuple[str, int, int]]) -> bytes:
+        """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
+        out = _Text()
+        out.family(names.GATEWAY_REQUESTS, "counter")
+        for (model, status), count in sorted(self.answers.items()):
+            out.sample(names.GATEWAY_REQUESTS, count, model=model, status=str(status))
+        for name, count in (
+            (names.GATEWAY_RETRIES, self.retries),
+            (names.GATEWAY_BROKEN_STREAMS, self.broken_streams),
+        ):
+            out.family(name, "counter")
+            out.sample(name, count)
+        for name, value in ((names.GATEWAY_CONNECTIONS, connections), (names.GATEWAY_STREAMS, self.streams)):
+            out.family(name, "gauge")
+            out.sample(name, value)
+        rows = list(models)
+        out.family(names.GATEWAY_REPLICAS, "gauge")
+        for model, replicas, _ in rows:
+            out.sample(names.GATEWAY_REPLICAS, replicas, model=model)
+        out.family(names.GATEWAY_IN_FLIGHT, "gauge")
+        for model, _, in_flight in rows:
+            out.sample(names.GATEWAY_IN_FLIGHT, in_flight, model=model)
+        self._histogram(out)
+        return out.encode()
+
+    def _histogram(self, out: _Text) -> None:
+        name = names.GATEWAY_FIRST_BYTE
+        out.family(name, "histogram")
+        total = 0
+        for bound, count in zip((*FIRST_BYTE_BUCKETS_S, "+Inf"), self._buckets, strict=True):
+            total += count
+            out.sample(f"{name}_bucket", total, le=str(bound))
+        out.sample(f"{name}_sum", self._first_byte_sum_s)
+        out.sample(f"{name}_count", total)
+
+
+class _Text:
+    """Prometheus' text format, version 0.0.4."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def family(self, name: str, kind: str) -> None:
+        """Say what the next samples are."""
+        self._lines.append(f"# HELP {name} {names.HELP[name]}")
+        self._lines.append(f"# TYPE {name} {kind}")
+
+    def sample(self, name: str, value: float, **labels: str) -> None:
+        """One line."""
+        inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+        self._lines.append(f"{name}{{{inside}}} {value}" if inside else f"{name} {value}")
+
+    def encode(self) -> bytes:
+        """All lines."""
+        return ("\n".join(self._lines) + "\n").encode()
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,120 @@
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`, with their HTTP status.
+
+`code` is stable: clients match on it. Also turns what engines say into it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from caudal.gateway.http_request import Refusal
+
+RETRY_AFTER_S = 2
+"""What a client is told to wait where nothing better is known; a replica restarts in about a second."""
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """The JSON to answer with."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def headers(self) -> bytes:
+        """Further header lines."""
+        return b"" if self.retry_after_s is None else b"retry-after: %d\r\n" % self.retry_after_s
+
+    def event(self) -> bytes:
+        """The same within a stream that has begun: what OpenAI's clients raise as an APIError."""
+        return b"data: %b\n\n" % self.body()
+
+
+def refusal_body(refusal: Refusal) -> bytes:
+    """A refusal of the HTTP server in the same shape."""
+    return ApiError(refusal.status, refusal.code, refusal.message).body()
+
+
+def model_not_found(model: str) -> ApiError:
+    """The fleet serves no such model."""
+    shown = model[:100]
+    return ApiError(
+        404, "model_not_found", f"The model {shown!r} does not exist on this fleet.", param="model"
+    )
+
+
+def no_replica(model: str, reason: str) -> ApiError:
+    """The model is known and cannot be served now. `reason` is policy/routing's."""
+    said = {
+        "no_replica": f"The model {model!r} has no ready replica at the moment. Try again in a few seconds.",
+        "failing": f"The replicas of {model!r} are failing at the moment. Try again in a few seconds.",
+        "full": f"All replicas of {model!r} are busy. Try again in a few seconds.",
+    }
+    return ApiError(503, reason, said[reason], retry_after_s=RETRY_AFTER_S)
+
+
+def replica_failed(model: str, why: str) -> ApiError:
+    """Replicas were tried and failed."""
+    message = f"The replicas of {model!r} failed this request ({why}). Try again in a few seconds."
+    return ApiError(503, "replica_failed", message, retry_after_s=RETRY_AFTER_S)
+
+
+def stream_broken(why: str) -> ApiError:
+    """A replica failed after part of the answer had been sent."""
+    message = (
+        f"The replica failed in the middle of this answer ({why}). What you have is not the whole of it."
+    )
+    return ApiError(502, "replica_failed", message)
+
+
+def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
+    """What an engine refused, in the shape and with the codes that OpenAI's clients know.
+
+    llama.cpp says `exceed_context_size_error`, vLLM and others say it in their message only.
+    """
+    try:
+        decoded: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        decoded = None
+    error = decoded.get("error", decoded) if isinstance(decoded, dict) else None
+    if not isinstance(error, dict):
+        return ApiError(status, "engine_error", f"The engine answered with status {status}.")
+    message = error.get("message")
+    text = message[:2000] if isinstance(message, str) else f"The engine answered with status {status}."
+    kind = error.get("type")
+    if kind == "exceed_context_size_error" or "maximum context length" in text:
+        return _too_long(error, text, prompt_param)
+    code = error.get("code")
+    param = error.get("param")
+    return ApiError(
+        status,
+        code if isinstance(code, str) else str(kind or "engine_error"),
+        text,
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def _too_long(error: dict[str, Any], text: str, prompt_param: str) -> ApiError:
+    has, most = error.get("n_prompt_tokens"), error.get("n_ctx")
+    if isinstance(has, int) and isinstance(most, int):
+        text = f"This model's maximum context length is {most} tokens; the prompt has {has}. Make it shorter."
+    return ApiError(400, "context_length_exceeded", text, param=prompt_param)

@@ -1,0 +1,149 @@
+"""The gateway as a process: configuration, start, reports, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from caudal.domain.errors import PortInUse, UsageError
+from caudal.gateway.app import App
+from caudal.gateway.generation import Generations
+from caudal.gateway.http_server import HttpServer
+from caudal.gateway.limits import Limits
+from caudal.gateway.metrics import Metrics
+from caudal.gateway.openai_errors import refusal_body
+from caudal.gateway.router import Router
+from caudal.gateway.routes import RoutePoller
+from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
+from caudal.telemetry.report import TOKEN_FILE, Reporter
+
+REPORT_S = 0.5
+GRACE_S = 8.0
+"""How long answers may go on after SIGTERM; below the 10 s that a gang is given."""
+
+
+class GatewayConfig(msgspec.Struct, frozen=True):
+    """What control writes for a gateway. `port` 0 takes any."""
+
+    host: str
+    port: int
+    routes_url: str
+    state_file: str
+    site: str
+    gang: str
+
+
+def read_config(path: Path) -> GatewayConfig:
+    """Raises UsageError where the file cannot be used."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=GatewayConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        remedy = "Give the path of a JSON file with host, port, routes_url, state_file, site and gang."
+        raise UsageError(
+            "the gateway's configuration cannot be read", where=str(path), why=str(error), remedy=remedy
+        ) from error
+
+
+class Gateway:
+    """One gateway: its parts, wired."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        limits: Limits | None = None,
+        upstream_limits: UpstreamLimits | None = None,
+        wait_s: float = 10.0,
+    ) -> None:
+        now = asyncio.get_running_loop().time
+        self._config = config
+        self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
+        self.metrics = Metrics()
+        self.router = Router(config.site, now)
+        generations = Generations(self.router, self._pool, self.metrics, wait_s)
+        app = App(self.router, generations, self.metrics, lambda: self.server.connections)
+        self.server = HttpServer(app.handle, refusal_body, limits or Limits())
+        self.routes = RoutePoller(
+            config.routes_url,
+            os.environ.get(TOKEN_FILE, ""),
+            Path(config.state_file),
+            self._pool,
+            self.router.update,
+        )
+        self._poller: asyncio.Task[None] | None = None
+        self.url = ""
+
+    async def start(self) -> None:
+        """Take up the last known routes and listen. Raises PortInUse."""
+        self.routes.load()
+        host, port = self._config.host, self._config.port
+        try:
+            port = await self.server.listen(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise _port_in_use(host, port) from error
+        self.url = f"http://{host}:{port}/v1"
+        self._poller = asyncio.get_running_loop().create_task(self.routes.run())
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """Let answers end within the grace, then leave."""
+        await self.server.close(grace_s)
+        if self._poller is not None:
+            self._poller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poller
+        self._pool.close()
+
+
+async def serve(config: GatewayConfig, reporter: Reporter) -> None:
+    """Run a gateway until SIGTERM or SIGINT. Raises PortInUse."""
+    loop = asyncio.get_running_loop()
+    told_to_end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_end.set)
+    gateway = Gateway(config)
+    await gateway.start()
+    reporting = loop.create_task(_report(gateway, reporter.update))
+    await told_to_end.wait()
+    reporting.cancel()
+    reporter.update(ready=False)
+    await gateway.stop()
+
+
+async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
+    while True:
+        update(
+            ready=True, url=gateway.url, requests=gateway.metrics.requests, streams=gateway.metrics.streams
+        )
+        await asyncio.sleep(REPORT_S)
+
+
+def _port_in_use(host: str, port: int) -> PortInUse:
+    return PortInUse(
+        f"port {port} is taken",
+        where=f"gateway at {host}:{port}",
+        why=_listener(port),
+        remedy="End that program, or give the gateway another port in the fleet file (gateway: port:).",
+    )
+
+
+def _listener(port: int) -> str:
+    """Who listens there, as far as this user may know."""
+    try:
+        for connection in psutil.net_connections("inet"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid is None:
+                    break
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()}) listens there"
+    except psutil.Error:
+        pass  # not allowed to look: the sentence below says as much
+    return "another program listens there"

@@ -1,0 +1,306 @@
+"""Connections from the gateway to replicas: pooled, kept alive, read as a stream.
+
+Knows HTTP/1.1 only, nothing of models. An answer that is not read to its end closes its connection, which is
+how a replica learns that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+
+class UpstreamFailed(Exception):
+    """The other side could not be reached, died, stalled, or said what is not HTTP.
+
+    `stale` marks the one harmless case: a kept connection that was closed before any byte of the answer.
+    """
+
+    def __init__(self, why: str, *, stale: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.stale = stale
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a replica listens. `prefix` is put before every path."""
+
+    host: str
+    port: int
+    prefix: str = ""
+
+
+def parse_address(url: str) -> Address:
+    """`http://host:port[/prefix]` as an address. Raises ValueError for anything else."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ValueError(f"not a plain http address: {url[:200]!r}")
+    if any(ord(c) <= 32 or ord(c) > 126 for c in url):
+        raise ValueError("an address has printable ASCII characters only")
+    return Address(parts.hostname, parts.port or 80, parts.path.rstrip("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLimits:
+    """How long the other side may take, and how much may wait here.
+
+    `first_byte_s` is long, because an engine queues requests and reads long prompts before it says anything;
+    `stall_s` is the longest silence within an answer. `idle_s` is below the 5 s after which llama.cpp
+    closes a kept connection.
+    """
+
+    connect_s: float = 2.0
+    first_byte_s: float = 300.0
+    stall_s: float = 60.0
+    idle_s: float = 4.0
+    idle_connections: int = 64
+    buffer_bytes: int = 256 * 1024
+    head_bytes: int = 32 * 1024
+    body_bytes: int = 32 * 1024 * 1024
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a replica, used for one request after the other."""
+
+    def __init__(self, limits: UpstreamLimits) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.complete = True  # nothing of an answer is outstanding
+        self.idle_since = 0.0
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._chunks: list[bytes] = []
+        self._buffered_bytes = 0
+        self._head_bytes = 0
+        self._head_done = False
+        self._any_byte = False
+        self._paused = False
+        self._failure: UpstreamFailed | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._uses = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent on it."""
+        transport = self._transport
+        return (
+            self.complete and self._failure is None and transport is not None and not transport.is_closing()
+        )
+
+    async def request(self, data: bytes) -> None:
+        """Send a whole request and wait for the head of its answer. Raises UpstreamFailed."""
+        assert self.complete and self._transport is not None
+        self.complete = self._head_done = self._any_byte = False
+        self.headers = {}
+        self._head_bytes = 0
+        self._uses += 1
+        if self._failure is None:
+            self._transport.write(data)
+        while not self._head_done:
+            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
+
+    async def read(self) -> bytes:
+        """What arrived since the last call, all of it; empty at the end. Raises UpstreamFailed."""
+        while not self._chunks:
+            if self.complete:
+                return b""
+            await self._wait(self._limits.stall_s, "silent for {:g} s within an answer")
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def read_all(self) -> bytes:
+        """The whole body. Raises UpstreamFailed, also when it is larger than this side keeps."""
+        parts: list[bytes] = []
+        size = 0
+        while data := await self.read():
+            parts.append(data)
+            size += len(data)
+            if size > self._limits.body_bytes:
+                raise UpstreamFailed("the answer is larger than is accepted")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Leave now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What the event loop and the parser call.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer."""
+        self._any_byte = True
+        if self.complete:
+            self._fail("it spoke without being asked")
+            return
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail("what it said is not HTTP/1.1")
+            return
+        if not self._head_done and self._head_bytes > self._limits.head_bytes:
+            self._fail("its headers are too large")
+            return
+        if self._buffered_bytes > self._limits.buffer_bytes and not self._paused and not self.complete:
+            assert self._transport is not None
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is gone. An answer that is ended by nothing but this (no length, not chunked) cannot be told
+        from one that was cut off, and counts as that."""
+        if not self.complete:
+            stale = self._uses > 1 and not self._any_byte
+            self._fail("the connection was lost before the answer was whole", stale=stale)
+        elif self._failure is None:
+            self._failure = UpstreamFailed("the connection was closed", stale=True)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header of the answer."""
+        if not self._head_done:
+            self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            raise ValueError("nobody asked for an interim answer")  # httptools makes a parser error of it
+        self._head_done = True
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._chunks.append(data)
+        self._buffered_bytes += len(data)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        self.complete = True
+        if not self._parser.should_keep_alive():
+            self.close()
+
+    def _fail(self, why: str, *, stale: bool = False) -> None:
+        if self._failure is None:
+            self._failure = UpstreamFailed(why, stale=stale)
+        self.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _wait(self, timeout_s: float, what: str) -> None:
+        """Return when something arrived. What arrived before a failure is read first, by the caller."""
+        self._raise_failure()
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, self._fail, what.format(timeout_s))
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        if not self._chunks and not self.complete:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+class UpstreamPool:
+    """Connections that are kept for the next request, by address."""
+
+    def __init__(self, limits: UpstreamLimits) -> None:
+        self._limits = limits
+        self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
+
+    async def request(self, address: Address, data: bytes) -> UpstreamConnection:
+        """Send a request; returns the connection with the head of the answer read. Give it back with
+        `release`. A kept connection that turns out to be closed is retried on a new one, once. Raises
+        UpstreamFailed."""
+        kept = self._take(address)
+        if kept is not None:
+            try:
+                return await self._ask(kept, data)
+            except UpstreamFailed as failure:
+                if not failure.stale:
+                    raise
+        return await self._ask(await self._connect(address), data)
+
+    def release(self, address: Address, connection: UpstreamConnection) -> None:
+        """Keep the connection if its answer was read to the end, else close it."""
+        idle = self._idle.setdefault((address.host, address.port), [])
+        if connection.usable and len(idle) < self._limits.idle_connections:
+            connection.idle_since = asyncio.get_running_loop().time()
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def prune(self) -> None:
+        """Close what was kept for too long, also for addresses that are asked no more."""
+        oldest = asyncio.get_running_loop().time() - self._limits.idle_s
+        for key in list(self._idle):
+            fresh = [c for c in self._idle[key] if c.usable and c.idle_since >= oldest]
+            for connection in self._idle[key]:
+                if connection not in fresh:
+                    connection.close()
+            if fresh:
+                self._idle[key] = fresh
+            else:
+                del self._idle[key]
+
+    def _take(self, address: Address) -> UpstreamConnection | None:
+        idle = self._idle.get((address.host, address.port))
+        oldest = asyncio.get_running_loop().time() - self._limits.idle_s
+        while idle:
+            connection = idle.pop()
+            if connection.usable and connection.idle_since >= oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, address: Address) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self._limits), address.host, address.port
+                )
+        except TimeoutError:
+            raise UpstreamFailed(f"no connection within {self._limits.connect_s:g} s") from None
+        except OSError as error:
+            raise UpstreamFailed(f"no connection: {error.strerror or error}") from error
+        return connection
+
+    async def _ask(self, connection: UpstreamConnection, data: bytes) -> UpstreamConnection:
+        try:
+            await connection.request(data)
+        except BaseException:
+            connection.close()
+            raise
+        return connection

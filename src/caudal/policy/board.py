@@ -1,0 +1,178 @@
+"""The snapshot with its indexes, and what the decision in the making has changed of it so far.
+
+A board lives for one call of `decide`. It only books; what to do is decided by the modules beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from caudal.domain.decision import (
+    Action,
+    Choice,
+    EndGang,
+    Intent,
+    Reason,
+    Rejected,
+    StartGang,
+    StopGang,
+    Waiting,
+)
+from caudal.domain.fleet import Lease, LeaseState, Machine, Resources
+from caudal.domain.gang import Gang, GangStatus, Report, Role
+from caudal.domain.snapshot import Snapshot
+from caudal.domain.workload import Workload
+from caudal.policy.rules import Rules
+
+_ORDER = {
+    "end_lease": 0,
+    "suspect_lease": 0,
+    "trust_lease": 0,
+    "end_gang": 1,
+    "set_workload_state": 2,
+    "stop_gang": 3,
+    "release_node": 4,
+    "release_machine": 4,
+    "acquire_node": 5,
+    "start_gang": 6,
+    "pull_model": 7,
+}
+"""What is written down comes first, then what frees something, then what takes something."""
+
+
+class Board:
+    """What is believed, what is observed, and the choices made of it."""
+
+    def __init__(self, snapshot: Snapshot, now: float, rules: Rules) -> None:
+        state = snapshot.state
+        self.snapshot = snapshot
+        self.now = now
+        self.rules = rules
+        self.sites = tuple(s.name for s in state.fleet.sites) if state.fleet else ()
+        self.workloads: dict[str, Workload] = {w.name: w for w in sorted(state.workloads, key=_name)}
+        self.leases: dict[str, Lease] = {x.id: x for x in sorted(state.leases, key=_id) if x.live}
+        self.gangs: dict[str, Gang] = {}
+        self.over: dict[str, Gang] = {}
+        for gang in sorted(state.gangs, key=lambda g: (g.slot, g.incarnation)):
+            (self.gangs if gang.ended_at is None else self.over)[gang.id] = gang
+        self.status: dict[str, GangStatus] = _statuses(snapshot)
+        self.reports: Mapping[str, Report] = {r.gang_id: r for r in state.reports}
+        self.open: list[Intent] = sorted((i for i in state.intents if i.open), key=_id)
+        self.failed: list[Intent] = sorted((i for i in state.intents if i.state == "failed"), key=_id)
+        self.machines: dict[str, Machine] = {m.id: m for m in sorted(snapshot.machines, key=_id)}
+        self.choices: list[Choice] = []
+        self.waiting: list[Waiting] = []
+
+    def choose(
+        self, action: Action, subject: str, reason: Reason, rejected: tuple[Rejected, ...] = ()
+    ) -> None:
+        """Add an action to the decision, and count on its effect."""
+        self.choices.append(Choice(action, subject, reason, rejected))
+        if isinstance(action, EndGang):
+            ended = self.gangs.pop(action.gang_id)
+            status = self.status.get(action.gang_id)
+            ended_at = min(self.now, status.ended_at) if status and status.ended_at else self.now
+            self.over[ended.id] = replace(
+                ended, ended_at=ended_at, exit_code=action.exit_code, end_reason=reason.code
+            )
+        elif isinstance(action, StartGang):
+            self.gangs[action.gang.id] = action.gang
+        elif isinstance(action, StopGang) and action.gang_id in self.gangs:
+            self.gangs[action.gang_id] = replace(self.gangs[action.gang_id], stopping=True)
+
+    def wait(self, subject: str, workload: str, reason: Reason, rejected: tuple[Rejected, ...] = ()) -> None:
+        """Add something that has to wait."""
+        self.waiting.append(Waiting(subject, workload, reason, rejected))
+
+    def stop(self, gang: Gang, code: str, text: str, **data: Any) -> None:
+        """Stop a gang, once: one that is being stopped is left to end."""
+        if not self.gangs[gang.id].stopping:
+            reason = Reason(code, text, {"site": gang.site, **data})
+            self.choose(StopGang(gang.id, self.rules.stop_grace_s), gang.slot, reason)
+
+    def ordered(self) -> tuple[Choice, ...]:
+        """The choices in the order in which they are to be carried out."""
+        return tuple(sorted(self.choices, key=lambda c: _ORDER[c.action.kind]))
+
+    def answers(self, site: str) -> bool:
+        """Whether the site's driver answered just now."""
+        return site not in self.snapshot.silent_drivers
+
+    def live(self, workload: str, role: Role | None = None) -> list[Gang]:
+        """The gangs of a workload that are not over, by slot."""
+        return [g for g in self.gangs.values() if g.workload == workload and role in (None, g.role)]
+
+    def holder(self, slot: str) -> Gang | None:
+        """The newest gang that is not over in a slot."""
+        return next((g for g in reversed(list(self.gangs.values())) if g.slot == slot), None)
+
+    def ended(self, slot: str) -> list[Gang]:
+        """The gangs that are over in a slot, newest first, as far as they are remembered."""
+        return sorted((g for g in self.over.values() if g.slot == slot), key=lambda g: -g.incarnation)
+
+    def free(self, lease: Lease) -> Resources:
+        """What is left of a node: taken are its gangs, those being stopped too, and those that are over in
+        the books while their processes still live."""
+        left = lease.machine_type.resources
+        for gang in self.gangs.values():
+            if gang.lease_id == lease.id:
+                left = left.minus(gang.resources)
+        for gang in self.over.values():
+            if gang.lease_id == lease.id and self.alive(gang.id):
+                left = left.minus(gang.resources)
+        return left
+
+    def alive(self, gang_id: str) -> bool:
+        """Whether its driver lists it as alive just now."""
+        status = self.status.get(gang_id)
+        return status is not None and status.alive
+
+    def believed_up(self, gang: Gang) -> bool:
+        """Whether it runs as far as is known: listed as alive, or on a site that is silent."""
+        return self.alive(gang.id) or not self.answers(gang.site)
+
+    def said(self, gang: Gang, key: str) -> Any:
+        """What the gang last reported under a key; None where it said nothing."""
+        report = self.reports.get(gang.id)
+        return report.status.get(key) if report else None
+
+    def phase(self, slot: str) -> str:
+        """What the gang that holds a slot last said it is doing; empty where it said nothing."""
+        gang = self.holder(slot)
+        said = self.said(gang, "phase") if gang else None
+        return said if isinstance(said, str) else ""
+
+    def ready(self, gang: Gang) -> bool:
+        """Whether a replica or gateway last said that it can answer."""
+        return self.said(gang, "ready") is True
+
+    def fenced(self, gang: Gang) -> bool:
+        """Whether it runs under an older epoch than its lease has now."""
+        lease = self.leases.get(gang.lease_id)
+        return lease is not None and gang.epoch < lease.epoch
+
+    def set_lease(self, lease: Lease) -> None:
+        """Count on a lease being like this; one that has ended holds nothing any more."""
+        if lease.state is LeaseState.ENDED:
+            self.leases.pop(lease.id, None)
+        else:
+            self.leases[lease.id] = lease
+
+
+def _name(workload: Workload) -> str:
+    return workload.name
+
+
+def _id(item: Lease | Machine | Intent) -> str:
+    return item.id
+
+
+def _statuses(snapshot: Snapshot) -> dict[str, GangStatus]:
+    """By gang id; should two drivers list the same id, the one that is alive counts."""
+    found: dict[str, GangStatus] = {}
+    for status in sorted(snapshot.gangs, key=lambda s: (s.gang_id, s.site)):
+        if status.gang_id not in found or status.alive:
+            found[status.gang_id] = status
+    return found

@@ -1,0 +1,201 @@
+"""Nodes: which to take, under which offer, and which to give back.
+
+Takes the machines that are the user's own first (they cost nothing more), and others only for a slot that
+fits on no node there is, under the cheapest offer that can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from caudal.domain.decision import AcquireNode, Reason, Rejected, ReleaseNode
+from caudal.domain.fleet import Lease, LeaseState, Market, Offer
+from caudal.policy.board import Board
+from caudal.policy.placement import Placer, amount, numbers
+from caudal.policy.slots import Slot
+
+ONE_NODE_PROVIDERS = frozenset({"local"})
+"""Providers whose site is one share of one machine: a second node there would hold the same cores."""
+
+
+class Buyer:
+    """Takes nodes during one decision, and remembers what it has taken."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._taken: dict[str, int] = {}
+
+    def own_machines(self) -> None:
+        """Take one node at each site whose machines are the user's own and that has none yet."""
+        board = self._board
+        held = {x.site for x in board.leases.values()}
+        for site in board.sites:
+            offers = [o for o in self._offers() if o.site == site and o.market is Market.OWN]
+            usable = [o for o in offers if self._against(o) is None]
+            if site not in held and usable:
+                text = f"site {site} has a machine of its own and no node yet"
+                self._acquire(usable[0], Reason("node.own", text, {"offer": usable[0].id}), ())
+
+    def for_slot(self, slot: Slot, placer: Placer, leaving: str = "") -> Lease | None:
+        """Take the cheapest node that can hold a slot; None where no offer can, now."""
+        taken = placer.sites_taken(slot)
+        fitting: list[Offer] = []
+        rejected: list[Rejected] = []
+        for offer in self._offers():
+            reason = self._against(offer) or _unsuitable(slot, offer, taken, leaving)
+            if reason is None:
+                fitting.append(offer)
+            else:
+                rejected.append(Rejected(f"offer {offer.id}", reason))
+        if not fitting:
+            return None
+        best = fitting[0]
+        text = (
+            f"{slot.name} fits on no node; offer {best.id} is the cheapest of {len(fitting)} that can hold it "
+            f"(${best.price_usd_per_hour}/h, {best.source} of {best.as_of})"
+        )
+        dearer = [Rejected(f"offer {o.id}", _dearer(o, best)) for o in fitting[1:]]
+        reason = Reason("node.needed", text, {"slot": slot.name, "offer": best.id})
+        lease = self._acquire(best, reason, tuple(dearer + rejected))
+        placer.promise(slot, lease)
+        return lease
+
+    def _offers(self) -> list[Offer]:
+        """The offers at the fleet's sites, cheapest first, then in the fleet's order."""
+        order = {site: i for i, site in enumerate(self._board.sites)}
+        here = [o for o in self._board.snapshot.offers if o.site in order]
+        return sorted(here, key=lambda o: (o.price_usd_per_hour, order[o.site], o.id))
+
+    def _against(self, offer: Offer) -> Reason | None:
+        board = self._board
+        if offer.site in board.snapshot.silent_providers or not board.answers(offer.site):
+            return Reason("site.silent", f"site {offer.site} does not answer")
+        if offer.available is not None and offer.available <= self._taken.get(offer.id, 0):
+            return Reason("offer.none_left", f"no machine is left of offer {offer.id}")
+        if self._one_node(offer.site) and any(x.site == offer.site for x in board.leases.values()):
+            return Reason("offer.none_left", f"site {offer.site} is one node, and it is held")
+        for intent in board.failed:
+            refused = not intent.error.startswith(("superseded", "not_listed"))
+            if refused and isinstance(intent.action, AcquireNode) and intent.action.offer.id == offer.id:
+                again_at = intent.changed_at + board.rules.no_capacity_retry_s
+                if board.now < again_at:
+                    said = intent.error.splitlines()[0] if intent.error else "it failed"
+                    return Reason("offer.failed_lately", f"offer {offer.id}: {said}", {"again_at": again_at})
+        return None
+
+    def _one_node(self, site: str) -> bool:
+        fleet = self._board.snapshot.state.fleet
+        spec = fleet.site(site) if fleet else None
+        return spec is not None and spec.provider in ONE_NODE_PROVIDERS
+
+    def _acquire(self, offer: Offer, reason: Reason, rejected: tuple[Rejected, ...]) -> Lease:
+        board = self._board
+        number = sum(self._taken.values()) + 1
+        fleet = board.snapshot.state.fleet
+        assert fleet is not None
+        lease_id = f"{fleet.name}.{offer.site}.{board.snapshot.version}.{number}"
+        node = _node_name(board, offer.site)
+        lease = requested(AcquireNode(lease_id, node, offer), board.now)
+        self._taken[offer.id] = self._taken.get(offer.id, 0) + 1
+        board.choose(AcquireNode(lease_id, node, offer), node, reason, rejected)
+        board.set_lease(lease)
+        return lease
+
+
+def requested(action: AcquireNode, now: float) -> Lease:
+    """The lease that an acquire opens, with the offer's price frozen into it."""
+    offer = action.offer
+    return Lease(
+        id=action.lease_id,
+        node=action.node,
+        site=offer.site,
+        machine_type=offer.machine_type,
+        offer_id=offer.id,
+        market=offer.market,
+        price_usd_per_hour=offer.price_usd_per_hour,
+        state=LeaseState.REQUESTED,
+        epoch=1,
+        requested_at=now,
+    )
+
+
+def release_nodes(board: Board) -> None:
+    """Give back the nodes of sites that left the fleet, and rented ones that stood idle for long."""
+    if board.snapshot.state.fleet is None:
+        return
+    for lease in list(board.leases.values()):
+        busy = any(g.lease_id == lease.id for g in board.gangs.values()) or _haunted(board, lease)
+        if lease.state is not LeaseState.ACTIVE or busy:
+            continue
+        if lease.site not in board.sites:
+            _release(board, lease, "site.removed", f"site {lease.site} is no longer in the fleet")
+        elif lease.market is not Market.OWN and _idle_s(board, lease) >= board.rules.idle_release_s:
+            idle_s = _idle_s(board, lease)
+            _release(board, lease, "node.idle", f"nothing has run on it for {idle_s:.0f} s")
+
+
+def impossible(board: Board, slot: Slot) -> Reason | None:
+    """Why no node that exists or is offered could ever hold a slot; None where one could, or where a
+    provider is silent and so nothing can be said."""
+    if board.snapshot.silent_providers or not slot.sites:
+        return None
+    sizes = [
+        (x.machine_type.resources, f"node {x.node}") for x in board.leases.values() if x.site in slot.sites
+    ]
+    sizes += [
+        (o.machine_type.resources, f"offer {o.id}") for o in board.snapshot.offers if o.site in slot.sites
+    ]
+    if not sizes or any(slot.resources.fits(size) for size, _ in sizes):
+        return None
+    largest, name = max(sizes, key=lambda s: (s[0].accelerators, s[0].memory_bytes, s[0].cpus, s[1]))
+    text = (
+        f"it asks {amount(slot.resources)} of one node; the largest there is, {name}, has {amount(largest)}"
+    )
+    return Reason("impossible", text, {"asked": numbers(slot.resources), "largest": numbers(largest)})
+
+
+def _release(board: Board, lease: Lease, code: str, text: str) -> None:
+    board.choose(ReleaseNode(lease.id), lease.node, Reason(code, f"node {lease.node}: {text}"))
+    board.set_lease(replace(lease, state=LeaseState.RELEASING))
+
+
+def _haunted(board: Board, lease: Lease) -> bool:
+    """Whether something that was over in the books still lives there."""
+    return any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values())
+
+
+def _idle_s(board: Board, lease: Lease) -> float:
+    ends = [g.ended_at for g in board.over.values() if g.lease_id == lease.id and g.ended_at is not None]
+    return board.now - max([*ends, lease.active_at or lease.requested_at])
+
+
+def _node_name(board: Board, site: str) -> str:
+    used = {x.node for x in board.leases.values()}
+    used |= {g.node for g in board.gangs.values()} | {g.node for g in board.over.values()}
+    number = 1
+    while f"{site}-{number}" in used:
+        number += 1
+    return f"{site}-{number}"
+
+
+def _unsuitable(slot: Slot, offer: Offer, taken: Mapping[str, str], leaving: str) -> Reason | None:
+    has = offer.machine_type.resources
+    if offer.site not in slot.sites:
+        return Reason("site.not_asked", f"`at` does not name site {offer.site}")
+    if offer.site == leaving:
+        return Reason("site.silent", f"contact with site {offer.site} is lost")
+    if offer.site in taken:
+        return Reason("site.taken", f"site {offer.site} holds {taken[offer.site]}")
+    if not slot.resources.fits(has):
+        text = f"it has {amount(has)}, and {amount(slot.resources)} is asked"
+        return Reason("offer.small", text, {"has": numbers(has), "asked": numbers(slot.resources)})
+    return None
+
+
+def _dearer(offer: Offer, best: Offer) -> Reason:
+    if offer.price_usd_per_hour == best.price_usd_per_hour:
+        text = f"the same price as {best.id}, which comes first"
+    else:
+        text = f"${offer.price_usd_per_hour}/h is more than ${best.price_usd_per_hour}/h"
+    return Reason("offer.second", text)

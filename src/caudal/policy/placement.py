@@ -1,0 +1,211 @@
+"""Which node for a slot: a run's workers spread over sites, replicas packed onto the fullest node that holds
+them, and every choice with the alternatives that were rejected.
+
+Only nodes that exist or were asked for are looked at; getting more of them is capacity's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from caudal.domain.decision import Reason, Rejected
+from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
+from caudal.domain.gang import Gang, Role
+from caudal.policy.board import Board
+from caudal.policy.recovery import machine_of
+from caudal.policy.slots import Slot, base_of
+
+GIB = float(1 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a slot goes: `lease` None means nowhere now. `ready` False means that its node is still on the
+    way. `reason` says why there, or why nowhere."""
+
+    lease: Lease | None
+    ready: bool
+    reason: Reason
+    rejected: tuple[Rejected, ...] = ()
+
+
+class Placer:
+    """Places slots one after the other; what it has promised of nodes that are still on the way counts.
+
+    `dirty_sites` and `dirty_leases` are where something fenced or unknown still lives: it is stopped
+    before anything new starts there.
+    """
+
+    def __init__(self, board: Board, dirty_sites: frozenset[str], dirty_leases: frozenset[str]) -> None:
+        self._board = board
+        self._dirty_sites = dirty_sites
+        self._dirty_leases = dirty_leases
+        self._promised: dict[str, list[Slot]] = {}
+
+    def place(self, slot: Slot, leaving: str = "") -> Placement:
+        """The best node for a slot. `leaving` is the site that it has to get away from, if any."""
+        board = self._board
+        fits: list[Lease] = []
+        rejected: list[Rejected] = []
+        for lease in self._nodes():
+            reason = self._against(slot, lease, leaving)
+            if reason is None:
+                fits.append(lease)
+            else:
+                rejected.append(Rejected(lease.node, reason))
+        rejected += self._sites_without_nodes(slot)
+        if not fits:
+            return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
+        ranked = sorted(fits, key=lambda lease: self._rank(slot, lease))
+        best = ranked[0]
+        ready = best.state is LeaseState.ACTIVE
+        reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
+        rejected = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]] + rejected
+        if not ready:
+            self.promise(slot, best)
+        assert slot.resources.fits(board.free(best))
+        return Placement(best, ready, reason, tuple(rejected))
+
+    def promise(self, slot: Slot, lease: Lease) -> None:
+        """Keep room for a slot on a node that is on its way."""
+        self._promised.setdefault(lease.id, []).append(slot)
+
+    def free(self, lease: Lease) -> Resources:
+        """What is left of a node, promises taken off."""
+        left = self._board.free(lease)
+        for slot in self._promised.get(lease.id, ()):
+            left = left.minus(slot.resources)
+        return left
+
+    def sites_taken(self, slot: Slot) -> Mapping[str, str]:
+        """The sites that a slot must keep off because another of its kind holds them: site → slot."""
+        if not slot.apart:
+            return {}
+        taken = {g.site: g.slot for g in self._alike(slot) if g.slot != slot.name}
+        for lease_id, slots in self._promised.items():
+            for other in slots:
+                if (other.workload, other.role) == (slot.workload, slot.role) and other.name != slot.name:
+                    taken[self._board.leases[lease_id].site] = other.name
+        return taken
+
+    def _alike(self, slot: Slot) -> list[Gang]:
+        return self._board.live(slot.workload, slot.role)
+
+    def _nodes(self) -> list[Lease]:
+        board = self._board
+        order = {site: i for i, site in enumerate(board.sites)}
+        known = [x for x in board.leases.values() if x.site in order]
+        return sorted(known, key=lambda x: (order[x.site], x.node))
+
+    def _against(self, slot: Slot, lease: Lease, leaving: str) -> Reason | None:
+        """Why not this node; None where nothing speaks against it."""
+        board, site = self._board, lease.site
+        taken = self.sites_taken(slot)
+        machine = machine_of(board, lease)
+        free = self.free(lease)
+        if site not in slot.sites:
+            return Reason("site.not_asked", f"`at` does not name site {site}")
+        if site == leaving or lease.state is LeaseState.SUSPECT:
+            return Reason("site.silent", f"contact with site {site} is lost")
+        if site in taken:
+            return Reason("site.taken", f"site {site} holds {taken[site]}; workers of a run keep apart")
+        if not board.answers(site):
+            return Reason("site.silent", f"the driver of site {site} does not answer")
+        if site in self._dirty_sites or lease.id in self._dirty_leases:
+            return Reason("site.cleaning", f"what is fenced on {lease.node} has to end first")
+        if lease.state is LeaseState.RELEASING or (machine and machine.state is MachineState.STOPPING):
+            return Reason("node.leaving", f"node {lease.node} is being given back")
+        if not slot.resources.fits(free):
+            text = f"node {lease.node} has {amount(free)} free, and {amount(slot.resources)} is asked"
+            return Reason("node.full", text, {"free": numbers(free), "asked": numbers(slot.resources)})
+        return None
+
+    def _sites_without_nodes(self, slot: Slot) -> list[Rejected]:
+        held = {x.site for x in self._board.leases.values()}
+        none = [s for s in self._board.sites if s not in held]
+        return [
+            Rejected(f"site {s}", Reason("site.no_node", f"no node is held at site {s}"))
+            if s in slot.sites
+            else Rejected(f"site {s}", Reason("site.not_asked", f"`at` does not name site {s}"))
+            for s in none
+        ]
+
+    def _rank(self, slot: Slot, lease: Lease) -> tuple[float | int | str, ...]:
+        """Smallest is best. Nodes that are ready come first for all."""
+        order = self._board.sites.index(lease.site)
+        waits = int(lease.state is not LeaseState.ACTIVE)
+        if slot.role is not Role.REPLICA:
+            return (waits, order, self._left(slot, lease), lease.node)
+        return (waits, self._siblings(slot, lease.site), self._left(slot, lease), order, lease.node)
+
+    def _siblings(self, slot: Slot, site: str) -> int:
+        """Replicas of the same model at a site, those of the slot's own older versions aside."""
+        alike = [g for g in self._alike(slot) if g.model == slot.model and g.site == site]
+        return sum(1 for g in alike if base_of(g.slot) != slot.base)
+
+    def _left(self, slot: Slot, lease: Lease) -> float:
+        """How much of the node would stay unused, as the largest share of what it has."""
+        total, left = lease.machine_type.resources, self.free(lease).minus(slot.resources)
+        shares = [
+            left.cpus / total.cpus if total.cpus else 0.0,
+            left.memory_bytes / total.memory_bytes if total.memory_bytes else 0.0,
+            left.accelerators / total.accelerators if total.accelerators else 0.0,
+        ]
+        return round(max(shares), 9)
+
+    def _why(self, slot: Slot, best: Lease, second: Lease | None) -> Reason:
+        data = {"free": numbers(self.free(best)), "asked": numbers(slot.resources), "site": best.site}
+        if second is None:
+            return Reason("place.only", f"node {best.node} is the only one that can hold it", data)
+        return Reason("place.best", self._advantage(slot, best, second), data)
+
+    def _advantage(self, slot: Slot, best: Lease, other: Lease) -> str:
+        """The first thing in which one node is better than another, as a sentence."""
+        if (best.state is LeaseState.ACTIVE) != (other.state is LeaseState.ACTIVE):
+            return f"node {best.node} is ready, and {other.node} is still on its way"
+        if slot.role is Role.REPLICA:
+            here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)
+            if here != there:
+                return f"site {best.site} holds {here} replicas of {slot.model}, and {other.site} {there}"
+            if self._left(slot, best) != self._left(slot, other):
+                return (
+                    f"packed: it would leave {self._left(slot, best):.0%} of {best.node} unused, and "
+                    f"{self._left(slot, other):.0%} of {other.node}"
+                )
+        if best.site != other.site:
+            return f"site {best.site} comes before {other.site} in the fleet"
+        return f"node {best.node} is the tighter fit or comes first by name"
+
+    def _less(self, slot: Slot, best: Lease, other: Lease) -> Reason:
+        return Reason("node.second", self._advantage(slot, best, other))
+
+
+def amount(resources: Resources) -> str:
+    """Resources for people: `0.5 cores and 1.0 GiB`."""
+    parts = [f"{resources.cpus:g} cores" if resources.cpus % 1 == 0 else f"{resources.cpus:.2f} cores"]
+    parts.append(f"{resources.memory_bytes / GIB:.2f} GiB")
+    if resources.accelerators:
+        parts.append(f"{resources.accelerators} accelerators")
+    return " and ".join(parts) if len(parts) == 2 else ", ".join(parts)
+
+
+def numbers(resources: Resources) -> dict[str, float | int]:
+    """Resources as plain values."""
+    return {
+        "cpus": round(resources.cpus, 6),
+        "memory_bytes": resources.memory_bytes,
+        "accelerators": resources.accelerators,
+    }
+
+
+def _nowhere(slot: Slot, rejected: list[Rejected]) -> Reason:
+    """What the slot waits for, from why each node was rejected: the first that time may heal."""
+    if not slot.sites:
+        return Reason("place.no_site", "the fleet has no site for it")
+    codes = [r.reason.code for r in rejected]
+    for code in ("site.cleaning", "node.leaving", "site.silent", "node.full", "site.taken", "site.no_node"):
+        if code in codes:
+            first = rejected[codes.index(code)]
+            return Reason(code, f"no node can hold it: {first.reason.text}", first.reason.data)
+    return Reason("place.no_node", "no node can hold it")

@@ -1,0 +1,32 @@
+"""Machines that carry our tag and no live lease: watched for a while, then given back.
+
+A while, because the books may be the ones that are behind; given back, because they bill.
+"""
+
+from __future__ import annotations
+
+from caudal.domain.decision import Reason, ReleaseMachine
+from caudal.domain.fleet import Machine, MachineState
+from caudal.policy.board import Board
+
+
+def release_strays(board: Board) -> None:
+    """Release the machines that have been in quarantine for long enough."""
+    asked = {i.action.machine_id for i in board.open if isinstance(i.action, ReleaseMachine)}
+    for machine in board.machines.values():
+        since = board.snapshot.stray_since.get(machine.id)
+        if since is None or machine.id in asked or not is_stray(board, machine):
+            continue
+        stray_s = board.now - since
+        if stray_s >= board.rules.quarantine_s and machine.state is not MachineState.STOPPING:
+            text = f"machine {machine.id} carries the tag of {machine.lease_id}, which is no live lease"
+            reason = Reason("machine.stray", text, {"quarantined_s": stray_s, "site": machine.site})
+            board.choose(ReleaseMachine(machine.id, machine.site), machine.site, reason)
+
+
+def is_stray(board: Board, machine: Machine) -> bool:
+    """Whether it is ours by its tag and held by no lease. One without a tag is not ours."""
+    lease = board.leases.get(machine.lease_id)
+    if not machine.lease_id:
+        return False
+    return lease is None or (lease.machine_id not in ("", machine.id))

@@ -1,0 +1,184 @@
+"""`python -m caudal.serve.replica CONFIG.json`: one model on one node, from the model store to tokens.
+
+Finds the model, starts an engine, says `ready` only after it has really generated, watches it, and ends:
+with 0 when told to (after the requests in flight), with 1 when it cannot start, with 3 when the engine died
+or hangs, so that it is replaced. Knows nothing of gateways or of other replicas.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from caudal.domain.errors import CaudalError, Failed, ModelInvalid, UsageError
+from caudal.domain.model import ModelRecord
+from caudal.ports import Engine, EngineLaunch
+from caudal.serve.engines import DEFAULT, make_engine
+from caudal.store.blobs import open_blobs
+from caudal.store.models import ModelStore
+from caudal.telemetry.report import REPORT_URL, Reporter
+
+log = logging.getLogger("caudal.serve")
+
+HEALTH_EVERY_S = 1.0
+UNHEALTHY_CHECKS = 3
+"""So many bad checks in a row and the engine counts as dead or hung: 3 s where it refuses connections, about
+half a minute where it does not answer."""
+
+WARM_UP_S = 60.0
+ROUTES_FORGET_S = 1.2
+"""How long gateways may still send requests after `ready` was withdrawn: a report and two polls of routes."""
+
+GRACE_S = 8.0
+"""How long requests in flight may go on after SIGTERM; below the 10 s that a gang is given."""
+
+EXIT_UNHEALTHY = 3
+
+
+class ReplicaConfig(msgspec.Struct, frozen=True):
+    """What control writes for a replica. `context` is per request, in tokens."""
+
+    model: str
+    version: int
+    context: int
+    slots: int
+    threads: int
+    blobs_url: str
+    cache_dir: str
+    host: str
+    site: str
+    gang: str
+    engine: str = DEFAULT
+
+
+def read_config(path: Path) -> ReplicaConfig:
+    """Raises UsageError where the file cannot be used."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ReplicaConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            "the replica's configuration cannot be read",
+            where=str(path),
+            why=str(error),
+            remedy="Give the path of a JSON file as control writes it for a replica.",
+        ) from error
+
+
+def launch_of(config: ReplicaConfig, record: ModelRecord, folder: Path) -> EngineLaunch:
+    """What the engine is asked to do. Raises ModelInvalid where the model has no file for it."""
+    if not record.gguf:
+        raise ModelInvalid(
+            "the model has no GGUF file",
+            where=f"{record.id} version {record.version}",
+            remedy="Pull a model that has one, or publish the run's model again.",
+        )
+    context = min(config.context, record.context) if record.context else config.context
+    return EngineLaunch(
+        model_id=config.model,
+        path=folder / record.gguf,
+        host=config.host,
+        port=0,
+        context=context,
+        slots=max(1, config.slots),
+        threads=max(1, config.threads),
+    )
+
+
+def start(config: ReplicaConfig, engine: Engine) -> None:
+    """Bring the engine to the point where it has generated a token. Raises CaudalError."""
+    store = ModelStore(open_blobs(config.blobs_url), Path(config.cache_dir))
+    record = store.get(config.model, config.version)
+    engine.start(launch_of(config, record, store.materialise(record)))
+    if not engine.healthy():
+        raise Failed("the engine started and does not answer", where=config.model)
+    warm_up(engine.url, config.model)
+
+
+def warm_up(url: str, model: str) -> None:
+    """Have it generate one token. Raises Failed where it does not."""
+    asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    try:
+        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=WARM_UP_S, trust_env=False)
+    except httpx.HTTPError as error:
+        raise Failed(
+            "the engine loaded the model and cannot generate", where=model, why=str(error)
+        ) from error
+    if answer.status_code != 200:
+        raise Failed("the engine loaded the model and cannot generate", where=model, why=answer.text[:500])
+
+
+def watch(engine: Engine, told_to_end: Callable[[float], bool], checks: int = UNHEALTHY_CHECKS) -> bool:
+    """Return True when told to end, False when the engine is dead or hung. `told_to_end` waits that many
+    seconds at most."""
+    bad = 0
+    while not told_to_end(HEALTH_EVERY_S):
+        bad = 0 if engine.healthy() else bad + 1
+        if bad:
+            log.warning("the engine does not answer (%d of %d)", bad, checks)
+        if bad >= checks:
+            return False
+    return True
+
+
+def drain(engine: Engine, grace_s: float) -> bool:
+    """Let requests in flight end; False where the grace was too short for them."""
+    stopping = threading.Thread(target=engine.stop, name="drain", daemon=True)
+    stopping.start()
+    stopping.join(grace_s)
+    return not stopping.is_alive()
+
+
+def run(config: ReplicaConfig, reporter: Reporter, told_to_end: threading.Event) -> int:
+    """From start to end; returns the exit code. Raises CaudalError where it cannot start."""
+    reporter.update(ready=False, url="", model=config.model, version=config.version, error="")
+    engine = make_engine(config.engine)
+    start(config, engine)
+    if told_to_end.is_set():
+        return 0
+    reporter.update(ready=True, url=engine.url)
+    log.info("%s version %d is ready at %s", config.model, config.version, engine.url)
+    if not watch(engine, told_to_end.wait):
+        reporter.update(ready=False, error="the engine stopped answering")
+        return EXIT_UNHEALTHY
+    reporter.update(ready=False)
+    if os.environ.get(REPORT_URL):
+        threading.Event().wait(ROUTES_FORGET_S)
+    if not drain(engine, GRACE_S - ROUTES_FORGET_S):
+        log.warning("requests were still running at the end of the grace: they are cut off")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Run until told to end; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    told_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_end.set())
+    reporter = Reporter()
+    try:
+        if len(argv) != 2:
+            raise UsageError(
+                "a replica is given its configuration", remedy="python -m caudal.serve.replica FILE"
+            )
+        return run(read_config(Path(argv[1])), reporter, told_to_end)
+    except CaudalError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        reporter.update(ready=False, error=error.one_line(), code=error.code)
+        return 1
+    finally:
+        reporter.close()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv)
+    sys.stderr.flush()
+    os._exit(code)  # the engine's native threads may still be in a request: nothing is left to save

@@ -1,0 +1,1 @@
+"""The production loop in virtual time, over fakes, with faults and checkers."""

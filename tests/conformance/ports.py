@@ -1,0 +1,186 @@
+"""What the suites run against: every implementation of a port, each with the little that differs.
+
+A case builds its implementation in a folder of the test's own, says how its gangs are made to do something,
+and how time passes: virtual for the fakes, real (and short) for the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caudal.domain.errors import Unreachable
+from caudal.domain.fleet import MachineType, Market, Offer, Resources, SiteSpec
+from caudal.domain.gang import GangSpec, ProcessSpec
+from caudal.drivers.fake import FakeDriver, Script
+from caudal.drivers.local import LocalDriver
+from caudal.ports import Driver, Provider
+from caudal.providers.fake import FakeProvider, MachineTimes
+from caudal.providers.local import LocalProvider
+from caudal.simulate.kernel import Kernel
+
+SITE = "north"
+
+
+class RealClock:
+    """Implements `ports.Clock` with the machine's own."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class Does:
+    """What a test wants a gang's only process to do."""
+
+    prints: str = ""
+    runs_s: float = 600.0
+    exit_code: int = 0
+    heeds_stop: bool = True
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Case:
+    """What both suites need: time, and a way to make the port unreachable where there is one."""
+
+    pass_time: Callable[[float], None]
+    patience_s: float
+    silence: Callable[[bool], None] | None
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        """Wait until something holds, and return it."""
+        waited_s, step_s = 0.0, 0.02
+        while not (found := holds()):
+            assert waited_s < self.patience_s, "it does not happen"
+            self.pass_time(step_s)
+            waited_s += step_s
+        return found
+
+
+@dataclass
+class DriverCase(Case):
+    """One driver. `make_spec` builds a gang that does what the test wants; `again` opens the same site anew,
+    as the next control process would."""
+
+    driver: Driver
+    make_spec: Callable[[str, Does], GangSpec]
+    again: Callable[[], Driver]
+
+
+@dataclass
+class ProviderCase(Case):
+    """One provider with at least one offer. `again` opens it anew; `limit` leaves room for so many machines,
+    where that can be said."""
+
+    provider: Provider
+    again: Callable[[], Provider]
+    limit: Callable[[int], None] | None
+
+
+def _set_silent(port: FakeDriver | FakeProvider) -> Callable[[bool], None]:
+    def silence(on: bool) -> None:
+        port.silent = on
+
+    return silence
+
+
+@contextmanager
+def fake_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Processes in virtual time: what each does is looked up by its gang."""
+    kernel = Kernel()
+    does: dict[str, Does] = {}
+
+    def script(spec: GangSpec) -> Script:
+        wish = does[spec.gang_id]
+        return Script(
+            start_s=0.05,
+            run_s=wish.runs_s,
+            exit_code=wish.exit_code,
+            stop_s=0.05 if wish.heeds_stop else None,
+            prints=wish.prints,
+        )
+
+    def make_spec(gang_id: str, wish: Does) -> GangSpec:
+        does[gang_id] = wish
+        return GangSpec(gang_id, SITE, f"{SITE}-0", 1, (ProcessSpec(("fake",), files=wish.files),))
+
+    driver = FakeDriver(SITE, kernel, script=script)
+    yield DriverCase(kernel.sleep, 30.0, _set_silent(driver), driver, make_spec, lambda: driver)
+
+
+@contextmanager
+def fake_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """Machines in virtual time, with a list that lags behind."""
+    kernel = Kernel()
+    kind = MachineType("small", Resources(cpus=2.0, memory_bytes=1 << 30))
+    offer = Offer("small@north", SITE, kind, Market.ON_DEMAND, Decimal("0.10"), "test", "2026-01-01")
+    provider = FakeProvider("fake", [offer], kernel, times=MachineTimes(listed_after_s=(0.5, 1.0)))
+    yield ProviderCase(
+        kernel.sleep,
+        30.0,
+        _set_silent(provider),
+        provider,
+        lambda: provider,
+        lambda machines: provider.set_capacity(offer.id, machines),
+    )
+
+
+PROGRAM = """
+import signal, sys, time
+prints, runs_s, code, heeds = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
+signal.signal(signal.SIGTERM, (lambda *_: sys.exit(143)) if heeds else signal.SIG_IGN)
+print(prints, flush=True)
+end = time.monotonic() + runs_s
+while time.monotonic() < end:
+    time.sleep(0.02)
+sys.exit(code)
+"""
+"""What a real process does for a test."""
+
+
+def real_spec(gang_id: str, wish: Does) -> GangSpec:
+    """A gang of one real process that does it."""
+    arguments = (wish.prints, str(wish.runs_s), str(wish.exit_code), str(wish.heeds_stop))
+    files = {"program.py": PROGRAM, **wish.files}
+    process = ProcessSpec(("{python}", "{dir}/program.py", *arguments), files=files)
+    return GangSpec(gang_id, SITE, f"{SITE}-0", 1, (process,))
+
+
+@contextmanager
+def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Real processes of this machine."""
+    clock, root = RealClock(), tmp_path / "gangs"
+    driver = LocalDriver(SITE, root, clock)
+    yield DriverCase(clock.sleep, 20.0, None, driver, real_spec, lambda: LocalDriver(SITE, root, RealClock()))
+
+
+@contextmanager
+def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """This machine, shared out between two sites; each has one machine and never more."""
+
+    def build() -> LocalProvider:
+        sites = [SiteSpec("north"), SiteSpec("south")]
+        return LocalProvider(tmp_path / "machines", sites, 2, 4 << 30, "2026-01-01")
+
+    yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
+
+
+def unreachable(call: Callable[[], object]) -> None:
+    """The call is refused because nobody answers."""
+    with pytest.raises(Unreachable):
+        call()
+
+
+DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
+PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]

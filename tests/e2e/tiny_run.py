@@ -1,0 +1,89 @@
+"""A coordinator or a worker as a real process, with a model of a few hundred numbers instead of a network.
+
+    python tests/e2e/tiny_run.py coordinator|worker CONFIG
+
+What it computes is a pure function of the state, the ids and the schedule, so that two runs can be compared.
+`TINY_STEP_S` (environment) is how long an inner step takes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from caudal.domain.errors import AlreadyExists
+from caudal.domain.workload import TrainSpec
+from caudal.ports import Blobs
+from caudal.train import coordinator, worker
+from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData
+
+
+class TinyInner:
+    """Pulls all parameters towards numbers that depend on the samples."""
+
+    def __init__(self, plan: RunPlan, manifest: DataManifest, folder: Path, threads: int) -> None:
+        self.plan = plan
+        self.size = plan.parameters
+        self.params = np.zeros(self.size, np.float32)
+        self.step_s = float(os.environ.get("TINY_STEP_S", "0.01"))
+
+    def load(self, state: Flat) -> None:
+        self.params = state.copy()
+
+    def run(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        stop: Callable[[], bool],
+    ) -> InnerResult:
+        of = self.plan.stages[stage]
+        all_ids = [i for r in ids for i in range(r.start, r.stop)]
+        steps = -(-len(all_ids) // of.batch)
+        started = time.monotonic()
+        for step in range(steps):
+            if stop():
+                return InnerResult(self.params, 0, 0.0, step, 0.0, stopped=True)
+            batch = all_ids[step * of.batch : (step + 1) * of.batch]
+            target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(batch) % 7) / 7)
+            self.params += np.float32(of.learning_rate) * (target - self.params)
+            time.sleep(self.step_s)
+        loss = float(np.mean(np.square(self.params)))
+        tokens = len(all_ids) * of.sample_tokens
+        return InnerResult(self.params, tokens, loss, steps, time.monotonic() - started)
+
+    def evaluate(self) -> dict[str, float]:
+        return {"val_loss": float(np.mean(np.square(self.params)))}
+
+    def heldout(self) -> dict[str, Any]:
+        return {"correct": 1, "of": 2, "samples": []}
+
+
+def prepare(spec: TrainSpec, blobs: Blobs, prefix: str) -> DataManifest:
+    """No data, but its manifest."""
+    stages = tuple(StageData(s.name, s.kind, 1000, s.sample_tokens) for s in spec.stages)
+    manifest = DataManifest(vocab=16, stages=stages)
+    try:
+        blobs.put(f"{prefix}/data/manifest.json", msgspec.json.encode(manifest), if_absent=True)
+    except AlreadyExists:
+        pass
+    return manifest
+
+
+def publish(*_: object) -> int:
+    """Nobody serves it."""
+    return 1
+
+
+if __name__ == "__main__":
+    role, path = sys.argv[1:]
+    sys.exit(
+        coordinator.main(path, prepare, publish) if role == "coordinator" else worker.main(path, TinyInner)
+    )

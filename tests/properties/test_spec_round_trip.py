@@ -1,0 +1,133 @@
+"""Safety: whatever a spec is, its YAML and its JSON say the same; whatever a file is, only our errors come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caudal import spec
+from caudal.domain.errors import CaudalError
+from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
+from caudal.domain.workload import (
+    ModelShape,
+    OuterSpec,
+    ServedModel,
+    ServiceSpec,
+    StageSpec,
+    TokenizerSpec,
+    TrainSpec,
+)
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+FRACTIONS = st.floats(0, 0.9)
+RATES = st.floats(1e-9, 1.0)
+RESOURCES = st.builds(Resources, st.floats(0.01, 64), st.integers(1 << 20, 1 << 40), st.integers(0, 8))
+
+FLEETS = st.builds(
+    FleetSpec,
+    name=NAMES,
+    sites=st.lists(NAMES, min_size=1, max_size=4, unique=True).map(lambda n: tuple(SiteSpec(x) for x in n)),
+    gateway=st.builds(GatewaySpec, port=st.integers(1, 8599)),
+)
+
+
+@st.composite
+def stages(draw: st.DrawFn) -> StageSpec:
+    """A stage that fits a context of 256."""
+    sample_tokens, batch = draw(st.integers(2, 256)), draw(st.integers(1, 64))
+    return StageSpec(
+        name=draw(NAMES),
+        tokens=draw(st.integers(sample_tokens * batch, 10**15)),
+        kind=draw(st.sampled_from(["text", "chat"])),
+        sample_tokens=sample_tokens,
+        batch=batch,
+        learning_rate=draw(RATES),
+        final_learning_rate=0.0,
+        warmup_fraction=draw(FRACTIONS),
+    )
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> TrainSpec:
+    """Any run that may be."""
+    kv_heads, groups, head_width = (draw(st.integers(1, 4)) for _ in range(3))
+    at = draw(st.lists(NAMES, max_size=3, unique=True))
+    return TrainSpec(
+        name=draw(NAMES),
+        data=draw(
+            st.just("builtin:tinyworld") | st.text("abc é/._:#'\"-", min_size=1).map(lambda t: "/" + t)
+        ),
+        stages=tuple(draw(st.lists(stages(), min_size=1, max_size=3, unique_by=lambda s: s.name))),
+        tokenizer=draw(
+            st.builds(TokenizerSpec, st.sampled_from(["bpe", "characters"]), st.integers(272, 9999))
+        ),
+        model=ModelShape(
+            layers=draw(st.integers(1, 9)),
+            heads=kv_heads * groups,
+            kv_heads=kv_heads,
+            width=kv_heads * groups * head_width * 2,
+            tie_embeddings=draw(st.booleans()),
+        ),
+        outer=draw(st.builds(OuterSpec, RATES, FRACTIONS, FRACTIONS, st.integers(1, 100))),
+        sites=len(at) or draw(st.integers(1, 9)),
+        at=tuple(at),
+        resources=draw(RESOURCES),
+        validation_fraction=draw(FRACTIONS),
+        publish=draw(st.just("") | NAMES),
+        seed=draw(st.integers(0, 2**63 - 1)),
+    )
+
+
+SERVICES = st.builds(
+    ServiceSpec,
+    name=NAMES,
+    models=st.lists(
+        st.builds(ServedModel, id=NAMES, run=NAMES, resources=RESOURCES)
+        | st.builds(ServedModel, id=NAMES, source=st.just("pypi:a==1"), sha256=st.just("0" * 64)),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda m: m.id,
+    ).map(tuple),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FLEETS | runs() | SERVICES)
+def test_yaml_and_json_say_the_same(value: spec.Spec) -> None:
+    assert spec.parse(spec.dump(value), "dumped.yaml") == [value]
+    assert spec.from_dict(json.loads(json.dumps(spec.to_dict(value)))) == value
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["name", "sites", "stages", "models", "model", "data", "tokens", "at"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["fleet", "train", "service"]), JUNK)
+def test_any_data_is_a_spec_or_our_error(kind: str, junk: Any) -> None:
+    try:
+        spec.from_dict({**junk, "type": kind} if isinstance(junk, dict) else {"type": kind, "name": junk})
+    except CaudalError as error:
+        assert error.what
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("abc:-[]{}&*!|>#%@\"'\n \t,?0159.\x00é", max_size=60))
+def test_any_text_is_specs_or_our_error(text: str) -> None:
+    try:
+        spec.parse(text, "f.yaml")
+    except CaudalError as error:
+        assert error.where.startswith("f.yaml")

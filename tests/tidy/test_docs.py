@@ -1,0 +1,52 @@
+"""The docs say what is true today."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_reference", ROOT / "docs" / "build_reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_fresh() -> None:
+    for name, text in builder().pages().items():
+        assert (ROOT / "docs" / "reference" / name).read_text() == text, f"{name} is stale: run `make docs`"
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [p for p in tracked() if p.suffix == ".md"]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+    assert broken == []
+
+
+def test_the_readme_tree_names_every_package() -> None:
+    readme = (ROOT / "README.md").read_text()
+    packages = [p.parent.name for p in (ROOT / "src" / "caudal").glob("*/__init__.py")]
+    assert [name for name in packages if f"{name}/" not in readme] == []
+
+
+def test_every_target_that_the_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {
+        t for t in targets if not re.search(rf"^{t}:", makefile, re.M) and not t.startswith("bench-")
+    } == set()

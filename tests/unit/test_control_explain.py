@@ -1,0 +1,65 @@
+"""Explain: why it runs where it runs, or what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from caudal.control.apply import stop
+from caudal.control.explain import Explained, explain
+from caudal.domain.errors import NotFound
+from caudal.domain.fleet import Resources
+from tests.unit.control_world import RUN, SERVICE, Bench
+
+
+def said(bench: Bench, name: str) -> dict[str, Explained]:
+    return {line.subject: line for line in explain(bench.store.read(), bench.store, name)}
+
+
+def test_a_run_says_where_each_gang_is_and_why_not_elsewhere() -> None:
+    bench = Bench(RUN, SERVICE)
+    bench.run(6)
+    lines = said(bench, "starter")
+    assert lines["starter"].state == "is" and lines["starter"].code == "running"
+    worker = lines["starter.worker.1"]
+    assert worker.state == "runs" and "south-1" in worker.text
+    assert [(r.what, r.code) for r in worker.rejected] == [("north-1", "site.taken")]
+
+
+def test_a_service_says_what_it_waits_for() -> None:
+    bench = Bench(RUN, SERVICE)
+    bench.run(6)
+    lines = said(bench, "assistant")
+    assert lines["assistant.replica.starter"].code == "model.unpublished"
+    assert lines["assistant.replica.small.0"].state == "runs"
+
+
+def test_what_cannot_fit_says_so_with_numbers_even_long_after() -> None:
+    bench = Bench(replace(RUN, resources=Resources(99.0, 1)))
+    bench.run(20)
+    waiting = said(bench, "starter")["starter.worker.0"]
+    assert (waiting.state, waiting.code) == ("waits", "impossible") and "99" in waiting.text
+
+
+def test_slots_gangs_nodes_and_sites_can_be_asked_for() -> None:
+    bench = Bench(RUN)
+    bench.run(6)
+    assert set(said(bench, "starter.worker.0")) == {"starter.worker.0"}
+    assert set(said(bench, "starter.worker.0-1")) == {"starter.worker.0"}
+    assert {"south-1", "starter.worker.1"} == set(said(bench, "south-1")) == set(said(bench, "south"))
+
+
+def test_a_stopped_run_tells_of_itself_and_nothing_stale() -> None:
+    bench = Bench(RUN)
+    bench.run(6)
+    stop(bench.store, "starter", bench.clock.now())
+    bench.run(6)
+    assert said(bench, "starter")["starter"].code == "stopped"
+    assert not [x for x in said(bench, "starter").values() if x.state in ("runs", "waits")]
+
+
+def test_what_is_not_there_names_what_is() -> None:
+    bench = Bench(RUN)
+    with pytest.raises(NotFound, match="starter"):
+        said(bench, "stater")

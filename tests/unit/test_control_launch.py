@@ -1,0 +1,76 @@
+"""Launch: what a driver is asked to start for each role, and that no secret is on a command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from caudal.control.launch import gang_spec, run_token
+from caudal.domain.errors import Failed
+from caudal.domain.gang import GangSpec
+from tests.unit.control_world import LAUNCH, RUN, SERVICE, Bench
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    made = Bench(RUN, SERVICE)
+    made.run(5)
+    return made
+
+
+def config(spec: GangSpec) -> dict[str, object]:
+    return json.loads(spec.processes[0].files["config.json"])  # type: ignore[no-any-return]
+
+
+def test_a_coordinator_gets_its_run(bench: Bench) -> None:
+    spec = bench.spec("starter.coordinator-1")
+    assert spec.processes[0].argv == ("{python}", "-m", "caudal.train.coordinator", "{dir}/config.json")
+    found = config(spec)
+    assert set(found) == {
+        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "host", "spec", "token",
+    }  # fmt: skip
+    assert found["run"] == "starter" and found["host"] == "127.0.0.1"
+    assert found["spec"]["stages"][0]["tokens"] == 100_000  # type: ignore[index]
+
+
+def test_a_worker_shares_its_runs_token_and_has_threads(bench: Bench) -> None:
+    worker, head = config(bench.spec("starter.worker.0-1")), config(bench.spec("starter.coordinator-1"))
+    assert set(worker) == {
+        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "threads", "spec", "token",
+    }  # fmt: skip
+    assert worker["token"] == head["token"] and worker["threads"] == 1
+
+
+def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
+    assert set(config(bench.spec("assistant.replica.small.0-1"))) == {
+        "model", "version", "context", "slots", "threads", "blobs_url", "cache_dir", "host", "site", "gang",
+    }  # fmt: skip
+    gateway = config(bench.spec("gateway.0-1"))
+    assert set(gateway) == {"host", "port", "routes_url", "state_file", "site", "gang"}
+    assert gateway["routes_url"] == "http://127.0.0.1:8600/api/v1/routes" and gateway["port"] == 8601
+
+
+def test_every_gang_knows_where_to_report_and_no_secret_is_handed_on(bench: Bench) -> None:
+    for gang in bench.live():
+        process = bench.spec(gang.id).processes[0]
+        assert process.env["CAUDAL_REPORT_URL"] == f"http://127.0.0.1:8600/api/v1/gangs/{gang.id}/report"
+        assert process.env["CAUDAL_TOKEN_FILE"] == LAUNCH.token_file
+        token = run_token("s3cret", "starter", 1)
+        public = " ".join([*process.argv, *process.env.values()])
+        assert "s3cret" not in public + str(process.files) and token not in public
+    assert "s3cret" not in repr(LAUNCH)
+
+
+def test_tokens_differ_by_run_generation_and_secret() -> None:
+    tokens = {run_token(*x) for x in [("a", "r", 1), ("a", "r", 2), ("a", "q", 1), ("b", "r", 1)]}
+    assert len(tokens) == 4 and run_token("a", "r", 1) in tokens
+
+
+def test_a_gang_of_a_spec_that_has_changed_is_not_started(bench: Bench) -> None:
+    from dataclasses import replace
+
+    state = bench.store.read()
+    gang = next(g for g in state.gangs if g.slot == "starter.coordinator")
+    with pytest.raises(Failed):
+        gang_spec(replace(gang, generation=7), state, LAUNCH)

@@ -1,0 +1,130 @@
+"""Reports and routes: what gangs say is checked, kept, made into events once, and routed by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from caudal.control.reports import accept, curve_of
+from caudal.control.routes import Routes, routes
+from caudal.domain.errors import NotFound, Stale, UsageError
+from caudal.ports import Change
+from tests.unit.control_world import RUN, SERVICE, Bench
+
+HEAD = "starter.coordinator-1"
+REPLICA = "assistant.replica.small.0-1"
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench(RUN, SERVICE)
+    made.run(5)
+    return made
+
+
+def say(bench: Bench, gang: str, points: list[dict[str, Any]] | None = None, **status: Any) -> None:
+    body = {"at": 1.0, "status": status, "points": points or []}
+    accept(bench.store, gang, body, bench.clock.now())
+
+
+def urls(found: Routes) -> list[str]:
+    return [r.url for m in found.models for r in m.replicas]
+
+
+def test_the_last_report_and_every_point_are_kept(bench: Bench) -> None:
+    point = {"seq": 1, "at": 2.0, "values": {"loss": 3.5}}
+    say(bench, HEAD, [point], phase="training", sites={"north": {"round": 1}})
+    say(bench, HEAD, [point], phase="training", loss=math.nan)
+    assert [(p.seq, p.values) for p in bench.store.points("starter")] == [(1, {"loss": 3.5})]
+    kept = next(r for r in bench.store.read().reports if r.gang_id == HEAD)
+    assert kept.status == {"phase": "training", "loss": None}
+
+
+def test_notable_changes_become_events_once(bench: Bench) -> None:
+    for phase in ("preparing", "training", "training"):
+        say(bench, HEAD, phase=phase)
+    say(bench, REPLICA, ready=True, url="http://a")
+    say(bench, REPLICA, ready=True, url="http://a")
+    say(bench, REPLICA, ready=False, error="out of memory")
+    kinds = bench.kinds()
+    assert [k for k in kinds if k == "run.phase"] == ["run.phase"] * 2
+    assert kinds.count("replica.ready") == kinds.count("replica.unready") == kinds.count("replica.error") == 1
+
+
+def test_strangers_the_dead_and_the_fenced_are_refused(bench: Bench) -> None:
+    with pytest.raises(NotFound):
+        say(bench, "nobody-1")
+    lease = next(x for x in bench.store.read().leases if x.site == "north")
+    bench.store.commit(Change(leases=[replace(lease, epoch=lease.epoch + 1)]))
+    with pytest.raises(Stale):
+        say(bench, HEAD, phase="training")
+    bench.store.commit(Change(leases=[lease]))
+    gang = next(g for g in bench.live() if g.id == HEAD)
+    bench.store.commit(Change(gangs=[replace(gang, ended_at=5.0)]))
+    with pytest.raises(NotFound):
+        say(bench, HEAD, phase="training")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"status": []},
+        {"status": {"a": {"b": {"c": {"d": 1}}}}},
+        {"status": {str(i): i for i in range(65)}},
+        {"status": {"n": 1 << 60}},
+        {"status": {"f": object()}},
+        {"status": {}, "points": {}},
+        {"status": {}, "points": [{}] * 1001},
+        {"status": {}, "points": [{"seq": -1, "at": 1.0, "values": {}}]},
+        {"status": {}, "points": [{"seq": True, "at": 1.0, "values": {}}]},
+        {"status": {}, "points": [{"seq": 1, "at": math.inf, "values": {}}]},
+        {"status": {}, "points": [{"seq": 1, "at": 1.0, "values": 3}]},
+    ],
+)
+def test_what_is_not_a_report_is_refused_and_changes_nothing(bench: Bench, body: dict[str, Any]) -> None:
+    before = bench.store.read()
+    with pytest.raises(UsageError):
+        accept(bench.store, HEAD, body, 1.0)
+    assert bench.store.read() == before
+
+
+def test_only_a_coordinator_has_a_curve_and_each_generation_its_own(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="curve"):
+        say(bench, REPLICA, [{"seq": 1, "at": 1.0, "values": {}}])
+    assert (curve_of("r", 1), curve_of("r", 3)) == ("r", "r@g3")
+
+
+def test_routes_hold_what_is_ready_and_nothing_else(bench: Bench) -> None:
+    starting = routes(bench.store.read()).models
+    assert [(m.id, m.version, m.replicas) for m in starting] == [("small", 0, [])], "known, with nothing yet"
+    say(bench, REPLICA, ready=True, url="http://127.0.0.1:7001")
+    state = bench.store.read()
+    found = routes(state)
+    assert [(m.id, m.version, m.context) for m in found.models] == [("small", 1, 2048)]
+    assert urls(found) == ["http://127.0.0.1:7001"]
+    gang = next(g for g in state.gangs if g.id == REPLICA)
+    lease = next(x for x in state.leases if x.id == gang.lease_id)
+    others = tuple(g for g in state.gangs if g.id != REPLICA)
+    for changed in (replace(gang, stopping=True), replace(gang, ended_at=1.0), replace(gang, epoch=0)):
+        assert urls(routes(replace(state, gangs=(*others, changed)))) == []
+    suspect = replace(lease, state="suspect")  # type: ignore[arg-type]
+    assert urls(routes(replace(state, leases=(suspect,)))) == []
+
+
+def test_routes_go_to_the_newest_version_that_is_ready(bench: Bench) -> None:
+    say(bench, REPLICA, ready=True, url="http://old")
+    bench.models.put("small")
+    bench.run(1)
+    assert urls(routes(bench.store.read())) == ["http://old"]
+    say(bench, "assistant.replica.small.0@v2-1", ready=True, url="http://new")
+    assert urls(routes(bench.store.read())) == ["http://new"]
+
+
+def test_the_version_of_the_routes_rises_when_a_replica_gets_ready(bench: Bench) -> None:
+    before = routes(bench.store.read()).version
+    say(bench, REPLICA, ready=True, url="http://a")
+    assert routes(bench.store.read()).version > before

@@ -1,0 +1,74 @@
+"""What a model weighs, against counts made by others and by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caudal.domain.workload import ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.estimate.memory import (
+    activations_bytes,
+    exported_bytes,
+    kv_cache_bytes,
+    logits_bytes,
+    parameters,
+    replica_bytes,
+    training_states_bytes,
+    worker_bytes,
+)
+
+MIB = 1 << 20
+
+
+def test_parameters_of_models_that_everybody_knows() -> None:
+    smollm2_135m = ModelShape(
+        layers=30, heads=9, kv_heads=3, width=576, ffn_width=1536, context=8192, tie_embeddings=True
+    )
+    assert parameters(smollm2_135m, 49_152) == 134_515_008
+    llama2_7b = ModelShape(
+        layers=32, heads=32, kv_heads=32, width=4096, ffn_width=11008, context=4096, tie_embeddings=False
+    )
+    assert parameters(llama2_7b, 32_000) == 6_738_415_616
+
+
+def test_parameters_by_hand() -> None:
+    shape = ModelShape(layers=1, heads=2, kv_heads=1, width=4, ffn_width=3, context=8)
+    # embedding 5x4, q 4x4, o 4x4, k and v 4x2 each, three ffn matrices 4x3, two norms and the last one
+    assert parameters(shape, 5) == 20 + 16 + 16 + 8 + 8 + 36 + 8 + 4
+
+
+def test_the_starter_needs_about_half_a_gigabyte() -> None:
+    run = TrainSpec("starter", "builtin:tinyworld", (StageSpec("pretrain", 3_000_000),))
+    assert 400 * MIB < worker_bytes(run) < 640 * MIB
+
+
+def test_the_hungriest_stage_counts() -> None:
+    small, large = StageSpec("a", 10_000, batch=1), StageSpec("b", 10_000, batch=32)
+    run = TrainSpec("x", "builtin:tinyworld", (small, large))
+    assert worker_bytes(run) == worker_bytes(dataclasses.replace(run, stages=(large,)))
+    assert worker_bytes(run) > worker_bytes(dataclasses.replace(run, stages=(small,)))
+
+
+def test_logits_are_three_copies() -> None:
+    assert logits_bytes(StageSpec("a", 1, sample_tokens=10, batch=2), 1000) == 4 * 20 * 1000 * 3
+
+
+def test_a_replica_with_an_unknown_shape_is_the_least_it_can_take() -> None:
+    shape = ModelShape()
+    known = replica_bytes(100 * MIB, 2048, shape)
+    assert known - replica_bytes(100 * MIB, 2048) == kv_cache_bytes(5, 64, 2048) == 2 * 2 * 5 * 64 * 2048
+
+
+@given(st.integers(1, 20), st.integers(1, 64), st.integers(2, 512), st.integers(300, 50_000))
+def test_more_of_anything_never_needs_less(layers: int, batch: int, tokens: int, vocab: int) -> None:
+    stage = StageSpec("a", 10**9, batch=batch, sample_tokens=tokens)
+    bigger = dataclasses.replace(stage, batch=batch + 1)
+    shape, deeper = ModelShape(layers=layers), ModelShape(layers=layers + 1)
+    run = TrainSpec("x", "d", (stage,), TokenizerSpec(entries=vocab), shape)
+    assert activations_bytes(shape, stage) < activations_bytes(deeper, stage)
+    assert training_states_bytes(shape, vocab) < training_states_bytes(deeper, vocab)
+    assert worker_bytes(run) < worker_bytes(dataclasses.replace(run, model=deeper))
+    assert worker_bytes(run) < worker_bytes(dataclasses.replace(run, stages=(bigger,)))
+    assert exported_bytes(shape, vocab) == 4 * parameters(shape, vocab)
