@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import psutil
@@ -28,8 +29,17 @@ from caudal.control.launch import LaunchSettings
 from caudal.control.leave import leave
 from caudal.control.loop import ControlLoop, Settings
 from caudal.control.runner import Runner
-from caudal.domain.errors import CaudalError, Failed, PortInUse, StateHeld, UsageError
+from caudal.domain.errors import (
+    CaudalError,
+    Failed,
+    PortInUse,
+    StateHeld,
+    StorageFailed,
+    Unreachable,
+    UsageError,
+)
 from caudal.domain.fleet import FleetSpec
+from caudal.domain.gang import Role
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.drivers.local import LocalDriver
 from caudal.ports import Driver, Holder, Provider, World
@@ -70,16 +80,35 @@ def _lives(holder: Holder) -> bool:
         return False
 
 
-def _lead(store: SqlStore, holder: Holder, clock: SystemClock, ttl_s: float) -> None:
+def make_home(place: Home) -> None:
+    """Make the state directory and its secret. Raises StorageFailed where that cannot be done."""
+    try:
+        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.token()
+    except OSError as error:
+        raise _unusable(place, error) from error
+
+
+def _unusable(place: Home, error: OSError) -> StorageFailed:
+    return StorageFailed(
+        "the state directory cannot be used",
+        where=str(place.root),
+        why=f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror),
+        remedy="make it a folder with room that you may write to, or name another one with --home or "
+        "CAUDAL_HOME",
+    )
+
+
+def _lead(store: SqlStore, holder: Holder, clock: SystemClock, ttl_s: float) -> int:
     """Lead, also where the last leader of this machine died without resigning: then its term is over."""
     try:
-        store.lead(holder, clock.now(), ttl_s)
+        return store.lead(holder, clock.now(), ttl_s)
     except StateHeld:
         found = store.leader()
         if found is None or found[0].host != holder.host or _lives(found[0]):
             raise
         store.resign(found[1])
-        store.lead(holder, clock.now(), ttl_s)
+        return store.lead(holder, clock.now(), ttl_s)
 
 
 def _listen(host: str, port: int, what: str, key: str) -> socket.socket:
@@ -111,19 +140,24 @@ class Control:
         name: str = "caudal up",
         default_fleet: FleetSpec | None = None,
     ) -> None:
-        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_home(place)
         self.place = place
         self.clock = SystemClock()
         self.settings = Settings()
         self.store = open_store(place.database_url)
         self.models = ModelStore(open_blobs(place.blobs_url), place.cache / "models")
-        _lead(self.store, this_process(name), self.clock, self.settings.leader_ttl_s)
-        self.fleet = self._fleet(specs, default_fleet)
-        self._listener = _listen(self.fleet.api.host, self.fleet.api.port, "the control API", "api.port")
-        self.url = f"http://{self.fleet.api.host}:{self._listener.getsockname()[1]}"
-        wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
-        self.changes = apply(self.store, wished, self.clock.now())
-        self.world = self._world()
+        epoch = _lead(self.store, this_process(name), self.clock, self.settings.leader_ttl_s)
+        with ExitStack() as undo:
+            undo.callback(self.store.resign, epoch)
+            self.fleet = self._fleet(specs, default_fleet)
+            self.world = self._world()
+            self._listener = _listen(self.fleet.api.host, self.fleet.api.port, "the control API", "api.port")
+            undo.callback(self._listener.close)
+            self._check_gateway_port(specs)
+            self.url = f"http://{self.fleet.api.host}:{self._listener.getsockname()[1]}"
+            wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
+            self.changes = apply(self.store, wished, self.clock.now())
+            undo.pop_all()
         loop = ControlLoop(self.world, this_process(name), self.settings, self._launch(), ThreadBackground())
         self.runner = Runner(loop, on_lost=self._lost)
         self._server = uvicorn.Server(
@@ -139,7 +173,10 @@ class Control:
             if not self._api.is_alive() or time.monotonic() > deadline:
                 raise Failed("the control API did not start", remedy="run `caudal doctor`")
             time.sleep(0.02)
-        write_atomic(self.place.root / "control.url", self.url.encode())
+        try:
+            write_atomic(self.place.root / "control.url", self.url.encode())
+        except OSError as error:
+            raise _unusable(self.place, error) from error
         self.runner.start()
 
     def _lost(self, error: CaudalError) -> None:
@@ -158,6 +195,20 @@ class Control:
         self._server.should_exit = True
         self._api.join(timeout=5.0)
         return left
+
+    def _check_gateway_port(self, specs: Sequence[Spec]) -> None:
+        """Raise PortInUse where a gateway is wanted and could not listen, unless it is ours that does."""
+        state = self.store.read()
+        wanted = [*specs, *(w.spec for w in state.workloads if w.wanted)]
+        if not any(isinstance(spec, ServiceSpec) for spec in wanted):
+            return
+        try:
+            alive = {s.gang_id for d in self.world.drivers.values() for s in d.gangs() if s.alive}
+        except Unreachable:
+            return  # nothing is known of what runs there: the gateway says it itself if it cannot listen
+        if not any(g.role is Role.GATEWAY and g.id in alive for g in state.gangs):
+            gateway = self.fleet.gateway
+            _listen(gateway.host, gateway.port, "the gateway", "gateway.port").close()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._listener])
@@ -201,7 +252,6 @@ class Control:
         )
 
     def _launch(self) -> LaunchSettings:
-        self.place.token()
         return LaunchSettings(
             api_url=self.url,
             token_file=str(self.place.token_file),

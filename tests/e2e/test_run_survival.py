@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -200,8 +201,27 @@ def test_a_worker_without_the_token_or_with_another_plan_is_refused(fleet: Fleet
     fleet.start("coordinator", "tiny.coordinator")
     stranger = fleet.start("worker", "tiny.worker.0", token="guess")
     fleet.ends(stranger, 1)
-    other = msgspec.to_builtins(msgspec.structs.replace(SPEC) if isinstance(SPEC, msgspec.Struct) else SPEC)
+    other = msgspec.to_builtins(SPEC)
     other["seed"] = 7
     fleet.ends(fleet.start("worker", "tiny.worker.1", spec=other), 5)
     assert "does not hold the run's token" in fleet.logs() and "the plan at 1 is" in fleet.logs()
     assert fleet.round() == 0
+
+
+def test_garbage_at_the_door_disturbs_nobody(fleet: Fleet) -> None:
+    boss = fleet.start("coordinator", "tiny.coordinator")
+    fleet.until(lambda: epochs.newest(fleet.blobs, PREFIX) is not None)
+    found = epochs.newest(fleet.blobs, PREFIX)
+    assert found is not None
+    host, _, port = found.address.partition(":")
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n" * 9, b"CDL1" + b"\xff" * 64, b""):
+        with socket.create_connection((host, int(port)), timeout=20) as stranger:
+            stranger.sendall(garbage)
+            if garbage:
+                while stranger.recv(4096):  # the challenge, then the end
+                    pass
+    workers = [fleet.start("worker", f"tiny.worker.{i}", step_s=0.002) for i in range(2)]
+    for process in (boss, *workers):
+        fleet.ends(process)
+    assert "not a frame" in fleet.logs() and "too long" in fleet.logs()
+    fleet.audit()

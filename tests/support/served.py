@@ -83,10 +83,10 @@ class Served:
         worker = gang("starter.worker.0", Role.WORKER, "starter")
         replica = replace(gang("assistant.replica.small.0", Role.REPLICA, "assistant"), model="small")
         front = gang("gateway.0", Role.GATEWAY, "")
-        running = [replace(w, state=WorkloadState.RUNNING, reason="as wanted") for w in self.state().workloads]
-        self.store.commit(
-            Change(workloads=running, leases=[LEASE], gangs=[head, worker, replica, front])
-        )
+        running = [
+            replace(w, state=WorkloadState.RUNNING, reason="as wanted") for w in self.state().workloads
+        ]
+        self.store.commit(Change(workloads=running, leases=[LEASE], gangs=[head, worker, replica, front]))
         self.store.put_report(Report(head.id, 60.0, PROGRESS))
         self.store.put_report(Report(replica.id, 60.0, {"ready": True, "model": "small"}))
         self.say("[bold]not markup[/] but text")

@@ -270,7 +270,8 @@ class TrainWorld:
         if boss.busy or not boss.writing:
             return
         boss.busy = True
-        self.at(self.random.expovariate(50), lambda: self.written(boss, boss.writing.pop(0)))
+        slow_s = self.random.uniform(0.0, 5.0) if self.fault(0.1) else 0.0
+        self.at(self.random.expovariate(50) + slow_s, lambda: self.written(boss, boss.writing.pop(0)))
 
     def written(self, boss: Boss, what: Commit | Keep) -> None:
         """One write lands. A crash before it loses it; one after it, before anybody is told, keeps it."""
@@ -281,7 +282,7 @@ class TrainWorld:
             boss.keeper._keep(what)
         else:
             try:
-                boss.keeper._append(what)
+                entry = boss.keeper._append(what)
             except Fenced:
                 self.kill_boss(boss)
                 return
@@ -293,7 +294,7 @@ class TrainWorld:
                 self.crash_boss(boss)
             if not boss.alive:
                 return
-            self.boss_does(boss, boss.machine.committed(what.entry.round, self.now))
+            self.boss_does(boss, boss.machine.committed(entry, self.now))
         self.write_next(boss)
 
     def crash_boss(self, boss: Boss) -> None:

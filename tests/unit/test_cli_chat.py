@@ -113,7 +113,9 @@ def test_a_gateway_that_is_away_is_said_with_its_address(served: Served) -> None
     for words in (("chat", "hi"), ("chat", "-m", "small", "hi")):
         told = served.caudal(*words)
         assert (told.code, told.out) == (1, "")
-        assert f"error[control_away]: no gateway answers at http://127.0.0.1:{served.gateway_port}" in told.err
+        assert (
+            f"error[control_away]: no gateway answers at http://127.0.0.1:{served.gateway_port}" in told.err
+        )
         assert "Do: " in told.err
 
 

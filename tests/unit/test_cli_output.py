@@ -93,3 +93,5 @@ def test_the_live_picture_names_what_matters() -> None:
     for word in ("starter", "50%", "north", "south", "round 12", "assistant", "not there yet", "8601/v1"):
         assert word in text
     assert progress_text({}) == "starting"
+    full = progress_text({"phase": "training", "round": 3, "error": "there is no space left"})
+    assert full == "training  round 3  trouble: there is no space left"

@@ -48,7 +48,8 @@ def guard_body(request: Request) -> None:
 def guard_token(request: Request) -> None:
     """Changing anything takes the token of this state directory; reading, on loopback, does not."""
     given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    if not hmac.compare_digest(given.encode(), context(request).token.encode()):
+    token = context(request).token
+    if not token or not hmac.compare_digest(given.encode(), token.encode()):
         raise Unauthorized(
             "this call needs the token of the state directory",
             remedy="send `Authorization: Bearer TOKEN` with the text of $CAUDAL_HOME/secrets/token",

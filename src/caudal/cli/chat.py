@@ -12,16 +12,24 @@ import httpx
 from caudal.cli.client import Client
 from caudal.cli.output import console
 from caudal.domain.errors import ControlAway, Failed, NotFound
-from caudal.store.home import home
+from caudal.domain.fleet import GatewaySpec
+from caudal.store.home import Home, home
+from caudal.store.state import open_store
 
 Message = dict[str, str]
 
+END = "data: [DONE]"
 
-def gateway_url(client: Client) -> str:
-    """Where the fleet's gateway listens: as the control process says, else where it does by default."""
-    if not client.answers():
-        return "http://127.0.0.1:8601"
-    return str(client.get("/status")["gateway_url"])
+
+def gateway_url(place: Home) -> str:
+    """Where the fleet's gateway listens: as the control process says; where that is away, as the state
+    directory does, since the gateway goes on without it."""
+    client = Client(place)
+    if client.answers():
+        return str(client.get("/status")["gateway_url"])
+    fleet = open_store(place.database_url).read().fleet if place.root.exists() else None
+    listens = fleet.gateway if fleet is not None else GatewaySpec()
+    return f"http://{listens.host}:{listens.port}"
 
 
 def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Iterator[str]:
@@ -34,15 +42,24 @@ def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Ite
             if answer.status_code >= 400:
                 raise _refused(answer.status_code, answer.read())
             for line in answer.iter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise Failed(str(chunk["error"].get("message", "the stream broke")))
-                for choice in chunk.get("choices", ()):
-                    yield choice.get("delta", {}).get("content") or ""
+                if line == END:
+                    return
+                if line.startswith("data: "):
+                    yield _words(line.removeprefix("data: "))
+        raise Failed("the answer ended before it was whole", where=url, remedy="ask again")
     except httpx.TransportError as error:
         raise ControlAway(f"no gateway answers at {url}", why=str(error), remedy="caudal up") from error
+
+
+def _words(data: str) -> str:
+    """The words in one event of the stream. Raises Failed."""
+    try:
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise Failed(str(chunk["error"].get("message", "the stream broke")))
+        return "".join(choice["delta"].get("content") or "" for choice in chunk.get("choices", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Failed("a part of the answer cannot be read", why=data[:200]) from error
 
 
 def _refused(status: int, body: bytes) -> Failed | NotFound:
@@ -74,7 +91,7 @@ def choose(url: str) -> str:
 @click.pass_obj
 def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens: int) -> None:
     """Talk to a model. With WORDS: one answer; without: a conversation (Ctrl-D ends it)."""
-    url = gateway_url(Client(home(root)))
+    url = gateway_url(home(root))
     chosen = model or choose(url)
     messages: list[Message] = []
     if words:
@@ -88,7 +105,8 @@ def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens
             said = click.prompt("you", prompt_suffix="> ", err=True) if sys.stdin.isatty() else _line()
         except (EOFError, click.exceptions.Abort):
             return
-        _turn(url, chosen, messages, said, max_tokens)
+        if said:
+            _turn(url, chosen, messages, said, max_tokens)
 
 
 def _line() -> str:
@@ -101,8 +119,11 @@ def _line() -> str:
 def _turn(url: str, model: str, messages: list[Message], said: str, max_tokens: int) -> None:
     messages.append({"role": "user", "content": said})
     answer = ""
-    for piece in reply(url, model, messages, max_tokens):
-        click.echo(piece, nl=False)
-        answer += piece
-    click.echo()
+    try:
+        for piece in reply(url, model, messages, max_tokens):
+            click.echo(piece, nl=False)
+            answer += piece
+    finally:
+        if answer:
+            click.echo()  # also below what was said before it broke
     messages.append({"role": "assistant", "content": answer})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -34,12 +35,22 @@ def rebuild(body: Any, status: int) -> CaudalError:
     found = body.get("error") if isinstance(body, dict) else None
     if not isinstance(found, dict):
         if status == NotFound.http_status:
-            return NotFound("the control process knows nothing of that name", remedy="caudal status lists all")
+            return NotFound(
+                "the control process knows nothing of that name", remedy="caudal status lists all"
+            )
         return Failed(f"the control process answered HTTP {status}", why=str(body)[:200])
     by_code = {kind.code: kind for kind in _kinds(errors.CaudalError)}
     kind = by_code.get(str(found.get("code")), Failed)
     texts = {key: str(found.get(key, "")) for key in ("where", "why", "remedy")}
     return kind(str(found.get("what", "")), **texts)
+
+
+def _text(file: Path) -> str:
+    """What a file of the state directory says; nothing where it is not there or not ours to read."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 class Client:
@@ -48,11 +59,8 @@ class Client:
 
     def __init__(self, home: Home, timeout_s: float = 20.0) -> None:
         self._home = home
-        try:
-            self.url = (home.root / ADDRESS_FILE).read_text().strip()
-        except OSError:
-            self.url = "http://127.0.0.1:8600"
-        token = home.token_file.read_text().strip() if home.token_file.exists() else ""
+        self.url = _text(home.root / ADDRESS_FILE) or "http://127.0.0.1:8600"
+        token = _text(home.token_file)
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"},
@@ -82,6 +90,8 @@ class Client:
         query: dict[str, str | int] = {"after": after} | ({"subject": subject} if subject else {})
         try:
             with self._http.stream("GET", f"{PREFIX}/events/stream", params=query, timeout=None) as answer:
+                if answer.status_code >= 400:
+                    raise rebuild(answer.read().decode(errors="replace"), answer.status_code)
                 for line in answer.iter_lines():
                     if line.startswith("data: "):
                         yield json.loads(line.removeprefix("data: "))

@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import click
 import psutil
@@ -15,6 +16,8 @@ import psutil
 from caudal.cli.client import Client
 from caudal.cli.output import console, json_option, plain, print_json, size
 from caudal.domain.errors import CaudalError
+from caudal.domain.fleet import ApiSpec, GatewaySpec
+from caudal.domain.gang import Role
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home, home
 from caudal.store.state import open_store
@@ -80,9 +83,15 @@ def _state(place: Home) -> list[Finding]:
     return findings
 
 
+def _made(place: Home) -> bool:
+    """Whether there is a state to look into: opening what is not there would make it."""
+    file = place.database_url.removeprefix("sqlite:///")
+    return file == place.database_url or not place.root.is_dir() or Path(file).exists()
+
+
 def _read_state(place: Home) -> str:
-    if not place.root.exists():
-        return f"{place.root} does not exist yet; `caudal up` makes it"
+    if not place.root.exists() or not _made(place):
+        return f"nothing is in {place.root} yet; `caudal up` makes it"
     state = open_store(place.database_url).read()
     return f"{place.root}: version {state.version}, {len(state.workloads)} workloads"
 
@@ -102,16 +111,30 @@ def _control(place: Home) -> list[Finding]:
     client = Client(place, timeout_s=3.0)
     if client.answers():
         return [Finding("control process", True, f"answers at {client.url}")]
-    taken = [port for port in (8600, 8601) if _listens(port)]
+    ports = _ports(place)
+    taken = [port for port in ports if _listens(port)]
     return [
         Finding("control process", True, "none runs for this state directory"),
         Finding(
             "ports",
             not taken,
-            f"in use: {taken}" if taken else "8600 and 8601 are free",
+            f"in use: {taken}" if taken else f"free: {ports}",
             "end what uses them, or set api.port and gateway.port in the fleet file",
         ),
     ]
+
+
+def _ports(place: Home) -> list[int]:
+    """Where the fleet of the state directory will listen; without its gateway, where that runs already."""
+    usual = [ApiSpec().port, GatewaySpec().port]
+    try:
+        state = open_store(place.database_url).read() if place.root.exists() and _made(place) else None
+    except CaudalError:
+        return usual  # what is wrong is said by the check of the state
+    if state is None or state.fleet is None:
+        return usual
+    runs = any(g.role is Role.GATEWAY and g.ended_at is None for g in state.gangs)
+    return [state.fleet.api.port] if runs else [state.fleet.api.port, state.fleet.gateway.port]
 
 
 def _listens(port: int) -> bool:

@@ -12,10 +12,25 @@ from caudal.cli.output import clock, console, json_option, plain, print_json
 from caudal.store.home import home
 
 
+PAGE = 10_000
+"""As many events as the API gives at once."""
+
+
 def line(event: dict[str, Any]) -> str:
     """One event on one line of rich text."""
     kind, subject, text = plain(f"{event['kind']:<20}"), plain(event["subject"]), plain(event["text"])
     return f"[dim]{clock(event['at'])}[/] {kind} [bold]{subject}[/] {text}"
+
+
+def _of(client: Client, subject: str, limit: int) -> Any:
+    """The last `limit` events of a subject. They may lie far apart: all of them are looked through."""
+    items: list[dict[str, Any]] = []
+    while True:
+        after = items[-1]["seq"] if items else 0
+        answer = client.get("/events", subject=subject, limit=PAGE, after=after)
+        items = [*items, *answer["items"]][-limit:]
+        if len(answer["items"]) < PAGE:
+            return {**answer, "items": items}
 
 
 @click.command("events")
@@ -27,11 +42,10 @@ def line(event: dict[str, Any]) -> str:
 def verb(root: str | None, subject: str | None, limit: int, follow: bool, as_json: bool) -> None:
     """Show the newest events, of everything or of one SUBJECT (a workload, slot, node or model)."""
     client = Client(home(root))
-    # One subject's events may be far apart: asking from the first is right there, the newest elsewhere.
-    answer = client.get("/events", subject=subject, limit=10_000 if subject else limit, newest=not subject)
-    items = answer["items"][-limit:]
+    answer = _of(client, subject, limit) if subject else client.get("/events", limit=limit, newest=True)
+    items = answer["items"]
     if as_json and not follow:
-        print_json({**answer, "items": items})
+        print_json(answer)
         return
     out = console()
 

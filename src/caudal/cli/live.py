@@ -60,6 +60,8 @@ def progress_text(progress: dict[str, Any]) -> str:
     heldout = progress.get("heldout")
     if heldout:
         parts.append(f"held-out {heldout['correct']}/{heldout['of']}")
+    if progress.get("error"):
+        parts.append(f"trouble: {progress['error']}")
     return "  ".join(parts)
 
 
@@ -183,14 +185,17 @@ def follow_lines(client: Client, out: Console, done: Done = never) -> None:
     follower = Follower(client)
     for event in follower.events:
         out.print(line(event))
-    last = 0.0
+    last, trouble = 0.0, ""
     while True:
         try:
             fresh = follower.refresh()
         except CaudalError as error:
-            out.print(plain(error.one_line()))
+            if error.what != trouble:
+                trouble = error.what
+                out.print(plain(error.one_line()))
             time.sleep(1.0)
             continue
+        trouble = ""
         for event in fresh:
             out.print(line(event))
         if time.monotonic() - last >= LINE_EVERY_S:

@@ -11,7 +11,14 @@ from caudal.store.home import home
 
 @click.command("logs")
 @click.argument("name")
-@click.option("--bytes", "tail_bytes", default=65536, show_default=True, help="How much of the end.")
+@click.option(
+    "--bytes",
+    "tail_bytes",
+    default=65536,
+    show_default=True,
+    type=click.IntRange(1, 4 << 20),
+    help="How much of the end.",
+)
 @json_option
 @click.pass_obj
 def verb(root: str | None, name: str, tail_bytes: int, as_json: bool) -> None:

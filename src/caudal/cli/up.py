@@ -13,7 +13,7 @@ import caudal
 from caudal.cli.client import Client
 from caudal.cli.live import follow_lines, follow_live
 from caudal.cli.output import console, plain
-from caudal.composition import Control, Spec
+from caudal.composition import Control, Spec, make_home
 from caudal.domain.errors import NotFound
 from caudal.spec import load
 from caudal.store.home import home
@@ -58,7 +58,7 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
     place = home(root)
     specs: list[Spec] = [spec for path in paths for spec in load(path)]
     if not paths:
-        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_home(place)
         if open_store(place.database_url).read().fleet is None:
             specs = load(example("starter"))
     leave_on_sigterm()
@@ -67,7 +67,9 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
     try:
         control.start()
         fleet = control.fleet
-        out.print(f"[bold]caudal {caudal.__version__}[/]  fleet [bold]{fleet.name}[/]  state {plain(place.root)}")
+        out.print(
+            f"[bold]caudal {caudal.__version__}[/]  fleet [bold]{fleet.name}[/]  state {plain(place.root)}"
+        )
         out.print(f"  web page  {control.url}")
         out.print(f"  gateway   http://{fleet.gateway.host}:{fleet.gateway.port}/v1  (OpenAI-compatible)")
         client = Client(place)

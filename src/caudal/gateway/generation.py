@@ -2,7 +2,7 @@
 
 Until the first byte has gone to the client a failed replica costs a pause only: the request is sent again,
 to another one where there is one. After that the stream ends with an explicit error event; `_broken` is the
-place where a later issue continues the answer on another replica instead.
+place where the answer could go on at another replica instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which replica answers the next request: pure, so that the simulator routes with the same rules.
 
 Fewest tokens in flight, the gateway's own site before others, and a replica that just failed not at all for
-a few seconds. Knows nothing of connections; speeds, prefixes and prices come with a later issue.
+a few seconds. Knows nothing of connections; nothing yet of speeds, prefixes and prices.
 """
 
 from __future__ import annotations

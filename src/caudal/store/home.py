@@ -9,6 +9,8 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from caudal.store.atomic import write_atomic
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -49,13 +51,12 @@ class Home:
     def token(self) -> str:
         """The API's secret, made at the first call."""
         path = self.token_file
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_text().strip()
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                write_atomic(path, secrets.token_urlsafe(32).encode(), mode=0o600, if_absent=True)
+            except FileExistsError:
+                pass  # another process was first: its secret is the one
         return path.read_text().strip()
 
 

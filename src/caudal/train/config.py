@@ -1,0 +1,63 @@
+"""The configuration file that a gang of a run is started with. Holds the run's token: never logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from caudal.domain.errors import UsageError
+from caudal.domain.workload import TrainSpec
+
+
+class GangConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What coordinator and worker are both told."""
+
+    run: str
+    generation: int
+    site: str
+    gang: str
+    blobs_url: str
+    cache_dir: str
+    spec: TrainSpec
+    token: str
+
+    @property
+    def prefix(self) -> str:
+        """Where the run's objects lie."""
+        return f"runs/{self.run}/g{self.generation}"
+
+    @property
+    def slot(self) -> tuple[str, int]:
+        """The gang's slot and incarnation: `starter.worker.1-3` is the third start of one worker."""
+        slot, _, incarnation = self.gang.rpartition("-")
+        return (slot, int(incarnation)) if slot and incarnation.isdigit() else (self.gang, 1)
+
+
+class CoordinatorConfig(GangConfig, frozen=True, kw_only=True):
+    """What a coordinator is told. It listens on `host`, on a port of the system's choice."""
+
+    host: str = "127.0.0.1"
+
+
+class WorkerConfig(GangConfig, frozen=True, kw_only=True):
+    """What a worker is told."""
+
+    threads: int = 1
+
+
+C = TypeVar("C", bound=GangConfig)
+
+
+def read_config(path: Path, kind: type[C]) -> C:
+    """The file, checked. Raises UsageError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(
+            "the configuration cannot be read",
+            where=str(path),
+            why=str(error),
+            remedy="gangs are started by the control process; by hand, copy a file that it wrote",
+        ) from None

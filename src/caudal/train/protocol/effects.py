@@ -1,0 +1,122 @@
+"""What the state machines ask of their shells. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from caudal.train.checkpoint import Manifest
+from caudal.train.interface import Flat, IdRange
+from caudal.train.ledger import Entry
+from caudal.train.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put a frame on a connection (coordinator: by number; a site has one: 0)."""
+
+    connection: int
+    message: Message
+    payload: bytes | bytearray | memoryview = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End a connection, after what was sent on it."""
+
+    connection: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Fill in the update's hash, make the round durable, then answer with `committed` and the whole entry.
+    The next round is under way meanwhile; it is not merged before."""
+
+    entry: Entry
+    update: bytes | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write a checkpoint, behind the commits that were asked for before. The arrays are the shell's own."""
+
+    state: Flat
+    momentum: Flat
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A row of the run's curve."""
+
+    seq: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A line for the log."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Every id is committed and the final state is evaluated: publish it."""
+
+    values: Mapping[str, float]
+    heldout: Mapping[str, Any]
+
+
+CoordinatorEffect = Send | Close | Commit | Keep | Measured | Say | Trained
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Have the inner side take over this state (the machine's own array: read it before the next message)."""
+
+    state: Flat
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Take inner steps; answer with `computed`."""
+
+    lease: str
+    stage: int
+    ids: tuple[IdRange, ...]
+    progress: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StopCompute:
+    """Have the inner steps under way end soon; they still answer, as stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assess:
+    """Evaluate what was loaded; answer with `assessed`."""
+
+    round: int
+    heldout: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoin:
+    """Leave this connection and ask to join again. `fresh`: with a new inner side, the old one is suspect."""
+
+    why: str
+    after_s: float = 0.0
+    fresh: bool = False
+    final: bool = field(default=False)  # do not come back: what this site is does not fit the run
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The run is finished: end."""
+
+
+SiteEffect = Send | Load | Compute | StopCompute | Assess | Rejoin | Done

@@ -1,0 +1,126 @@
+"""One site's copy of a run as a process: `python -m caudal.train.worker CONFIG`.
+
+Loads what computes first, then looks for the newest coordinator and takes part, and comes back as long as the
+run is not finished. Keeps nothing: it may be killed at any instruction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from caudal.domain.errors import CaudalError, Failed, Stale
+from caudal.ports import Blobs
+from caudal.store.blobs import open_blobs
+from caudal.telemetry.report import Reporter
+from caudal.train import epochs
+from caudal.train.compute import ComputeThread
+from caudal.train.config import WorkerConfig, read_config
+from caudal.train.data.prepare import load_manifest
+from caudal.train.fetch import data_folder
+from caudal.train.finish import known_result
+from caudal.train.interface import DataManifest, Inner, RunPlan, plan
+from caudal.train.log import say
+from caudal.train.protocol.effects import Done
+from caudal.train.session import Session
+
+MakeInner = Callable[[RunPlan, DataManifest, Path, int], Inner]
+"""Builds what computes: plan, data, the data's folder, threads."""
+
+LOOK_S = 0.1
+"""How often a worker looks for a coordinator that it has not found; slower the longer it looks."""
+
+LOOK_MOST_S = 1.0
+TERMINATED = 143
+
+
+def torch_inner(run_plan: RunPlan, manifest: DataManifest, folder: Path, threads: int) -> Inner:
+    """The real one. Imported here: loading torch takes seconds, and tests bring a smaller one."""
+    from caudal.train.inner import TorchInner  # noqa: PLC0415 (torch enters here)
+
+    return TorchInner(run_plan, manifest, folder, threads)
+
+
+async def work(
+    config: WorkerConfig, blobs: Blobs, reporter: Reporter, make_inner: MakeInner = torch_inner
+) -> int:
+    """Take part in a run until it is finished; returns the exit code. Raises CaudalError."""
+    reporter.update(phase="loading", site=config.site, round=0)
+    manifest = await _manifest(config, blobs)
+    if manifest is None or known_result(blobs, config.prefix) is not None:
+        return _done(reporter)
+    run_plan = plan(config.spec, manifest)
+    folder = await asyncio.to_thread(data_folder, blobs, config.prefix, manifest, Path(config.cache_dir))
+
+    def build() -> Inner:
+        return make_inner(run_plan, manifest, folder, config.threads)
+
+    thread = await _started(build, run_plan)
+    known: epochs.Epoch | None = None
+    look_s = LOOK_S
+    while known_result(blobs, config.prefix) is None:
+        known = epochs.newest(blobs, config.prefix, known)
+        if known is None:
+            await asyncio.sleep(LOOK_S)
+            continue
+        reporter.update(phase="joining")
+        session = Session(config, blobs, run_plan, known, thread, reporter, say)
+        ending = await session.run()
+        if isinstance(ending, Done):
+            break
+        say(f"{ending.why}; asking to join again")
+        if ending.final:
+            raise Stale("this worker cannot take part in the run", where=known.address, why=ending.why)
+        if ending.fresh:
+            thread.close()
+            thread = await _started(build, run_plan)
+        look_s = LOOK_S if session.took_part else min(LOOK_MOST_S, 1.5 * look_s)
+        await asyncio.sleep(max(look_s, ending.after_s))
+    return _done(reporter)
+
+
+async def _started(build: Callable[[], Inner], run_plan: RunPlan) -> ComputeThread:
+    thread = ComputeThread(build)
+    size = await thread.ready
+    if size != run_plan.parameters:
+        raise Failed(f"the model has {size} parameters, the run's plan says {run_plan.parameters}")
+    return thread
+
+
+async def _manifest(config: WorkerConfig, blobs: Blobs) -> DataManifest | None:
+    """The run's data, once its coordinator has prepared it; None where the run is finished."""
+    while (manifest := load_manifest(blobs, config.prefix)) is None:
+        if known_result(blobs, config.prefix) is not None:
+            return None
+        await asyncio.sleep(LOOK_S)
+    return manifest
+
+
+def _done(reporter: Reporter) -> int:
+    reporter.update(phase="done")
+    say("the run is finished")
+    return 0
+
+
+def main(path: str, make_inner: MakeInner = torch_inner) -> int:
+    """Run a worker with the configuration file; returns the exit code."""
+    # At once, whatever computes: what this process knows is worth nothing that the ledger does not have.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    reporter = Reporter()
+    try:
+        config = read_config(Path(path), WorkerConfig)
+        return asyncio.run(work(config, open_blobs(config.blobs_url), reporter, make_inner))
+    except CaudalError as error:
+        say(str(error))
+        reporter.update(phase="failed", error=error.one_line())
+        return error.exit_code
+    finally:
+        reporter.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""Specifies train/inner and train/heldout: steps over exactly the samples asked for, and honest scores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caudal.domain.workload import ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.store.blobs import open_blobs
+from caudal.train.data.prepare import TINYWORLD, prepare
+from caudal.train.fetch import data_folder
+from caudal.train.inner import TorchInner
+from caudal.train.interface import IdRange, RunPlan, plan
+from caudal.train.layout import initial_state
+from caudal.train.schedule import fresh_factor, learning_rate
+
+SPEC = TrainSpec(
+    name="tiny",
+    data=TINYWORLD,
+    stages=(
+        StageSpec("read", tokens=20_000, sample_tokens=32, batch=4, learning_rate=3e-3),
+        StageSpec("chat", tokens=8_000, kind="chat", sample_tokens=64, batch=4),
+    ),
+    tokenizer=TokenizerSpec(entries=300),
+    model=ModelShape(layers=1, heads=2, kv_heads=1, width=32, ffn_width=64, context=256),
+)
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunPlan, TorchInner, TorchInner]:
+    """A plan and two copies of a small model, ready to train."""
+    blobs, cache = open_blobs("memory://"), tmp_path_factory.mktemp("cache")
+    manifest = prepare(SPEC, blobs, "r")
+    folder = data_folder(blobs, "r", manifest, Path(cache))
+    of = plan(SPEC, manifest)
+    return of, TorchInner(of, manifest, folder), TorchInner(of, manifest, folder)
+
+
+def test_two_copies_do_the_same_and_the_loss_falls(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    of, one, two = made
+    state = initial_state(of.shape, of.vocab, of.seed)
+    assert one.size == two.size == state.size
+    results = []
+    for inner in (one, two):
+        inner.load(state)
+        before = inner.evaluate()["val_loss"]
+        result = inner.run(0, [IdRange(0, 80), IdRange(100, 150)], (0.0, 0.2), never)
+        results.append(result)
+        assert result.steps == math.ceil(130 / 4)
+        assert result.tokens == 130 * 32
+        assert not result.stopped
+        assert before == pytest.approx(math.log(of.vocab), abs=1.0)
+        assert inner.evaluate()["val_loss"] < before - 0.5
+    assert np.array_equal(results[0].params, results[1].params)
+    assert results[0].loss == results[1].loss
+    assert not np.array_equal(results[0].params, state)
+
+
+def test_chat_trains_on_answers_only(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    of, inner, _ = made
+    inner.load(initial_state(of.shape, of.vocab, of.seed))
+    first = of.stages[1].first_id
+    result = inner.run(1, [IdRange(first, first + 8)], (0.0, 0.1), never)
+    assert result.tokens == 8 * 64
+    assert 0 < result.loss < 2 * math.log(of.vocab)
+
+
+def test_a_round_is_stopped_between_steps(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    of, inner, _ = made
+    inner.load(initial_state(of.shape, of.vocab, of.seed))
+    calls = iter([False, False, True])
+    result = inner.run(0, [IdRange(0, 40)], (0.0, 0.1), lambda: next(calls))
+    assert result.stopped
+
+
+def test_the_held_out_score_says_how_many_of_how_many(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    of, inner, _ = made
+    inner.load(initial_state(of.shape, of.vocab, of.seed))
+    said = inner.heldout()
+    assert said["of"] == 200
+    assert said["correct"] == sum(kind["correct"] for kind in said["kinds"].values())
+    assert all(not sample["correct"] for sample in said["samples"]), "it has learnt nothing yet"
+
+
+def test_the_score_is_what_greedy_decoding_gives(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    of, inner, _ = made
+    inner.load(initial_state(of.shape, of.vocab, of.seed))
+    questions = inner._questions[:4]
+    end = inner._tokenizer.token_to_id("<|end|>")
+    model, flat = inner._model, inner._flat.detach()
+    # Expect exactly what the model says: then, and only then, all of them are right.
+    from caudal.train.heldout import Question, score
+
+    echoed = [
+        Question(q.kind, q.question, "", q.prompt, (*model.generate(flat, q.prompt, end, 6),))
+        for q in questions
+    ]
+    said = score(model, flat, [q for q in echoed if q.reply], inner._tokenizer)
+    assert said["correct"] == said["of"] > 0
+
+
+def test_the_rate_rises_and_falls(made: tuple[RunPlan, TorchInner, TorchInner]) -> None:
+    stage = made[0].stages[0]
+    rates = [learning_rate(stage, at / 100) for at in range(101)]
+    top = rates.index(max(rates))
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(stage.learning_rate)
+    assert top == round(100 * stage.warmup_fraction)
+    assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert rates[-1] == pytest.approx(stage.final_learning_rate)
+    assert fresh_factor(0) < 0.1 and fresh_factor(1000) == 1
