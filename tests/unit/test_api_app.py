@@ -224,3 +224,25 @@ def test_an_explanation_has_a_shape(api: Api) -> None:
     answer = api.get("/workloads/starter/explain")
     assert answer["shape"] == "explain/1"
     assert answer["items"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/api/v1/nothing", 404, "not_found"),
+        ("GET", "/api/v1/workloads/../../etc/explain", 404, "not_found"),
+        ("DELETE", "/api/v1/status", 405, "usage"),
+    ],
+)
+def test_what_the_framework_refuses_has_the_shape_of_all_errors(
+    api: Api, method: str, path: str, status: int, code: str
+) -> None:
+    answer = api.http.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+
+
+def test_an_empty_secret_lets_nobody_in(api: Api) -> None:
+    api.http.app.state.context = replace(api.http.app.state.context, token="")  # type: ignore[attr-defined]
+    for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": ""}):
+        assert api.post("/apply", {"specs": []}, headers).status_code == 401

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,6 +287,26 @@ def test_a_wrong_token_is_said_with_its_remedy(served: Served) -> None:
     assert told.code == 1
     assert "error[unauthorized]" in told.err
     assert served.caudal("status").code == 0, "reading on loopback takes none"
+
+
+def test_without_a_token_reading_goes_on_and_changing_is_refused(served: Served) -> None:
+    served.home.token_file.unlink()
+    assert served.caudal("status").code == 0
+    told = served.caudal("stop", "starter")
+    assert (told.code, told.err.partition(":")[0]) == (1, "error[unauthorized]")
+    served.stop()
+    assert "Illegal" not in served.caudal("status").err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device takes Linux")
+@pytest.mark.parametrize(("into", "code"), [("/dev/full", 1), ("pipe", 0)])
+def test_a_reader_that_leaves_is_no_failure_and_a_full_disk_is_one(into: str, code: int) -> None:
+    words = f"{sys.executable} -m caudal.cli schema"
+    line = f"{words} > {into}" if into != "pipe" else f"set -o pipefail; {words} | true"
+    told = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert told.returncode == code, told.stderr
+    assert "Traceback" not in told.stderr
+    assert ("no space" in told.stderr) == bool(code)
 
 
 # ---- apply -------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_file_that_only_begins_like_a_model(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
-    with pytest.raises(ModelInvalid, match="cannot load the model"):
+    with pytest.raises(ModelInvalid, match="not a usable GGUF file"):
         LlamaCppEngine().start(EngineLaunch("m", path, "127.0.0.1", 0, 64, 1, 1))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ import torch
 from tokenizers import Tokenizer
 
 from caudal.domain.workload import ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.ports import EngineLaunch
+from caudal.serve.llama_cpp import LlamaCppEngine
 from caudal.store.blobs import open_blobs
 from caudal.train.chat import END
 from caudal.train.data import tinyworld
@@ -39,8 +40,6 @@ SPEC = TrainSpec(
     model=ModelShape(layers=2, heads=4, kv_heads=2, width=64, ffn_width=128, context=256),
 )
 ANSWER_TOKENS = 40
-TIE = 0.01
-"""Nats."""
 
 
 class Served:
@@ -77,21 +76,6 @@ class Served:
         said: str = self.tokenizer.decode(self.model.generate(self.flat, prompt, end, ANSWER_TOKENS))
         return said
 
-    def alike(self, question: str, one: str, two: str) -> bool:
-        """Whether two answers are the same, or part where the model itself has a tie.
-
-        llama.cpp keeps keys and values in half precision: its log probabilities are 0.001 to 0.003 away from
-        the trainer's (measured), so a choice that is closer than that may go either way.
-        """
-        first, second = (self.tokenizer.encode(text + END).ids for text in (one, two))
-        for place, (a, b) in enumerate(zip(first, second, strict=False)):
-            if a != b:
-                prompt = prompt_tokens(self.tokenizer, question)
-                tokens = torch.tensor([[*prompt, *first[:place]]])
-                logits = self.model.logits(self.flat, tokens)[-1]
-                return abs(float(logits[a] - logits[b])) < TIE
-        return True
-
 
 def serve(spec: TrainSpec, folder: Path, train: bool) -> Iterator[Served]:
     """Train (or not), export, and serve on loopback."""
@@ -104,15 +88,11 @@ def serve(spec: TrainSpec, folder: Path, train: bool) -> Iterator[Served]:
         inner.load(state)
         state = inner.run(0, [IdRange(0, of.total_ids)], (0.0, 1.0), lambda: False).params
     export(state, spec, manifest, blobs, "r", folder / "model", Facts(of.total_tokens, 1, ("here",)))
-    params = xllamacpp.CommonParams()
-    params.model.path = str(folder / "model" / GGUF)
-    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 256, 1, False, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(params)
+    engine = LlamaCppEngine()
+    engine.start(EngineLaunch("tiny", folder / "model" / GGUF, "127.0.0.1", 0, 256, 2, 1))
     tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
-    yield Served(server.listening_address, Llama(of.shape, of.vocab), np.array(state), tokenizer)
-    del server
-    gc.collect()
+    yield Served(engine.url, Llama(of.shape, of.vocab), np.array(state), tokenizer)
+    engine.stop()
 
 
 TEXTS = (
@@ -136,14 +116,13 @@ def test_llama_cpp_tokenises_alike(chat: Served) -> None:
 
 @pytest.mark.slow
 def test_fifty_greedy_answers_are_the_trainers_own(chat: Served) -> None:
-    known = [d[0] for d in islice(tinyworld.dialogues(9), 60) if d[0].kind != "story"]
+    known = [d[0] for d in islice(tinyworld.dialogues(9), 60)]
     questions = [exchange.question for exchange in [*known[:30], *tinyworld.heldout(9, 20)]]
     assert len(questions) == 50
     own = [chat.own_answer(question) for question in questions]
     assert len(set(own)) > 25, "a model that always says the same proves nothing"
     said = [chat.answer(question) for question in questions]
-    assert [pair for pair in zip(questions, said, own, strict=True) if not chat.alike(*pair)] == []
-    assert sum(one == two for one, two in zip(said, own, strict=True)) >= 48
+    assert said == own
 
 
 def test_characters_reach_llama_cpp_one_by_one(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ Verbs are loaded when they are called, so that `caudal --help` stays fast and im
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import os
 import sys
 from typing import Any
 
 import click
 
 import caudal
-from caudal.domain.errors import CaudalError, UsageError
+from caudal.domain.errors import CaudalError, Failed, UsageError
 
 VERBS = {
     "up": "Run the fleet here: the control loop, the API, the gateway and what is applied.",
@@ -58,6 +60,15 @@ class Verbs(click.Group):
             )
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but that a pipe's reader may leave (`caudal events | head`): that is its right."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered is flushed when the interpreter ends: that must find a place to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of verbs, without loading any."""
         with formatter.section("Verbs"):
@@ -88,21 +99,24 @@ def group(ctx: click.Context, home: str | None) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run a verb; errors become a message on stderr and an exit code."""
+    code = 0
     try:
         result = group.main(args=args, prog_name="caudal", standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
+        code = result if isinstance(result, int) else 0
     except CaudalError as error:
         click.echo(f"error[{error.code}]: {error}", err=True)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except click.exceptions.Abort:
-        sys.exit(130)
+        code = 130
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
-    except BrokenPipeError:
-        # The reader of a pipe left (`caudal events | head`): that is its right.
-        sys.stderr.close()
-        sys.exit(0)
+        code = 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"error[{Failed.code}]: what was printed found no space: {error.strerror}", err=True)
+        code = Failed.exit_code
+    sys.exit(code)
 
 
 __all__ = ["VERBS", "caudal", "group", "main"]

@@ -63,7 +63,7 @@ class Client:
         token = _text(home.token_file)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=timeout_s,
             trust_env=False,
         )

@@ -24,7 +24,7 @@ from caudal.store.state import open_store
 
 NEEDED_DISK_BYTES = 2 << 30
 NEEDED_MEMORY_BYTES = 2 << 30
-EXTRAS = {"torch": "train", "xllamacpp": "serve", "gguf": "serve", "nicegui": "console"}
+EXTRAS = {"torch": "train", "xllamacpp": "serve", "gguf": "train", "nicegui": "console"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from caudal.cli.client import Client
 from caudal.cli.output import clock, console, json_option, plain, print_json
 from caudal.store.home import home
 
-
 PAGE = 10_000
 """As many events as the API gives at once."""
 

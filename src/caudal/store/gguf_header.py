@@ -43,10 +43,15 @@ _TYPE_SIZES: dict[int, tuple[int, int]] = {  # type: (elements in a block, bytes
 Value = int | float | bool | str
 
 
+FILE_TYPE_FLOAT32 = 0
+"""`general.file_type` of a file whose weights are all float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class GgufInfo:
     """What the header says. `context` is the longest that the model was trained for (0: not said);
-    `vocabulary` counts the tokenizer's entries; `licence` as its maker wrote it, or empty."""
+    `vocabulary` counts the tokenizer's entries; `licence` as its maker wrote it, or empty; `float32`
+    whether all weights are in full precision."""
 
     architecture: str
     name: str
@@ -56,6 +61,7 @@ class GgufInfo:
     tensors: int
     has_chat_template: bool
     licence: str
+    float32: bool = False
 
 
 def read_gguf(path: Path) -> GgufInfo:
@@ -115,6 +121,7 @@ class _Header:
             tensors=tensors,
             has_chat_template=bool(self._text("tokenizer.chat_template")),
             licence=self._text("general.license"),
+            float32=self._values.get("general.file_type") == FILE_TYPE_FLOAT32,
         )
 
     def _key(self) -> None:

@@ -67,7 +67,7 @@ def write_gguf(
         raise Failed(
             "the GGUF file cannot be written",
             why="the package `gguf` is not installed",
-            remedy="pip install 'caudal[train,serve]'",
+            remedy="pip install 'caudal[train]'",
         ) from None
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)

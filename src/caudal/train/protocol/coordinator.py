@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec import structs
 
@@ -80,7 +79,7 @@ class Coordinator:
         self._at_offset = at_offset
         self._arrived: list[Arrived] = []
         self._deadline = self._gather_until = math.inf
-        self._started_at = self._committed_at = now
+        self._committed_at = now
         self._leases = self._turn = 0
         self._evaluation_s = rules.FIRST_GRACE_S
         self._steps_unevaluated = 0
@@ -260,7 +259,6 @@ class Coordinator:
             self._out.append(Send(member.connection, order))
         self._arrived = []
         self.phase = Phase.ROUND
-        self._started_at = now
         self._deadline = now + self.pace.grace_s(max(m.steps for m in idle))
         if evaluator is not None:
             self._deadline += 3 * self._evaluation_s
@@ -379,19 +377,9 @@ class Coordinator:
             self.phase = Phase.WAITING
 
     def _measure(self, entry: Entry) -> None:
-        values: dict[str, Any] = {
-            "round": entry.round,
-            "stage": self.plan.stages[entry.stage].name,
-            "loss": entry.loss,
-            "tokens": self.totals.tokens,
-            "tokens_per_s": round(self.tokens_per_s, 1),
-            "inner_steps": entry.inner_steps,
-            "sites": len(entry.sites),
-            "update_bytes": entry.update_bytes,
-            **self._evaluated,  # of the state before this round
-        }
+        row = merge.curve_row(entry, self.plan, self.totals.tokens, self.tokens_per_s)
+        self._out.append(Measured(entry.round, {**row, **self._evaluated}))  # of the state before this round
         self._evaluated = {}
-        self._out.append(Measured(entry.round, values))
 
     def _say(self, text: str) -> None:
         self._out.append(Say(text))

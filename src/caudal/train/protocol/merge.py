@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from caudal.train.codec import encoded_bytes, magnitude
-from caudal.train.interface import IdRange, Stage
+from caudal.train.interface import IdRange, RunPlan, Stage
 from caudal.train.leases import size
 from caudal.train.ledger import FIRST, Contribution, Entry, Link
 from caudal.train.messages import Delta
@@ -93,3 +94,17 @@ def entry(
         state_sha256=state_sha256,
         at=at,
     )
+
+
+def curve_row(entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
+    """What the run's curve shows of a round; `tokens` are all that are committed."""
+    return {
+        "round": entry.round,
+        "stage": plan.stages[entry.stage].name,
+        "loss": entry.loss,
+        "tokens": tokens,
+        "tokens_per_s": round(tokens_per_s, 1),
+        "inner_steps": entry.inner_steps,
+        "sites": len(entry.sites),
+        "update_bytes": entry.update_bytes,
+    }
