@@ -48,7 +48,7 @@ def test_a_killed_site_comes_back_and_nothing_is_lost(fleet: Callable[..., Fleet
 
 
 def test_the_control_process_may_be_dead_for_long(fleet: Callable[..., Fleet]) -> None:
-    one = fleet(tokens=600_000)
+    one = fleet(tokens=5_000_000)  # more than it can train while this looks on
     one.up()
     one.wait_for(lambda: one.round() >= 2, 60, "rounds")
     slots = ("tiny.coordinator", "tiny.worker.0", "tiny.worker.1")

@@ -7,11 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
+from caudal.cli import live
 from caudal.cli.client import rebuild
 from caudal.cli.live import picture, progress_text, sparkline
 from caudal.cli.models import default_id
 from caudal.cli.output import ago, count, duration, size
-from caudal.domain.errors import Failed, NotFound, Stale
+from caudal.domain.errors import ControlAway, Failed, NotFound, Stale
 
 
 def test_sizes_and_times() -> None:
@@ -95,3 +96,21 @@ def test_the_live_picture_names_what_matters() -> None:
     assert progress_text({}) == "starting"
     full = progress_text({"phase": "training", "round": 3, "error": "there is no space left"})
     assert full == "training  round 3  trouble: there is no space left"
+
+
+def test_a_control_process_that_hangs_is_said_once_and_followed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter(["events", "hangs", "hangs", "hangs", "status", "events", "hangs", "status", "events"])
+
+    class Client:
+        def get(self, path: str, **query: object) -> dict[str, object]:
+            if next(answers) == "hangs":
+                raise ControlAway("no answer", where="[/]")
+            return {"items": [], "workloads": []}
+
+    seen: list[object] = []
+    monkeypatch.setattr(live.time, "sleep", lambda _: None)
+    out = Console(file=io.StringIO(), width=100)
+    live.follow_lines(Client(), out, lambda status: bool(seen) or seen.append(1) is not None)  # type: ignore[arg-type]
+    assert out.file.getvalue() == "[/]: no answer\n" * 2  # type: ignore[attr-defined]

@@ -52,9 +52,7 @@ def routes(state: State) -> Routes:
             continue
         replicas = found.setdefault(gang.model, [])
         usable = (
-            gang.lease_id in active
-            and gang.epoch >= active[gang.lease_id]
-            and status.get("ready") is True
+            gang.lease_id in active and gang.epoch >= active[gang.lease_id] and status.get("ready") is True
         )
         if usable and isinstance(url, str) and url.startswith(("http://", "https://")):
             replicas.append((gang, url))
