@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -42,6 +42,7 @@ from caudal.domain.fleet import FleetSpec
 from caudal.domain.gang import Role
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.drivers.local import LocalDriver
+from caudal.drivers.processes import identify
 from caudal.ports import Driver, Holder, Provider, World
 from caudal.providers.local import LocalProvider
 from caudal.store.atomic import write_atomic
@@ -56,11 +57,24 @@ API_START_S = 20.0
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock, but never backwards: where somebody sets it back, time goes on from where it was,
+    so that nothing waits for hours until a moment comes round again. It follows a clock that is set forward.
+    """
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        self._lock = threading.Lock()
+        self._last, self._last_steady = wall(), steady()
 
     def now(self) -> float:
         """Seconds since 1970."""
-        return time.time()
+        with self._lock:
+            steady = self._steady()
+            self._last = max(self._wall(), self._last + steady - self._last_steady)
+            self._last_steady = steady
+            return self._last
 
     def sleep(self, seconds: float) -> None:
         """Return after that long."""
@@ -69,15 +83,20 @@ class SystemClock:
 
 def this_process(name: str) -> Holder:
     """This process, as the one that leads."""
-    started_at = psutil.Process().create_time()
-    return Holder(name=name, host=socket.gethostname(), pid=os.getpid(), pid_started_at=started_at)
+    born = _born(os.getpid())
+    assert born is not None
+    return Holder(name=name, host=socket.gethostname(), pid=os.getpid(), pid_started_at=born)
+
+
+def _born(pid: int) -> float | None:
+    """When the kernel started that process, as the kernel counts (on Linux since boot, so that setting the
+    clock does not make a leader that lives look dead); None where it is gone, or only waits to be reaped."""
+    found = identify(pid)
+    return None if found is None else float(found.born.rpartition(":")[2])
 
 
 def _lives(holder: Holder) -> bool:
-    try:
-        return abs(psutil.Process(holder.pid).create_time() - holder.pid_started_at) < 1.0
-    except psutil.NoSuchProcess:
-        return False
+    return _born(holder.pid) == holder.pid_started_at
 
 
 def make_home(place: Home) -> None:
@@ -146,7 +165,8 @@ class Control:
         self.settings = Settings()
         self.store = open_store(place.database_url)
         self.models = ModelStore(open_blobs(place.blobs_url), place.cache / "models")
-        epoch = _lead(self.store, this_process(name), self.clock, self.settings.leader_ttl_s)
+        holder = this_process(name)
+        epoch = _lead(self.store, holder, self.clock, self.settings.leader_ttl_s)
         with ExitStack() as undo:
             undo.callback(self.store.resign, epoch)
             self.fleet = self._fleet(specs, default_fleet)
@@ -158,7 +178,7 @@ class Control:
             wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
             self.changes = apply(self.store, wished, self.clock.now())
             undo.pop_all()
-        loop = ControlLoop(self.world, this_process(name), self.settings, self._launch(), ThreadBackground())
+        loop = ControlLoop(self.world, holder, self.settings, self._launch(), ThreadBackground())
         self.runner = Runner(loop, on_lost=self._lost)
         self._server = uvicorn.Server(
             uvicorn.Config(self._app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -111,3 +112,15 @@ def test_a_port_in_use_is_said(fleet: Callable[..., Fleet]) -> None:
     assert told.returncode == 1
     assert "error[port_in_use]" in told.stderr
     assert "api.port" in told.stderr
+
+
+def test_an_impatient_user_strands_nothing(fleet: Callable[..., Fleet]) -> None:
+    one = fleet(tokens=2_000_000)
+    one.up()
+    one.wait_for(one.children, 15, "gangs")
+    assert one.process is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        one.process.send_signal(number)
+        time.sleep(0.05)
+    assert one.process.wait(timeout=40) == 0
+    assert one.children() == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caudal.composition import Control, make_home
+from caudal.composition import Control, SystemClock, make_home
 from caudal.control.apply import apply
 from caudal.domain.errors import Impossible, PortInUse, StateHeld, StorageFailed, UsageError
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, SiteSpec
@@ -114,3 +114,12 @@ def test_the_secret_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None
     assert place.token() == secret
     assert place.token_file.stat().st_mode & 0o077 == 0
     assert place.root.stat().st_mode & 0o077 == 0
+
+
+def test_the_clock_follows_forward_and_never_goes_back() -> None:
+    wall, steady = [1000.0], [5.0]
+    clock = SystemClock(lambda: wall[0], lambda: steady[0])
+    wall[0], steady[0] = 4600.0, 6.0
+    assert clock.now() == 4600.0
+    wall[0], steady[0] = 1002.0, 7.0
+    assert clock.now() == 4601.0

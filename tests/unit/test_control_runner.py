@@ -146,3 +146,24 @@ def test_a_pull_in_the_background_does_not_hold_up_the_loop() -> None:
     gate.set()
     bench.run_until(lambda: bool(bench.live("assistant.replica.small.0")), loop=loop, passes=2000)
     assert bench.models.pulled == ["small"]
+
+
+def test_a_bug_in_a_pass_is_one_event_and_does_not_end_the_loop() -> None:
+    bench = Bench(RUN)
+    bench.settings = replace(bench.settings, interval_s=0.001)
+    loop, enough, tries = bench.process("runner"), threading.Event(), []
+
+    def buggy() -> None:
+        tries.append(1)
+        if len(tries) == 5:
+            enough.set()
+        raise KeyError("what nobody foresaw")
+
+    loop.run_once = buggy  # type: ignore[method-assign]
+    runner = Runner(loop)
+    runner.start()
+    wait_for(enough)
+    assert runner.running
+    runner.stop()
+    told = [e.text for e in bench.store.events() if e.kind == "control.pass_failed"]
+    assert len(told) == 1 and "KeyError" in told[0]

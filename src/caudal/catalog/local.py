@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from math import floor
 
 from caudal.domain.fleet import MachineType, Market, Offer, Resources
 
@@ -24,8 +23,9 @@ def share(cpus: int, memory_bytes: int, sites: Sequence[str]) -> dict[str, Machi
     """One machine type per site, which together are this machine.
 
     Each site gets whole cores, the first sites one more where they do not come out even. With fewer cores
-    than sites every site gets the same fraction of a core. Memory goes with the cores, what is left of it
-    to the first site.
+    than sites every site counts one core, and they take turns on those that there are: slower, where half a
+    core each would hold no worker beside the rest, so that a run would wait for ever. Memory goes
+    with the cores, what is left of it to the first site.
     """
     assert cpus >= 1 and memory_bytes >= 0, "a machine has a core"
     assert len(set(sites)) == len(sites), "site names are distinct"
@@ -33,10 +33,9 @@ def share(cpus: int, memory_bytes: int, sites: Sequence[str]) -> dict[str, Machi
         return {}
     each, extra = divmod(cpus, len(sites))
     if each == 0:
-        cores: list[float] = [cpus / len(sites)] * len(sites)
-    else:
-        cores = [float(each + (1 if number < extra else 0)) for number in range(len(sites))]
-    memory = [_part(memory_bytes, count, cpus) for count in cores]
+        each, extra = 1, 0
+    cores = [float(each + (1 if number < extra else 0)) for number in range(len(sites))]
+    memory = [memory_bytes * int(count) // max(cpus, len(sites)) for count in cores]
     memory[0] += memory_bytes - sum(memory)
     return {site: machine_type(c, m) for site, c, m in zip(sites, cores, memory, strict=True)}
 
@@ -54,8 +53,3 @@ def offer(site: str, kind: MachineType, as_of: str, available: int | None = 1) -
         as_of=as_of,
         available=available,
     )
-
-
-def _part(memory_bytes: int, cores: float, cpus: int) -> int:
-    """The share of the memory that goes with so many of the cores; whole numbers stay exact."""
-    return memory_bytes * int(cores) // cpus if cores >= 1 else floor(memory_bytes * (cores / cpus))

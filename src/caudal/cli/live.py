@@ -20,7 +20,7 @@ from caudal.cli.events import line
 from caudal.cli.output import count, duration, plain, state
 from caudal.domain.errors import CaudalError
 
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 LINE_EVERY_S = 15.0
 EVENTS_SHOWN = 6
 SPARKS = "▁▂▃▄▅▆▇█"

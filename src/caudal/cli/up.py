@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 import click
+from rich.console import Console
 
 import caudal
 from caudal.cli.client import Client
@@ -31,13 +33,25 @@ def example(name: str) -> Path:
     )
 
 
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+ONE_WORD_S = 1.0
+
+
 def leave_on_sigterm() -> None:
-    """Make SIGTERM what Ctrl-C is: leave cleanly."""
+    """Make SIGTERM and a closed terminal what Ctrl-C is, also in a shell's background: leave cleanly.
+
+    One that comes within a second of another is the same one said twice: it must not interrupt the leaving, which would strand gangs."""
+    last_s = -ONE_WORD_S
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal last_s
+        before_s, last_s = last_s, time.monotonic()
+        if last_s - before_s >= ONE_WORD_S:
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in LEAVING:
+        signal.signal(number, interrupt)
 
 
 @click.command("up")
@@ -80,13 +94,23 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        out.print(
-            "leaving: " + ("what runs stays" if keep else "stopping what runs (runs keep their last round)")
+        for number in LEAVING:
+            signal.signal(number, signal.SIG_IGN)
+        _say(
+            out,
+            "leaving: " + ("what runs stays" if keep else "stopping what runs (runs keep their last round)"),
         )
         left = control.stop(keep_gangs=keep)
         for gang_id in left:
-            out.print(f"still running: {gang_id}")
-        out.print("left." if not left else "left; `caudal up` adopts what still runs.")
+            _say(out, f"still running: {gang_id}")
+        _say(out, "left; `caudal up` adopts what still runs." if left else "left.")
     if control.runner.lost is not None:
         raise control.runner.lost
+
+
+def _say(out: Console, text: str) -> None:
+    """Print, unless the terminal is gone: that must not keep what runs from being stopped."""
+    try:
+        out.print(text)
+    except OSError:
+        pass  # nobody looks any more

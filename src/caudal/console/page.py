@@ -80,7 +80,9 @@ class Page:
             self._model = ui.select([], label="model").props("dense outlined").classes("w-64")
             self._model.mark("model")
             self._model.on_value_change(self._forget)
-        self._thread = ui.column().classes("w-full col-grow overflow-auto").style("max-height: 420px")
+        self._scroll = ui.scroll_area().classes("w-full col-grow").style("min-height: 420px")
+        with self._scroll:
+            self._thread = ui.column().classes("w-full")
         with ui.row().classes("w-full no-wrap items-center"):
             self._input = ui.input(placeholder="Say something").props("outlined dense").classes("col-grow")
             self._input.on("keydown.enter", self._say)
@@ -116,14 +118,15 @@ class Page:
         self._input.value = ""
         self._messages.append({"role": "user", "content": said})
         with self._thread:
-            self._ui.chat_message(said, sent=True)
-            with self._ui.chat_message(name=str(self._model.value)):
+            self._ui.chat_message(said, sent=True).classes("self-end")
+            with self._ui.chat_message(name=str(self._model.value)).props("bg-color=blue-1"):
                 spoken = self._ui.label("…").style("white-space: pre-wrap")
         answer = ""
         try:
             async for piece in answer_pieces(self._gateway, str(self._model.value), list(self._messages)):
                 answer += piece
                 spoken.set_text(answer)
+                self._scroll.scroll_to(percent=1.0)
         finally:
             self._busy = False
         self._messages.append({"role": "assistant", "content": answer})

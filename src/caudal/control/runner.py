@@ -4,10 +4,11 @@ process leads."""
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 
 from caudal.control.loop import ControlLoop
-from caudal.domain.errors import CaudalError, LostLeadership, StateHeld
+from caudal.domain.errors import CaudalError, Failed, LostLeadership, StateHeld
 from caudal.domain.event import Event
 from caudal.ports import Change
 
@@ -17,7 +18,7 @@ BUSY_PAUSE_S = 0.05
 
 class Runner:
     """`lost` is the error that ended it, where another process leads; `on_lost` is told of it once. A pass
-    that fails otherwise is written down once, and the next one is made."""
+    that fails otherwise, also by a bug, is written down once, and the next one is made."""
 
     def __init__(self, loop: ControlLoop, on_lost: Callable[[CaudalError], None] | None = None) -> None:
         self.lost: CaudalError | None = None
@@ -64,6 +65,10 @@ class Runner:
                 return
             except CaudalError as error:
                 self._note(error)
+            except Exception as error:
+                # A bug of ours. The thread must not die of it unseen, with nobody left who decides: it is
+                # written down, and the next pass begins from what is stored.
+                self._note(_as_failure(error))
             pause_s = BUSY_PAUSE_S if self._loop.busy else self._loop.settings.interval_s
             self._poked.wait(pause_s)
 
@@ -79,3 +84,11 @@ class Runner:
             self._loop.world.store.commit(Change(events=[event]))
         except CaudalError:
             return  # the store itself is what fails: nothing can be written down now
+
+
+def _as_failure(error: Exception) -> Failed:
+    """An error that nobody foresaw, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    what = f"unexpected {type(error).__name__}: {error}"
+    return Failed(what, where=where, remedy="report this as a bug; what runs is not touched")

@@ -42,6 +42,7 @@ PASSED_ON_PREFIXES = (
     *("OMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH"),
     *("AWS_", "AZURE_", "GOOGLE_"),  # object stores that are named by URL ask these for credentials
 )
+KEPT_BACK = frozenset({"CAUDAL_DATABASE_URL"})  # may hold a password, and no gang talks to the database
 PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"})
 
 ISOLATED = ("-I", "-S") if sys.platform == "linux" else ("-I",)  # elsewhere psutil has to be found
@@ -302,7 +303,8 @@ def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name in PASSED_ON or name.upper() in PROXIES or name.startswith(PASSED_ON_PREFIXES)
+        if name not in KEPT_BACK
+        and (name in PASSED_ON or name.upper() in PROXIES or name.startswith(PASSED_ON_PREFIXES))
     }
 
 

@@ -192,6 +192,8 @@ class Shim:
             if asked or stop is not None:
                 self.stopping = True
                 self._end((stop or {}).get("grace_s", DEFAULT_GRACE_S))
+            elif self.kill_at is None and not self.gang.path.is_dir():
+                self._end(DEFAULT_GRACE_S)  # its folder was deleted: nobody could ever find it to end it
             elif self.ended and self.kill_at is None:
                 self._end(DEFAULT_GRACE_S)
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
@@ -270,6 +272,8 @@ class Shim:
                 self.gang.write_once(files.EXIT, record)
                 return
             except OSError:
+                if not self.gang.path.is_dir():
+                    return
                 if time.monotonic() > until:
                     raise  # then the gang is listed as lost, which is true: nobody knows how it ended
                 time.sleep(0.5)

@@ -16,6 +16,7 @@ are kept here until the control API has taken them.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import threading
@@ -87,7 +88,7 @@ class Reporter:
         try:
             with urllib.request.urlopen(request, timeout=2.0):
                 pass
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return  # the control process is away: what is kept here is sent when it is back
         with self._lock:
             for _ in points:

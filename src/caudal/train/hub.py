@@ -206,6 +206,12 @@ class Hub:
             # who never reads would keep the connection open with what is still to be sent
             asyncio.get_running_loop().call_later(LINGER_S, writer.transport.abort)
 
+    def _sites(self) -> dict[str, dict[str, Any]]:
+        """Each site as people see it: in the end there is nothing more to be busy with."""
+        view = self.machine.members.view()
+        over = {"state": "done"} if self.machine.phase is Phase.TRAINED else {}
+        return {name: {**site, **over} for name, site in view.items()}
+
     def _report(self) -> None:
         machine = self.machine
         last = machine.last.entry if machine.last else None
@@ -221,6 +227,6 @@ class Hub:
             tokens_per_s=round(machine.tokens_per_s, 1),
             loss=last.loss if last else None,
             val_loss=machine.values.get("val_loss"),
-            sites=machine.members.view(),
+            sites=self._sites(),
             error=self._error,
         )
