@@ -41,7 +41,9 @@ ONE_WORD_S = 1.0
 def leave_on_sigterm() -> None:
     """Make SIGTERM and a closed terminal what Ctrl-C is, also in a shell's background: leave cleanly.
 
-    One that comes within a second of another is the same one said twice: it must not interrupt the leaving, which would strand gangs."""
+    One that comes within a second of another is the same one said twice: it must not interrupt the leaving,
+    which would strand gangs.
+    """
     last_s = -ONE_WORD_S
 
     def interrupt(number: int, frame: FrameType | None) -> None:
