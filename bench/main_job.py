@@ -79,9 +79,9 @@ def main_job() -> dict[str, float]:
         finally:
             fleet.send_signal(2)
             fleet.wait(timeout=60)
-    training = [p for p in points if p["values"].get("tokens_done")]
+    training = [p for p in points if p["values"].get("tokens")]
     span_s = training[-1]["at"] - training[0]["at"]
-    tokens = training[-1]["values"]["tokens_done"] - training[0]["values"]["tokens_done"]
+    tokens = training[-1]["values"]["tokens"] - training[0]["values"]["tokens"]
     heldout = progress["heldout"]
     return {
         "first_answer_s": first,

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.postgres import postgres
+
+__all__ = ["fleet", "postgres"]
 
 
 @pytest.fixture

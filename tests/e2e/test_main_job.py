@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.postgres import new_schema
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -54,3 +55,22 @@ def test_trained_over_two_sites_published_and_served(fleet: Callable[..., Fleet]
     assert one.caudal("explain", "nobody").returncode == 3
     assert one.leave() == 0
     assert one.children() == []
+
+
+def test_the_state_may_live_in_postgresql(
+    fleet: Callable[..., Fleet], postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAUDAL_DATABASE_URL", new_schema(postgres))
+    one = fleet(tokens=40_000, service=True)
+    one.up()
+    one.wait_finished()
+    one.wait_for(one.ready, 30, "a replica of the published model")
+    one.audit()
+    running = one.pids("assistant.replica.tiny.0")
+    one.kill_control()
+    one.up()
+    one.wait_for(one.ready, 20, "the replica to report to the new control process")
+    assert one.pids("assistant.replica.tiny.0") == running
+    assert one.leave() == 0
+    assert one.children() == []
+    assert not (one.home / "state.db").exists()

@@ -33,6 +33,11 @@ REPORT_URL = "CAUDAL_REPORT_URL"
 TOKEN_FILE = "CAUDAL_TOKEN_FILE"
 """Environment variable: the file that holds the control API's secret."""
 
+URGENT = ("ready", "error")
+"""Keys whose change is told at once."""
+
+AT_MOST_EVERY_S = 0.2
+
 MAX_POINTS_KEPT = 100_000
 MAX_POINTS_SENT = 1_000
 
@@ -43,7 +48,7 @@ class Reporter:
     Without `CAUDAL_REPORT_URL` it keeps quiet, so that the same program runs alone.
     """
 
-    def __init__(self, interval_s: float = 0.5) -> None:
+    def __init__(self, interval_s: float = 1.0) -> None:
         self._url = os.environ.get(REPORT_URL, "")
         self._token_file = os.environ.get(TOKEN_FILE, "")
         self._interval_s = interval_s
@@ -51,14 +56,19 @@ class Reporter:
         self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS_KEPT)
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         if self._url:
             self._thread.start()
 
     def update(self, **status: Any) -> None:
-        """Change keys of the status; sent with the next post."""
+        """Change keys of the status; sent with the next post, and at once where it is of the kind that others
+        wait for."""
         with self._lock:
+            urgent = any(key in status and status[key] != self._status.get(key) for key in URGENT)
             self._status.update(status)
+        if urgent:
+            self._news.set()
 
     def point(self, seq: int, values: Mapping[str, Any]) -> None:
         """Add a row to the run's curve."""
@@ -68,12 +78,16 @@ class Reporter:
     def close(self) -> None:
         """Send what is left, once, and end."""
         self._closing.set()
+        self._news.set()
         if self._thread.is_alive():
             self._thread.join(timeout=3.0)
 
     def _run(self) -> None:
-        while not self._closing.wait(self._interval_s):
+        while not self._closing.is_set():
+            self._news.wait(self._interval_s)
+            self._news.clear()
             self._post()
+            self._closing.wait(AT_MOST_EVERY_S)
         self._post()
 
     def _post(self) -> None:
