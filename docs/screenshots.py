@@ -8,6 +8,7 @@ the terminal is taken, and that is said.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,9 @@ def terminal(follower: Follower) -> None:
     """The live view as an SVG."""
     out = Console(record=True, width=100, file=io.StringIO())
     out.print(picture(follower.status, follower.curves, follower.events))
-    out.save_svg(str(FOLDER / "terminal.svg"), title="make up")
+    # Without the fonts that the picture would have its reader's browser fetch from elsewhere.
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", out.export_svg(title="make up"), flags=re.DOTALL)
+    (FOLDER / "terminal.svg").write_text(drawn)
 
 
 def page(url: str) -> None:

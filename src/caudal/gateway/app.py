@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from caudal.gateway.generation import Generations
+from caudal.gateway.http_request import Request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
@@ -16,6 +18,7 @@ from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 UNKNOWN_MODEL = "unknown"
 CLIENT_LEFT = 499
 """The status that is counted, and seen by nobody, where a client did not wait for its answer."""
@@ -45,6 +48,7 @@ class App:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
         try:
+            _refuse_foreign_pages(exchange.request)
             await self._endpoint(exchange.request.method, exchange.request.path)(exchange)
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
@@ -118,9 +122,20 @@ def _described(model: ModelRoutes) -> dict[str, object]:
     }
 
 
+def _refuse_foreign_pages(request: Request) -> None:
+    """Browsers say from which page a request comes. A page of another site must not get in, not even one
+    whose name was made to point here (DNS rebinding), for which the browser asks no permission."""
+    origin = request.headers.get(b"origin")
+    if origin is not None and not LOCAL_ORIGIN.fullmatch(origin):
+        raise ApiError(403, "origin_refused", "Web pages of other sites may not use this gateway.")
+
+
 def _require_json(exchange: Exchange) -> None:
     """A page of another site can make a browser post plain text here, but not JSON."""
     kind = exchange.request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         message = "The body of this request must be JSON: send the header 'content-type: application/json'."
+        raise ApiError(415, "unsupported_media_type", message)
+    if exchange.request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        message = "The body of this request must not be compressed: leave out 'content-encoding'."
         raise ApiError(415, "unsupported_media_type", message)

@@ -28,6 +28,9 @@ from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, Upstream
 log = logging.getLogger("caudal.gateway")
 
 MAX_ATTEMPTS = 4
+MAX_LOST = 2
+"""A request over which so many replicas hung up is not given to another: it may be what kills them."""
+
 WAIT_FOR_REPLICA_S = 10.0
 RETRY_STATUSES = frozenset({502, 503, 504})
 """What an engine that is loading, overloaded or proxied answers: another one may do better."""
@@ -54,6 +57,7 @@ class Generations:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
+        lost = 0
         for attempt in range(MAX_ATTEMPTS):
             ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
             if not isinstance(ticket, Ticket):
@@ -66,10 +70,13 @@ class Generations:
                 ticket.failed()
                 tried |= {ticket.gang}
                 why = str(failure)
+                lost += isinstance(failure, UpstreamFailed) and failure.lost
                 log.warning("replica %s failed a request: %s", ticket.gang, why)
                 if exchange.started:
                     self._broken(exchange, why)
                     return 200
+                if lost >= MAX_LOST:
+                    break
             finally:
                 ticket.release()
         raise replica_failed(call.model, why)

@@ -21,7 +21,15 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
-Stops = Annotated[list[str], Meta(max_length=64)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1024)]  # an empty one would end every answer at once
+Stops = Annotated[list[Stop], Meta(max_length=64)]
+Window = Annotated[int, Meta(ge=-1, le=65_536)]
+Probabilities = Annotated[int, Meta(ge=0, le=20)]
+
+MAX_GRAMMAR_BYTES = 32 * 1024
+MAX_GRAMMAR_GROUPS = 1000
+"""llama.cpp's grammar parser calls itself for every parenthesis: 50,000 of them end its process
+(SIGSEGV, xllamacpp, 2026-11), and with it everybody's answers."""
 
 TYPICAL_REPLY_TOKENS = 256
 """What a request counts as generating while it is in flight, where it names no limit."""
@@ -46,19 +54,27 @@ class Message(Struct):
 
 
 class _Common(Struct):
+    """What both kinds of request have. The last five are llama.cpp's own, known here because without a
+    bound one request can take gigabytes of the replica's memory, or end its process."""
+
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Unit | None = None
     n: Choices | None = None
-    stop: str | Stops | None = None
+    stop: Stop | Stops | None = None
     max_tokens: Tokens | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, float] | list[Any] | None = None
     seed: Seed | None = None
     user: str | None = None
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_BYTES)] | None = None
+    n_probs: Probabilities | None = None
+    repeat_last_n: Window | None = None
+    penalty_last_n: Window | None = None
+    dry_penalty_last_n: Window | None = None
 
 
 class ChatRequest(_Common, kw_only=True):
@@ -67,7 +83,7 @@ class ChatRequest(_Common, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Probabilities | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -80,7 +96,7 @@ class CompletionRequest(_Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
     suffix: str | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: Probabilities | None = None
     best_of: Choices | None = None
 
 
@@ -121,6 +137,9 @@ def _call(path: str, request: _Common, reply: int, body: bytes, prompt_param: st
     if request.stream_options is not None and not request.stream:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise ApiError(400, "invalid_value", message, param="stream_options")
+    if request.grammar is not None and request.grammar.count("(") > MAX_GRAMMAR_GROUPS:
+        message = f"A grammar has at most {MAX_GRAMMAR_GROUPS} parentheses here."
+        raise ApiError(400, "invalid_value", message, param="grammar")
     tokens = len(body) // BYTES_PER_TOKEN + reply * (request.n or 1)
     return Call(path, request.model, bool(request.stream), tokens, body, prompt_param)
 

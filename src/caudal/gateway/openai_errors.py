@@ -15,6 +15,11 @@ RETRY_AFTER_S = 2
 """What a client is told to wait where nothing better is known; a replica restarts in about a second."""
 
 
+CLIENTS_FAULT = ("input is not supported", "Failed to parse ", "Unknown reasoning format")
+"""llama.cpp answers 500 to some requests that are simply wrong (pictures for a text model, tools without a
+type); a client that reads 500 sends the same again."""
+
+
 class ApiError(Exception):
     """An answer that is an error."""
 
@@ -105,6 +110,8 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
         return _too_long(error, text, prompt_param)
     code = error.get("code")
     param = error.get("param")
+    if status == 500 and any(words in text for words in CLIENTS_FAULT):
+        status, kind = 400, "invalid_request_error"
     return ApiError(
         status,
         code if isinstance(code, str) else str(kind or "engine_error"),

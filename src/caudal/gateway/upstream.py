@@ -18,12 +18,14 @@ class UpstreamFailed(Exception):
     """The other side could not be reached, died, stalled, or said what is not HTTP.
 
     `stale` marks the one harmless case: a kept connection that was closed before any byte of the answer.
+    `lost` marks the one that the request itself may have caused: the other side hung up over it.
     """
 
-    def __init__(self, why: str, *, stale: bool = False) -> None:
+    def __init__(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.stale = stale
+        self.lost = lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class UpstreamConnection(asyncio.Protocol):
         from one that was cut off, and counts as that."""
         if not self.complete:
             stale = self._uses > 1 and not self._any_byte
-            self._fail("the connection was lost before the answer was whole", stale=stale)
+            self._fail("the connection was lost before the answer was whole", stale=stale, lost=True)
         elif self._failure is None:
             self._failure = UpstreamFailed("the connection was closed", stale=True)
 
@@ -196,9 +198,9 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._parser.should_keep_alive():
             self.close()
 
-    def _fail(self, why: str, *, stale: bool = False) -> None:
+    def _fail(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
         if self._failure is None:
-            self._failure = UpstreamFailed(why, stale=stale)
+            self._failure = UpstreamFailed(why, stale=stale, lost=lost)
         self.close()
         self._wake()
 
