@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from caudal.gateway.openai_errors import engine_error
 from caudal.gateway.process import Gateway
 from caudal.gateway.upstream import UpstreamLimits
 from tests.support.gateway import chat, connect, gateway, parsed, post, raw
@@ -262,3 +263,52 @@ def test_other_paths(tmp_path: Path) -> None:
         assert "caudal_gateway_first_byte_seconds_count 1" in text
 
     with_one(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"origin: https://evil.example\r\n", 403),
+        (b"origin: http://127.0.0.1.evil.example\r\n", 403),
+        (b"origin: null\r\n", 403),
+        (b"origin: http://localhost:8600\r\n", 200),
+        (b"origin: http://127.0.0.1:8600\r\n", 200),
+        (b"content-encoding: gzip\r\n", 415),
+    ],
+)
+def test_pages_of_other_sites_and_compressed_bodies_are_refused(
+    tmp_path: Path, header: bytes, status: int
+) -> None:
+    async def scenario(one: Gateway, replica: MockReplica) -> None:
+        request = post(chat()).replace(b"content-type:", header + b"content-type:", 1)
+        assert header in request
+        assert parsed(await raw(one, request))[0] == status
+        assert len(replica.requests) == (1 if status == 200 else 0)
+
+    with_one(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"grammar": "root ::= " + "(" * 1001 + ")" * 1001},
+        {"grammar": "x" * 40_000},
+        {"n_probs": 1_000_000},
+        {"repeat_last_n": 10**9},
+        {"stop": ""},
+        {"stop": ["ok", ""]},
+    ],
+)
+def test_what_could_end_an_engine_never_reaches_it(tmp_path: Path, extra: dict[str, Any]) -> None:
+    async def scenario(one: Gateway, replica: MockReplica) -> None:
+        got, answer = parsed(await raw(one, post(chat(**extra))))
+        assert (got, answer["error"]["type"]) == (400, "invalid_request_error")
+        assert replica.requests == []
+
+    with_one(tmp_path, scenario)
+
+
+def test_what_the_engine_calls_its_own_fault_and_is_the_clients_is_400() -> None:
+    body = b'{"error": {"message": "image input is not supported", "type": "server_error"}}'
+    assert engine_error(500, body, "messages").status == 400
+    assert engine_error(500, b'{"error": {"message": "out of memory"}}', "messages").status != 400
