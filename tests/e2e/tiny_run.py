@@ -22,7 +22,7 @@ from caudal.domain.errors import AlreadyExists
 from caudal.domain.workload import TrainSpec
 from caudal.ports import Blobs
 from caudal.train import coordinator, worker
-from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData
+from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData
 
 
 class TinyInner:
@@ -37,19 +37,22 @@ class TinyInner:
     def load(self, state: Flat) -> None:
         self.params = state.copy()
 
+    def add(self, start: int, change: Flat) -> None:
+        self.params[start : start + len(change)] += change
+
     def run(
         self,
         stage: int,
         ids: Sequence[IdRange],
         progress: tuple[float, float],
-        stop: Callable[[], bool],
+        between: Between,
     ) -> InnerResult:
         of = self.plan.stages[stage]
         all_ids = [i for r in ids for i in range(r.start, r.stop)]
         steps = -(-len(all_ids) // of.batch)
         started = time.monotonic()
         for step in range(steps):
-            if stop():
+            if between(step):
                 return InnerResult(self.params, 0, 0.0, step, 0.0, stopped=True)
             batch = all_ids[step * of.batch : (step + 1) * of.batch]
             target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(batch) % 7) / 7)
@@ -57,7 +60,7 @@ class TinyInner:
             time.sleep(self.step_s)
         loss = float(np.mean(np.square(self.params)))
         tokens = len(all_ids) * of.sample_tokens
-        return InnerResult(self.params, tokens, loss, steps, time.monotonic() - started)
+        return InnerResult(self.params.copy(), tokens, loss, steps, time.monotonic() - started)
 
     def evaluate(self) -> dict[str, float]:
         return {"val_loss": float(np.mean(np.square(self.params)))}

@@ -86,7 +86,7 @@ def serve(spec: TrainSpec, folder: Path, train: bool) -> Iterator[Served]:
     if train:
         inner = TorchInner(of, manifest, data_folder(blobs, "r", manifest, folder / "cache"))
         inner.load(state)
-        state = inner.run(0, [IdRange(0, of.total_ids)], (0.0, 1.0), lambda: False).params
+        state = inner.run(0, [IdRange(0, of.total_ids)], (0.0, 1.0), lambda _: False).params
     export(state, spec, manifest, blobs, "r", folder / "model", Facts(of.total_tokens, 1, ("here",)))
     engine = LlamaCppEngine()
     engine.start(EngineLaunch("tiny", folder / "model" / GGUF, "127.0.0.1", 0, 256, 2, 1))

@@ -29,7 +29,7 @@ SPEC = TrainSpec(
 )
 
 
-def never() -> bool:
+def never(_: int) -> bool:
     """Nobody asks to stop."""
     return False
 
@@ -77,7 +77,7 @@ def test_a_round_is_stopped_between_steps(made: tuple[RunPlan, TorchInner, Torch
     of, inner, _ = made
     inner.load(initial_state(of.shape, of.vocab, of.seed))
     calls = iter([False, False, True])
-    result = inner.run(0, [IdRange(0, 40)], (0.0, 0.1), lambda: next(calls))
+    result = inner.run(0, [IdRange(0, 40)], (0.0, 0.1), lambda _: next(calls))
     assert result.stopped
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.heldout import load_questions, score
-from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan
+from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan
 from caudal.train.layout import tensors
 from caudal.train.model import Llama
 from caudal.train.schedule import fresh_factor, learning_rate
@@ -62,12 +62,17 @@ class TorchInner:
         with torch.no_grad():
             self._flat.copy_(torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32)))
 
+    def add(self, start: int, change: Flat) -> None:
+        """Add `change` to the parameters from number `start` on; the moments stay."""
+        with torch.no_grad():
+            self._flat[start : start + len(change)] += torch.from_numpy(change)
+
     def run(
         self,
         stage: int,
         ids: Sequence[IdRange],
         progress: tuple[float, float],
-        stop: Callable[[], bool],
+        between: Between,
     ) -> InnerResult:
         """Take inner steps over exactly these samples; see `Inner.run`."""
         started = time.perf_counter()
@@ -79,7 +84,7 @@ class TorchInner:
         total, counted, stopped = 0.0, 0, False
         with _no_subnormals():
             for step in range(steps):
-                if stop():
+                if between(step):
                     stopped = True
                     break
                 batch = self._samples[stage].batch(positions[step * of.batch : (step + 1) * of.batch])

@@ -154,7 +154,7 @@ class InnerResult:
     """What the inner steps of one round did.
 
     `params` are the parameters after them; `tokens` the positions trained; `loss` the mean nats per
-    predicted token; `stopped` says that `stop()` was obeyed and the result must not be used.
+    predicted token; `stopped` says that `between` was obeyed and the result must not be used.
     """
 
     params: Flat
@@ -163,6 +163,11 @@ class InnerResult:
     steps: int
     seconds: float
     stopped: bool = False
+
+
+Between = Callable[[int], bool]
+"""Called with its number before every inner step, in the thread that computes: whether to stop. It may call
+`Inner.add` meanwhile: that is how what other sites learnt arrives while the steps go on."""
 
 
 class Inner(Protocol):
@@ -175,12 +180,16 @@ class Inner(Protocol):
         """Take over the parameters; the inner optimiser's moments stay as they are. Copies `state`."""
         ...
 
+    def add(self, start: int, change: Flat) -> None:
+        """Add `change` to the parameters from number `start` on, in float32; the moments stay."""
+        ...
+
     def run(
         self,
         stage: int,
         ids: Sequence[IdRange],
         progress: tuple[float, float],
-        stop: Callable[[], bool],
+        between: Between,
     ) -> InnerResult:
         """Take inner steps over exactly these samples, in batches of the stage's `batch` (the last may be
         smaller), the learning rate read at the stage's progress going from progress[0] to progress[1]."""

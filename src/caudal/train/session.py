@@ -192,7 +192,7 @@ def _load(order: Load, inner: Inner) -> None:
 
 
 def _compute(order: Compute, stop: threading.Event, inner: Inner) -> InnerResult:
-    return inner.run(order.stage, order.ids, order.progress, stop.is_set)
+    return inner.run(order.stage, order.ids, order.progress, lambda _: stop.is_set())
 
 
 def _assess(order: Assess, inner: Inner) -> tuple[int, dict[str, float], dict[str, Any] | None]:
