@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class TinyInner:
 
     def load(self, state: Flat) -> None:
         self.params = state.copy()
+
+    def forget(self) -> None:
+        pass
 
     def add(self, start: int, change: Flat) -> None:
         self.params[start : start + len(change)] += change

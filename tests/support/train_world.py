@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -24,10 +24,10 @@ from caudal.domain.errors import AlreadyExists, NotFound
 from caudal.domain.workload import ModelShape, OuterSpec, StageSpec, TrainSpec
 from caudal.train import checkpoint, epochs
 from caudal.train.audit import RunRecord, plan_path
-from caudal.train.interface import DataManifest, InnerResult, RunPlan, StageData, plan
+from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData, plan
 from caudal.train.keeper import Fenced, Keeper, Overtaken
 from caudal.train.layout import initial_state
-from caudal.train.messages import Hello, Message, Ping
+from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
 from caudal.train.protocol.coordinator import Coordinator, Terms
@@ -38,10 +38,12 @@ from caudal.train.protocol.effects import (
     Commit,
     Compute,
     Done,
+    Forget,
     Keep,
     Load,
     Rejoin,
     Send,
+    Shift,
     StopCompute,
     Trained,
 )
@@ -57,7 +59,7 @@ SPEC = TrainSpec(
         StageSpec("second", tokens=8 * 41 - 3, sample_tokens=8, batch=3),
     ),
     model=ModelShape(layers=1, heads=2, kv_heads=1, width=8, ffn_width=8, context=16),
-    outer=OuterSpec(inner_steps=4),
+    outer=OuterSpec(inner_steps=4, fragments=3),
     sites=3,
     evaluate_every_rounds=3,
     checkpoint_every_rounds=5,
@@ -168,7 +170,8 @@ class Node:
     wire: Wire | None = None
     heard_at: float = 0.0
     jobs_until: float = 0.0
-    stopped: set[str] = field(default_factory=set)
+    stop: list[bool] = field(default_factory=list)
+    shifts: list[Shift] = field(default_factory=list)
     params: Any = None
     pace: float = 1.0
     done: bool = False
@@ -186,6 +189,7 @@ class TrainWorld:
         self.now = 0.0
         self.calm = False
         self.trained: Trained | None = None
+        self.adopted = 0
         self.hashes: dict[tuple[int, int], str] = {}
         self.log: list[str] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -315,8 +319,12 @@ class TrainWorld:
             return
         wire = Wire(next(self._numbers), boss, node)
         boss.wires[wire.number] = wire
-        node.wire, node.site, node.heard_at = wire, Site(self.plan.parameters), self.now
-        said = hello(self.plan, node.name, node.incarnation)
+        node.site = node.site or Site(self.plan)
+        node.wire, node.heard_at = wire, self.now
+        held_round, sha256, held = node.site.offer()
+        said = hello(
+            self.plan, node.name, node.incarnation, round=held_round, state_sha256=sha256, held=held
+        )
         self.carry(wire, "boss", said, b"")
         self.at(10.0, partial(self.unproven, wire))
 
@@ -334,75 +342,99 @@ class TrainWorld:
         if wire.boss.alive:
             self.boss_does(wire.boss, wire.boss.machine.lost(wire.number, "cut", self.now))
         node = wire.node
-        if node.wire is wire and node.site is not None:
-            node.site.leave()
+        if node.wire is wire:
             self.at(self.random.uniform(0.05, 0.5), lambda: self.join(node))
 
     def crash_node(self, node: Node) -> None:
         """The process dies and comes back as its next incarnation."""
         node.incarnation += 1
-        node.params, node.jobs_until = None, self.now
+        node.params, node.jobs_until, node.site = None, self.now, None
+        node.shifts, node.stop = [], []
         if node.wire is not None and node.wire.up:
             self.cut(node.wire)
 
-    def site_does(self, node: Node, wire: Wire, effects: list[Any]) -> None:
+    def site_does(self, node: Node, effects: list[Any]) -> None:
         site = node.site
         assert site is not None
         for effect in effects:
             if isinstance(effect, Send):
-                self.carry(wire, "boss", effect.message, bytes(effect.payload))
+                if isinstance(effect.message, Delta) and effect.message.fragment == 0:
+                    self.learnt_once(site, effect.message)
+                if node.wire is not None and node.wire.up:
+                    self.carry(node.wire, "boss", effect.message, bytes(effect.payload))
             elif isinstance(effect, Load):
                 key = site.epoch, site.round
                 if key in self.hashes:
                     assert state_sha256(effect.state) == self.hashes[key], f"copies differ after {key}"
-                state = effect.state.copy()
-                self.job(node, 0.001, lambda n=node, s=state: setattr(n, "params", s))
+                self.job(node, 0.001, partial(setattr, node, "params", effect.state.copy()))
+            elif isinstance(effect, Shift):
+                node.shifts.append(effect)
+                self.job(node, 0.0, partial(self.shifted, node, effect))
             elif isinstance(effect, Compute):
                 seconds = node.pace * 0.05 * sum(r.size for r in effect.ids) * self.random.uniform(0.7, 1.5)
-                self.job(node, seconds, partial(self.computed, node, site, wire, effect, seconds))
+                node.stop = [False]
+                self.job(node, seconds, partial(self.computed, node, effect, node.stop, seconds))
             elif isinstance(effect, StopCompute):
-                assert site.computing is not None
-                node.stopped.add(site.computing.lease)
+                assert site.computing
+                node.stop[0] = True
             elif isinstance(effect, Assess):
-                asked = {"correct": 1, "of": 2} if effect.heldout else None
-                self.job(
-                    node,
-                    0.2,
-                    lambda e=effect, a=asked: (
-                        self.site_does(node, wire, site.assessed(e.round, {"val_loss": 1.0}, a))
-                        if node.site is site
-                        else None
-                    ),
-                )
+                self.job(node, 0.2, partial(self.assessed, node, effect))
             elif isinstance(effect, Rejoin):
                 assert not effect.final or self.fault(1.0), effect.why
-                self.cut(wire)
+                if node.wire is not None:
+                    self.cut(node.wire)
             else:
-                assert isinstance(effect, Done)
+                assert isinstance(effect, Done | Forget)
+
+    def learnt_once(self, site: Site, delta: Delta) -> None:
+        """What is cut for a round is what its own ids taught, however updates came in between."""
+        work = next(w for w in site.works if w.order.lease == delta.lease)
+        assert work.learnt is not None
+        wanted = self.lesson([IdRange(*r) for r in work.order.ids])
+        assert np.allclose(work.learnt, wanted, atol=2e-5), "a delta holds what others learnt, or twice its own"
+
+    def lesson(self, ids: Sequence[IdRange]) -> Flat:
+        """What these ids teach."""
+        total = sum(i for r in ids for i in range(r.start, r.stop))
+        return np.float32(0.01) * np.cos(np.arange(self.plan.parameters, dtype=np.float32) + np.float32(total))
+
+    def shifted(self, node: Node, shift: Shift) -> None:
+        if shift in node.shifts:
+            node.shifts.remove(shift)
+            self.shift(node, shift)
+
+    def shift(self, node: Node, shift: Shift) -> None:
+        node.params = node.params.copy()
+        node.params[shift.start : shift.start + len(shift.change)] += shift.change
+
+    def assessed(self, node: Node, order: Assess) -> None:
+        assert node.site is not None
+        node.params = order.back.copy()
+        heldout = {"correct": 1, "of": 2} if order.heldout else None
+        self.site_does(node, node.site.assessed(order.round, {"val_loss": 1.0}, heldout))
 
     def job(self, node: Node, seconds: float, what: Callable[[], None]) -> None:
         incarnation = node.incarnation
         node.jobs_until = max(node.jobs_until, self.now) + seconds
         self.at(node.jobs_until - self.now, lambda: what() if node.incarnation == incarnation else None)
 
-    def computed(self, node: Node, site: Site, wire: Wire, order: Compute, seconds: float) -> None:
-        if node.site is not site or not wire.up:
-            return
-        if order.lease in node.stopped:
-            result = InnerResult(node.params, 0, 0.0, 0, seconds, stopped=True)
+    def computed(self, node: Node, order: Compute, stop: list[bool], seconds: float) -> None:
+        assert node.site is not None
+        stage = self.plan.stages[order.stage]
+        count = sum(r.size for r in order.ids)
+        assert all(stage.first_id <= r.start < r.stop <= stage.end_id for r in order.ids), "crosses a stage"
+        steps, applied = -(-count // stage.batch), {}
+        # what came meanwhile is added between two steps, or behind the last one by its own job
+        for shift in list(node.shifts) if self.random.random() < 0.7 else []:
+            node.shifts.remove(shift)
+            self.shift(node, shift)
+            applied[shift.key] = self.random.randrange(steps)
+        if stop[0]:
+            result = InnerResult(node.params.copy(), 0, 0.0, 0, seconds, stopped=True)
         else:
-            ids = [i for r in order.ids for i in range(r.start, r.stop)]
-            stage = self.plan.stages[order.stage]
-            assert all(stage.first_id <= i < stage.end_id for i in ids), "a round crosses a stage"
-            learnt = np.cos(np.arange(self.plan.parameters, dtype=np.float32) + np.float32(sum(ids)))
-            result = InnerResult(
-                node.params + np.float32(0.01) * learnt,
-                len(ids) * stage.sample_tokens,
-                1.0,
-                -(-len(ids) // stage.batch),
-                seconds,
-            )
-        self.site_does(node, wire, site.computed(result))
+            node.params = node.params + self.lesson(order.ids)
+            result = InnerResult(node.params.copy(), count * stage.sample_tokens, 1.0, steps, seconds)
+        self.site_does(node, node.site.computed(result, applied, self.now))
 
     # ---- the network --------------------------------------------------------------------------------------
 
@@ -444,4 +476,4 @@ class TrainWorld:
         if not wire.up or wire.silent or node.wire is not wire or node.site is None:
             return
         node.heard_at = self.now
-        self.site_does(node, wire, node.site.message(message, payload))
+        self.site_does(node, node.site.message(message, payload, self.now))

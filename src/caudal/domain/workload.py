@@ -56,15 +56,23 @@ class StageSpec:
 class OuterSpec:
     """The outer optimisation: how sites agree.
 
-    For the first `sync_fraction` of a run's tokens every inner step is an outer round; then a round is
-    `inner_steps` inner steps. Deltas and updates travel as blockwise int`bits`.
+    For the first `sync_fraction` of a run's tokens sites agree after every inner step, plainly; then a round
+    is `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites
+    wait for more than `wait_share` of their time. Deltas and updates travel as blockwise int`bits`, in about
+    `fragments` pieces, while the next round's steps are taken. A round is not merged with the deltas of
+    fewer than `quorum` sites.
     """
 
     learning_rate: float = 0.8
     momentum: float = 0.5
     sync_fraction: float = 0.25
     inner_steps: int = 10
-    bits: Literal[8] = 8
+    max_inner_steps: int = 120
+    wait_share: float = 0.03
+    overlap: bool = True
+    bits: Literal[8, 4] = 8
+    fragments: int = 8
+    quorum: int = 1
 
 
 @dataclass(frozen=True, slots=True)

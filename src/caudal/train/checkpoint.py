@@ -140,7 +140,7 @@ def advance(blobs: Blobs, prefix: str, state: Flat, momentum: Flat, entry: ledge
     if hashlib.sha256(update).hexdigest() != entry.update_sha256:
         raise ledger.broken(entry.round, "what was broadcast is not what the entry names", path)
     try:
-        roll_forward(state, momentum, update, entry.momentum)
+        roll_forward(state, momentum, update, entry.momentum, entry.bits, entry.fragments)
     except ValueError as error:
         raise ledger.broken(entry.round, str(error), path) from None
     if entry.state_sha256 and state_sha256(state) != entry.state_sha256:

@@ -1,14 +1,16 @@
-"""Blockwise int8 for deltas and updates: one float32 scale per 256 numbers, then one byte a number.
+"""Blockwise int8 and int4 for deltas and updates: one float32 scale per 256 numbers, then a byte or half of one
+for each number.
 
-Works through the vector in pieces that stay in a core's cache: several times faster than whole-vector
-passes, with the same bits. Decoding is one multiplication in float32, so that every machine gets the same
-numbers. The error that encoding makes is handed back to whoever encodes (error feedback).
-Knows nothing of what the numbers mean.
+Works through a vector in pieces that stay in a core's cache: several times faster than whole-vector passes,
+with the same bits. Decoding is one multiplication in float32, so that every machine gets the same numbers. The
+error that encoding makes is handed back to whoever encodes (error feedback). Knows nothing of what the
+numbers mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from caudal.train.interface import Flat
 
 BLOCK = 256
-"""Numbers that share one scale: 1.6 % overhead."""
+"""Numbers that share one scale: 1.6 % overhead in int8."""
 
 PIECE = 256 * BLOCK
 """Numbers per pass: 256 KiB of float32, so that a few such arrays fit the second-level cache."""
@@ -24,7 +26,11 @@ PIECE = 256 * BLOCK
 EPSILON = np.float32(1e-30)
 """Added to the scale *after* it is a float32: added before, a tiny scale rounds to zero and divides by it."""
 
-Bytes8 = NDArray[np.int8]
+LARGEST = {8: 127, 4: 7}
+"""By bits, the largest number that is said: int4 says -7 ... 7, moved up by 8, two to a byte, low half first."""
+
+Payload = bytes | bytearray | memoryview
+Raw = NDArray[np.uint8]
 
 
 def blocks(count: int) -> int:
@@ -32,9 +38,9 @@ def blocks(count: int) -> int:
     return -(-count // BLOCK)
 
 
-def encoded_bytes(count: int) -> int:
+def encoded_bytes(count: int, bits: int = 8) -> int:
     """The length of `count` encoded numbers."""
-    return 4 * blocks(count) + count
+    return 4 * blocks(count) + -(-count * bits // 8)
 
 
 def pieces(count: int) -> Iterator[tuple[slice, slice]]:
@@ -44,81 +50,113 @@ def pieces(count: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(start // BLOCK, blocks(stop))
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """An encoded vector, seen without a copy: its scales, and the bytes of its numbers."""
+
+    count: int
+    bits: int
+    scales: Flat
+    raw: Raw
+
+    def scaled(self, factor: np.float32) -> Coded:
+        """The same numbers times `factor`: what multiplies a vector goes into its scales."""
+        return Coded(self.count, self.bits, self.scales * factor, self.raw)
+
+    def piece(self, numbers: slice, rows: slice, out: Flat) -> Flat:
+        """Decode one piece into `out` (scratch of PIECE numbers); returns the part of it that it filled."""
+        n = numbers.stop - numbers.start
+        full = out[: blocks(n) * BLOCK]
+        if self.bits == 8:
+            full[:n] = self.raw[numbers].view(np.int8)
+        else:
+            pairs = self.raw[numbers.start // 2 : (numbers.stop + 1) // 2]
+            full[0 : n + n % 2 : 2] = pairs & 15
+            full[1 : n + n % 2 : 2] = pairs >> 4
+            full[:n] -= 8
+        full[n:] = 0
+        grid = full.reshape(-1, BLOCK)
+        grid *= self.scales[rows][:, None]
+        return full[:n]
+
+
+def coded(payload: Payload, count: int, bits: int = 8) -> Coded:
+    """An encoded vector as it came. Raises ValueError where the length is wrong."""
+    if bits not in LARGEST or len(payload) != encoded_bytes(count, bits):
+        raise ValueError(f"{len(payload)} bytes are not {count} numbers in int{bits}")
+    scales = np.frombuffer(payload, np.float32, blocks(count))
+    return Coded(count, bits, scales, np.frombuffer(payload, np.uint8, -1, 4 * blocks(count)))
+
+
 class Encoder:
-    """Encodes vectors of one length; holds the scratch space."""
+    """Encodes vectors of any length; holds the scratch space."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self) -> None:
         self._tmp = np.zeros(PIECE, np.float32)
+        self._byte = np.zeros(PIECE, np.uint8)
         self._starts = np.arange(0, PIECE, BLOCK)
+        self._work = np.empty(PIECE, np.float32)
 
-    def start(self) -> tuple[bytearray, Flat, Bytes8]:
-        """A new message of this length: its buffer, and the scales and bytes as views into it."""
-        buffer = bytearray(encoded_bytes(self.count))
-        return buffer, *views(buffer, self.count)
+    def start(self, count: int, bits: int = 8) -> tuple[bytearray, Coded]:
+        """A new message of this length: its buffer, and the views into it that `piece` fills."""
+        buffer = bytearray(encoded_bytes(count, bits))
+        return buffer, coded(buffer, count, bits)
 
-    def piece(self, x: Flat, scales: Flat, q: Bytes8) -> Flat:
-        """Encode one piece of `x` into the views `scales` and `q`; returns what it decodes to (scratch, valid
-        until the next call). Numbers that are not finite make their block's scale not finite."""
+    def piece(self, x: Flat, into: Coded, numbers: slice, rows: slice) -> Flat:
+        """Encode one piece into the views; returns what it decodes to (scratch, valid until the next call).
+        Numbers that are not finite make their block's scale not finite."""
         n = len(x)
-        full = blocks(n) * BLOCK
-        tmp = self._tmp[:full]
+        tmp = self._tmp[: blocks(n) * BLOCK]
         tmp[n:] = 0
         np.abs(x, out=tmp[:n])
-        rows = tmp.reshape(-1, BLOCK)
+        grid = tmp.reshape(-1, BLOCK)
+        scales = into.scales[rows]
         # three times as fast as max(axis=1), which treats each row as a call of its own
-        np.maximum.reduceat(tmp, self._starts[: len(rows)], out=scales)
-        scales *= np.float32(1 / 127)
+        np.maximum.reduceat(tmp, self._starts[: len(grid)], out=scales)
+        scales *= np.float32(1 / LARGEST[into.bits])
         scales += EPSILON
         inverse = np.reciprocal(scales)
         tmp[:n] = x
-        rows *= inverse[:, None]
+        grid *= inverse[:, None]
         np.rint(tmp, out=tmp)
-        np.copyto(q, tmp[:n], casting="unsafe")
-        rows *= scales[:, None]
+        if into.bits == 8:
+            np.copyto(into.raw[numbers].view(np.int8), tmp[:n], casting="unsafe")
+        else:
+            self._pairs(tmp, n, into.raw[numbers.start // 2 : (numbers.stop + 1) // 2])
+        grid *= scales[:, None]
         return tmp[:n]
 
-    def encode(self, x: Flat, residual: Flat, residual_out: Flat) -> bytearray:
+    def _pairs(self, rounded: Flat, n: int, out: Raw) -> None:
+        """Two numbers to a byte; where their count is odd, a zero follows."""
+        some = self._byte[: n + n % 2]
+        np.add(rounded[:n], np.float32(8), out=some[:n], casting="unsafe")
+        if n % 2:
+            some[n] = 8
+        np.left_shift(some[1::2], 4, out=out)
+        out |= some[0::2]
+
+    def encode(self, x: Flat, residual: Flat, residual_out: Flat, bits: int = 8) -> bytearray:
         """Encode x + residual; what could not be said goes to `residual_out` (not the same array)."""
-        buffer, scales, q = self.start()
-        work = np.empty(PIECE, np.float32)
+        buffer, into = self.start(len(x), bits)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            for numbers, rows in pieces(self.count):
-                part = np.add(x[numbers], residual[numbers], out=work[: numbers.stop - numbers.start])
-                said = self.piece(part, scales[rows], q[numbers])
+            for numbers, rows in pieces(len(x)):
+                part = np.add(x[numbers], residual[numbers], out=self._work[: numbers.stop - numbers.start])
+                said = self.piece(part, into, numbers, rows)
                 np.subtract(part, said, out=residual_out[numbers])
         return buffer
 
 
-def views(payload: bytes | bytearray | memoryview, count: int) -> tuple[Flat, Bytes8]:
-    """Scales and bytes of an encoded vector, without a copy. Raises ValueError where the length is wrong."""
-    if len(payload) != encoded_bytes(count):
-        raise ValueError(f"{len(payload)} bytes are not {count} encoded numbers")
-    scales = np.frombuffer(payload, np.float32, blocks(count))
-    return scales, np.frombuffer(payload, np.int8, count, 4 * blocks(count))
+def decode(payload: Payload, count: int, bits: int = 8) -> Flat:
+    """The numbers of an encoded vector. Raises ValueError where the length is wrong."""
+    source, out, work = coded(payload, count, bits), np.empty(count, np.float32), np.empty(PIECE, np.float32)
+    for numbers, rows in pieces(count):
+        out[numbers] = source.piece(numbers, rows, work)
+    return out
 
 
-def decode_piece(scales: Flat, q: Bytes8, out: Flat) -> Flat:
-    """Decode one piece into `out` (scratch of PIECE numbers); returns the part of it that it filled."""
-    n = len(q)
-    full = out[: blocks(n) * BLOCK]
-    full[:n] = q
-    full[n:] = 0
-    rows = full.reshape(-1, BLOCK)
-    rows *= scales[:, None]
-    return full[:n]
-
-
-def decode(payload: bytes | bytearray | memoryview, count: int) -> Flat:
-    """The numbers of an encoded vector."""
-    scales, q = views(payload, count)
-    out = np.empty(blocks(count) * BLOCK, np.float32)
-    return decode_piece(scales, q, out)
-
-
-def magnitude(payload: bytes | bytearray | memoryview, count: int) -> float:
-    """The root mean square of the blocks' largest numbers; not finite where any number was not. Reads the
+def magnitude(payload: Payload, count: int, bits: int = 8) -> float:
+    """The sum of the squares of the blocks' largest numbers; not finite where any number was not. Reads the
     scales only."""
-    scales, _ = views(payload, count)
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(127 * np.sqrt(np.mean(np.square(scales, dtype=np.float64))))
+        scales = coded(payload, count, bits).scales
+        return float(LARGEST[bits] ** 2 * np.sum(np.square(scales, dtype=np.float64)))

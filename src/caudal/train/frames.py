@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
+from collections.abc import Callable
 
 from caudal.train.messages import BadMessage, Message, decode, encode
 
@@ -48,10 +49,24 @@ def unpack(header: bytes, payload: bytes, crc: int) -> Message:
     return decode(header)
 
 
-async def read_frame(reader: asyncio.StreamReader, max_payload_bytes: int) -> tuple[Message, bytes]:
-    """The next frame. Raises BadMessage, and asyncio.IncompleteReadError or OSError at the end."""
+AT_ONCE = 1 << 18
+"""A long payload is read in pieces of so many bytes, so that its sender is heard of meanwhile."""
+
+
+async def read_frame(
+    reader: asyncio.StreamReader, max_payload_bytes: int, heard: Callable[[], None] | None = None
+) -> tuple[Message, bytes]:
+    """The next frame; `heard` is called whenever some of it came. Raises BadMessage, and
+    asyncio.IncompleteReadError or OSError at the end."""
     prefix = await reader.readexactly(PREFIX.size)
     header_bytes, payload_bytes, crc = unpack_prefix(prefix, max_payload_bytes)
     header = await reader.readexactly(header_bytes)
-    payload = await reader.readexactly(payload_bytes) if payload_bytes else b""
+    parts: list[bytes] = []
+    left = payload_bytes
+    while left:
+        parts.append(await reader.readexactly(min(left, AT_ONCE)))
+        left -= len(parts[-1])
+        if heard is not None:
+            heard()
+    payload = parts[0] if len(parts) == 1 else b"".join(parts)
     return unpack(header, payload, crc), payload

@@ -63,7 +63,9 @@ class Hub:
         self._packed: tuple[Message | None, bytes] = None, b""
         self._trained: asyncio.Future[Trained] = asyncio.get_running_loop().create_future()
         parameters = self.machine.plan.parameters
-        self._max_payload_bytes = encoded_bytes(parameters)
+        self._max_payload_bytes = max(
+            encoded_bytes(stop - start) for start, stop in self.machine.plan.fragments
+        )
         self._max_buffer_bytes = 3 * 4 * parameters + STREAM_BYTES
 
     async def run(self, keeper: Keeper) -> Trained:
@@ -128,8 +130,12 @@ class Hub:
                 admitted = await asyncio.wait_for(self._handshake(number, reader, writer), HANDSHAKE_S)
             finally:
                 self._strangers -= 1
+
+            def heard() -> None:
+                self.machine.heard(number, time.monotonic())
+
             while admitted:
-                message, payload = await read_frame(reader, self._max_payload_bytes)
+                message, payload = await read_frame(reader, self._max_payload_bytes, heard)
                 self._do(self.machine.message(number, message, payload, time.monotonic()))
         except BadMessage as error:
             why = error.one_line()
@@ -225,6 +231,7 @@ class Hub:
             tokens_done=machine.totals.tokens,
             tokens_total=machine.plan.total_tokens,
             tokens_per_s=round(machine.tokens_per_s, 1),
+            inner_steps=last.inner_steps if last else None,
             loss=last.loss if last else None,
             val_loss=machine.values.get("val_loss"),
             sites=self._sites(),

@@ -49,8 +49,7 @@ class TorchInner:
         self.size = self._model.size
         self._flat = torch.zeros(self.size, requires_grad=True)
         self._decays = _decay_mask(plan)
-        self._optimiser = torch.optim.Adam([self._flat], lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
-        self._steps, self._fresh = 0, False
+        self.forget()
         self._samples = [Samples(folder, manifest, index, plan.seed) for index in range(len(plan.stages))]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._validation = self._read_validation(manifest, folder)
@@ -61,6 +60,11 @@ class TorchInner:
         assert state.shape == (self.size,)
         with torch.no_grad():
             self._flat.copy_(torch.from_numpy(np.ascontiguousarray(state, dtype=np.float32)))
+
+    def forget(self) -> None:
+        """Begin again without moments, as one that has just joined."""
+        self._optimiser = torch.optim.Adam([self._flat], lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+        self._steps, self._fresh = 0, False
 
     def add(self, start: int, change: Flat) -> None:
         """Add `change` to the parameters from number `start` on; the moments stay."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caudal.domain.workload import ModelShape, OuterSpec, TrainSpec
-from caudal.train.layout import state_size
+from caudal.train.fragments import Cuts, cut
+from caudal.train.layout import state_size, tensors
 
 Flat = NDArray[np.float32]
 """All parameters one after the other, in the order of `layout.tensors`."""
@@ -96,6 +97,7 @@ class RunPlan:
     parameters: int
     outer: OuterSpec
     stages: tuple[Stage, ...]
+    fragments: Cuts
 
     @property
     def total_ids(self) -> int:
@@ -146,6 +148,11 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
         parameters=state_size(spec.model, manifest.vocab),
         outer=spec.outer,
         stages=tuple(stages),
+        fragments=cut(
+            state_size(spec.model, manifest.vocab),
+            [tensor.offset for tensor in tensors(spec.model, manifest.vocab)],
+            spec.outer.fragments,
+        ),
     )
 
 
@@ -178,6 +185,10 @@ class Inner(Protocol):
 
     def load(self, state: Flat) -> None:
         """Take over the parameters; the inner optimiser's moments stay as they are. Copies `state`."""
+        ...
+
+    def forget(self) -> None:
+        """Begin again as one that has just joined: without moments, from the next `load`."""
         ...
 
     def add(self, start: int, change: Flat) -> None:

@@ -83,6 +83,21 @@ class Pool:
             self.leases[name] = tuple(taken)
         return tuple(taken)
 
+    def lease_exactly(self, name: str, ranges: Sequence[IdRange]) -> bool:
+        """Take just these ids, if all of them are free; returns whether they were."""
+        assert name not in self.leases, f"lease {name} exists"
+        try:
+            wanted = union((), ranges)
+        except ValueError:
+            return False
+        held = [clip(self.free, r.start, r.stop) for r in wanted]
+        if any(part != (r,) for part, r in zip(held, wanted, strict=True)):
+            return False
+        busy = union(wanted, (*self.committed, *(r for some in self.leases.values() for r in some)))
+        self.free = complement(busy, self.total)
+        self.leases[name] = wanted
+        return True
+
     def give_back(self, name: str) -> tuple[IdRange, ...]:
         """End a lease without training: its ids are free again. Returns them; none for an unknown lease."""
         ranges = self.leases.pop(name, ())

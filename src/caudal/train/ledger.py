@@ -24,7 +24,8 @@ FIRST = "0" * 64
 
 class Contribution(msgspec.Struct, frozen=True):
     """One site's part of a round. `weight` is its share of the merge. `joined`: the first since it joined,
-    so its inner optimiser and its residual started empty. `progress` is what its schedule read."""
+    so its inner optimiser and its residual started empty. `progress` is what its schedule read. `applied`:
+    before which step each fragment of the round before was applied (empty: all before the first)."""
 
     site: str
     worker: str
@@ -36,10 +37,13 @@ class Contribution(msgspec.Struct, frozen=True):
     weight: float
     joined: bool
     progress: tuple[float, float]
+    applied: tuple[int, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A committed round. `state_sha256` is empty in rounds where it was not computed."""
+    """A committed round. `state_sha256` is empty in rounds where it was not computed. `update_bytes` is the
+    length of the update, all its fragments one after the other; `bits` what it is encoded in, as the deltas
+    were; `fragments` where each begins and ends, in numbers."""
 
     run: str
     round: int
@@ -57,6 +61,8 @@ class Entry(msgspec.Struct, frozen=True):
     update_bytes: int
     state_sha256: str
     at: float
+    bits: int = 8
+    fragments: Ranges = ()
 
 
 def to_bytes(entry: Entry) -> bytes:

@@ -1,8 +1,7 @@
 """What coordinator and sites say to each other: the headers of frames. Numbers travel as the payload.
 
 Every header is JSON, typed by its `type` field and checked while it is read; unknown fields of a newer
-version are ignored. Updates and deltas name the fragment of the model they carry (`start`, `stop` in
-numbers): today one fragment is the whole model.
+version are ignored. Deltas and updates travel in fragments: every frame carries one, and says of which round.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import msgspec
 
 from caudal.domain.errors import Failed
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when an older program could not take part any more."""
 
 Ranges = tuple[tuple[int, int], ...]
@@ -29,6 +28,10 @@ class _Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
     """What all headers share."""
 
 
+class _Part(msgspec.Struct, frozen=True):
+    """What is inside a header."""
+
+
 class Challenge(_Message, frozen=True):
     """Coordinator → site, first: prove that you hold the run's token."""
 
@@ -36,9 +39,22 @@ class Challenge(_Message, frozen=True):
     protocol: int = PROTOCOL
 
 
+class Held(_Part, frozen=True):
+    """Work that a site took on before its connection or its coordinator was lost: it asks to go on with it."""
+
+    round: int
+    stage: int
+    ids: Ranges
+    progress: tuple[float, float]
+    inner_steps: int
+    waits: bool
+
+
 class Hello(_Message, frozen=True):
     """Site → coordinator: who asks to join. `worker` is the slot (there is one live site per slot; the
-    higher `incarnation` wins), `plan` the sha256 of the plan it would train. `proof` answers the challenge."""
+    higher `incarnation` wins), `plan` the sha256 of the plan it would train. `proof` answers the challenge.
+    `round` and `state_sha256` name the state that it holds already (-1: none), `held` its unmerged work, in
+    the order of its rounds."""
 
     run: str
     generation: int
@@ -51,6 +67,9 @@ class Hello(_Message, frozen=True):
     nonce: str
     proof: str
     protocol: int = PROTOCOL
+    round: int = -1
+    state_sha256: str = ""
+    held: tuple[Held, ...] = ()
 
 
 class Refused(_Message, frozen=True):
@@ -62,13 +81,16 @@ class Refused(_Message, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """Coordinator → site, with the state after `round` in float32. `proof` shows that the coordinator holds
-    the token too."""
+    """Coordinator → site, with the state after `round` in float32, or with nothing where the site holds it
+    already (`keep`). `adopted` are the leases under which it goes on with what it holds, in order; what is
+    not among them is void. `proof` shows that the coordinator holds the token too."""
 
     epoch: int
     round: int
     state_sha256: str
     proof: str
+    keep: bool = False
+    adopted: tuple[str, ...] = ()
 
 
 class Ready(_Message, frozen=True):
@@ -79,8 +101,9 @@ class Ready(_Message, frozen=True):
 
 
 class Round(_Message, frozen=True):
-    """Coordinator → site: train these ids, from the state after round - 1. `progress` is of the stage.
-    `evaluate`: evaluate that state first."""
+    """Coordinator → site: train these ids. `waits`: begin when round - 1 is applied; else as soon as the
+    round before is computed (its delta is cut when round - 1 is applied). `progress` is of the stage.
+    `evaluate`: evaluate the state first."""
 
     epoch: int
     round: int
@@ -88,12 +111,18 @@ class Round(_Message, frozen=True):
     stage: int
     ids: Ranges
     progress: tuple[float, float]
+    inner_steps: int
+    waits: bool = True
     evaluate: bool = False
+    bits: int = 8
 
 
 class Delta(_Message, frozen=True):
-    """Site → coordinator, with what it learnt, encoded. `loss` is in nats per predicted token; JSON has no
-    word for a number that is none, so that is None."""
+    """Site → coordinator, with one fragment of what it learnt, encoded. All fragments of a delta say the
+    same of it: `loss` in nats per predicted token (JSON has no word for a number that is none, so that is
+    None), `seconds` of computing, `waited_s` for updates. `applied`: before which of these steps each
+    fragment of the round before was applied (empty: all before the first). `fresh`: the site's moments and
+    residual began with this round."""
 
     epoch: int
     round: int
@@ -102,24 +131,31 @@ class Delta(_Message, frozen=True):
     loss: float | None
     steps: int
     seconds: float
-    start: int
-    stop: int
     fragment: int = 0
     bits: int = 8
+    waited_s: float = 0.0
+    applied: tuple[int, ...] = ()
+    fresh: bool = False
 
 
 class Update(_Message, frozen=True):
-    """Coordinator → all, with the encoded step from round - 1 to `round`. `merged` are the leases that are
-    in it. `state_sha256` is empty in rounds where it was not computed (see docs/explanation/training.md)."""
+    """Coordinator → all, with one fragment of the encoded step from round - 1 to `round`. `merged` are the
+    leases that are in it. `state_sha256` is empty in rounds where it was not computed (see
+    docs/explanation/training.md)."""
 
     epoch: int
     round: int
     merged: tuple[str, ...]
     state_sha256: str
-    start: int
-    stop: int
     fragment: int = 0
     bits: int = 8
+
+
+class Revoked(_Message, frozen=True):
+    """Coordinator → site: none of your leases counts any more; begin again from the state after `round`."""
+
+    epoch: int
+    round: int
 
 
 class Evaluate(_Message, frozen=True):
@@ -155,6 +191,7 @@ Message = (
     | Round
     | Delta
     | Update
+    | Revoked
     | Evaluate
     | Evaluated
     | Ping

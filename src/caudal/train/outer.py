@@ -1,4 +1,4 @@
-"""The outer optimiser: merges the sites' deltas, takes a Nesterov step, and says it in int8.
+"""The outer optimiser: merges the sites' deltas, takes a Nesterov step, and says it in int8 or int4.
 
 What changes the state is the *decoded update*, at the coordinator as at every site, so all copies are
 bit-identical. The momentum is a function of the decoded updates alone: with u the update,
@@ -6,7 +6,7 @@ bit-identical. The momentum is a function of the decoded updates alone: with u t
     v' = (mu v + u) / (1 + mu)        which makes u = mu v' + lr delta, exactly Nesterov's step,
 
 so whoever holds state and momentum of a committed round and the bytes that were broadcast since holds
-everything. What int8 could not say is kept in a residual and said later; a new epoch starts with none.
+everything. What the bytes could not say is kept in a residual and said later; a new epoch starts with none.
 Knows nothing of rounds or sites.
 """
 
@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caudal.train.codec import PIECE, Encoder, decode_piece, pieces, views
+from caudal.train.codec import PIECE, Encoder, Payload, coded, encoded_bytes, pieces
+from caudal.train.fragments import Cuts, split
 from caudal.train.interface import Flat
-
-Payload = bytes | bytearray | memoryview
 
 
 def state_sha256(state: Flat) -> str:
@@ -28,21 +27,23 @@ def state_sha256(state: Flat) -> str:
     return hashlib.sha256(np.ascontiguousarray(state, dtype="<f4").data).hexdigest()
 
 
-def apply_update(state: Flat, update: Payload) -> None:
-    """What every site does with an update: state += decoded."""
-    scales, q = views(update, len(state))
-    work = np.empty(PIECE, np.float32)
-    for numbers, rows in pieces(len(state)):
-        state[numbers] += decode_piece(scales[rows], q[numbers], work)
+def apply_update(part: Flat, update: Payload, bits: int = 8) -> None:
+    """What every site does with a fragment of an update: part += decoded."""
+    source, work = coded(update, len(part), bits), np.empty(PIECE, np.float32)
+    for numbers, rows in pieces(len(part)):
+        part[numbers] += source.piece(numbers, rows, work)
 
 
-def roll_forward(state: Flat, momentum: Flat, update: Payload, mu: float) -> None:
-    """Take a committed round again from its bytes: state and momentum, in place."""
-    scales, q = views(update, len(state))
+def roll_forward(state: Flat, momentum: Flat, update: Payload, mu: float, bits: int, cuts: Cuts) -> None:
+    """Take a committed round again from its bytes: state and momentum, in place. Raises ValueError where the
+    bytes are not such a round's."""
+    lengths = [encoded_bytes(stop - start, bits) for start, stop in cuts]
     work = np.empty(PIECE, np.float32)
-    for numbers, rows in pieces(len(state)):
-        u = decode_piece(scales[rows], q[numbers], work)
-        _advance(state[numbers], momentum[numbers], u, np.float32(mu))
+    for (start, stop), payload in zip(cuts, split(memoryview(update), lengths), strict=True):
+        source = coded(payload, stop - start, bits)
+        for numbers, rows in pieces(stop - start):
+            u = source.piece(numbers, rows, work)
+            _advance(state[start:stop][numbers], momentum[start:stop][numbers], u, np.float32(mu))
 
 
 def _advance(state: Flat, momentum: Flat, u: Flat, mu: np.float32) -> None:
@@ -57,38 +58,50 @@ def _advance(state: Flat, momentum: Flat, u: Flat, mu: np.float32) -> None:
 
 
 class Outer:
-    """State, momentum and residual of a run, at its coordinator."""
+    """State, momentum and residual of a run, at its coordinator. A round is merged fragment by fragment, as
+    they arrive, and taken as a whole or not at all."""
 
-    def __init__(self, state: Flat, momentum: Flat) -> None:
+    def __init__(self, state: Flat, momentum: Flat, cuts: Cuts) -> None:
         assert state.dtype == momentum.dtype == np.float32 and state.shape == momentum.shape
+        assert cuts[0][0] == 0 and cuts[-1][1] == len(state)
         self.state = state
         self.momentum = momentum
+        self.cuts = cuts
         self.residual: Flat = np.zeros_like(state)
-        self._encoder = Encoder(len(state))
+        self._unsaid: Flat = np.zeros_like(state)  # the residual, if what is merged is taken
+        self._encoder = Encoder()
         self._works = [np.empty(PIECE, np.float32) for _ in range(2)]
 
-    def step(self, deltas: Sequence[tuple[float, Payload]], learning_rate: float, mu: float) -> bytearray:
-        """Merge (weight, encoded delta), in the order given, weights summing to 1; change the state;
-        return the update to broadcast."""
-        size = len(self.state)
-        lr, mu32 = np.float32(learning_rate), np.float32(mu)
+    def merge(
+        self,
+        fragment: int,
+        deltas: Sequence[tuple[float, Payload]],
+        learning_rate: float,
+        mu: float,
+        bits: int = 8,
+    ) -> bytearray:
+        """Merge one fragment's (weight, encoded delta), in the order given, weights summing to 1; returns the
+        update to broadcast. Changes nothing that counts: it may be merged again, of other deltas."""
+        start, stop = self.cuts[fragment]
+        mu32 = np.float32(mu)
         # u = mu v' + lr delta = mu² v + (1 + mu) lr delta: what multiplies a delta goes into its scales
-        factor = lr * (np.float32(1) + mu32)
-        decoded = []
-        for weight, payload in deltas:
-            scales, q = views(payload, size)
-            decoded.append((scales * (factor * np.float32(weight)), q))
-        buffer, scales_out, q_out = self._encoder.start()
-        for numbers, rows in pieces(size):
-            scales, q = decoded[0]
-            wanted = decode_piece(scales[rows], q[numbers], self._works[0])
-            for scales, q in decoded[1:]:
-                wanted += decode_piece(scales[rows], q[numbers], self._works[1])
+        factor = np.float32(learning_rate) * (np.float32(1) + mu32)
+        parts = [coded(p, stop - start, bits).scaled(factor * np.float32(w)) for w, p in deltas]
+        buffer, into = self._encoder.start(stop - start, bits)
+        momentum, residual = self.momentum[start:stop], self.residual[start:stop]
+        unsaid = self._unsaid[start:stop]
+        for numbers, rows in pieces(stop - start):
+            wanted = parts[0].piece(numbers, rows, self._works[0])
+            for part in parts[1:]:
+                wanted += part.piece(numbers, rows, self._works[1])
             if mu32:
-                wanted += np.multiply(self.momentum[numbers], mu32 * mu32, out=self._works[1][: len(wanted)])
-            residual = self.residual[numbers]
-            wanted += residual
-            said = self._encoder.piece(wanted, scales_out[rows], q_out[numbers])
-            np.subtract(wanted, said, out=residual)
-            _advance(self.state[numbers], self.momentum[numbers], said, mu32)
+                wanted += np.multiply(momentum[numbers], mu32 * mu32, out=self._works[1][: len(wanted)])
+            wanted += residual[numbers]
+            said = self._encoder.piece(wanted, into, numbers, rows)
+            np.subtract(wanted, said, out=unsaid[numbers])
         return buffer
+
+    def take(self, update: Payload, mu: float, bits: int = 8) -> None:
+        """Take the step that was merged last, all its fragments one after the other."""
+        roll_forward(self.state, self.momentum, update, mu, bits, self.cuts)
+        self.residual, self._unsaid = self._unsaid, self.residual

@@ -26,6 +26,8 @@ from caudal.train.finish import known_result
 from caudal.train.interface import DataManifest, Inner, RunPlan, plan
 from caudal.train.log import say
 from caudal.train.protocol.effects import Done
+from caudal.train.protocol.site import Site
+from caudal.train.runner import Runner
 from caudal.train.session import Session
 
 MakeInner = Callable[[RunPlan, DataManifest, Path, int], Inner]
@@ -60,6 +62,7 @@ async def work(
         return make_inner(run_plan, manifest, folder, config.threads)
 
     thread = await _started(build, run_plan)
+    runner = Runner(Site(run_plan), thread, reporter)
     known: epochs.Epoch | None = None
     look_s = LOOK_S
     while known_result(blobs, config.prefix) is None:
@@ -68,16 +71,13 @@ async def work(
             await asyncio.sleep(LOOK_S)
             continue
         reporter.update(phase="joining")
-        session = Session(config, blobs, run_plan, known, thread, reporter, say)
+        session = Session(config, blobs, run_plan, known, runner)
         ending = await session.run()
         if isinstance(ending, Done):
             break
         say(f"{ending.why}; asking to join again")
         if ending.final:
             raise Stale("this worker cannot take part in the run", where=known.address, why=ending.why)
-        if ending.fresh:
-            thread.close()
-            thread = await _started(build, run_plan)
         look_s = LOOK_S if session.took_part else min(LOOK_MOST_S, 1.5 * look_s)
         await asyncio.sleep(max(look_s, ending.after_s))
     return _done(reporter)

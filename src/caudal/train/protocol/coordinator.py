@@ -1,12 +1,12 @@
 """The coordinator of a run as a state machine: events and time in, effects out.
 
-    waiting → round (leases are out) → round ... → final → asking (held-out score) → trained
+    waiting → round (leases are out, one round ahead) → round ... → final → asking (held-out score) → trained
 
-Ids count as trained by a commit only. A round is broadcast and the next one leased while the keeper makes it
-durable; the next is not merged before, so at most one round that sites have seen can be lost. A site that is
-lost, late or wrong gives its lease back and the round goes on with the others. Who joins is sent the state at
-once and every update after it, and gets its first lease at a round's boundary. Does no I/O and reads no
-clock; knows nothing of sockets, files or torch.
+Ids count as trained by a commit only. A round is broadcast while the keeper makes it durable, and the next
+is not merged before, so at most one round that sites have seen can be lost. A site that is lost, late or wrong
+gives its leases back and the round goes on with the others; one that comes back with unfinished work goes on
+with it if nobody else has it. Who joins is sent the state at once and every update after it, and gets its
+first lease at a round's boundary. Does no I/O and reads no clock; knows nothing of sockets, files or torch.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ from caudal.train.messages import (
     Message,
     Ready,
     Refused,
+    Revoked,
     Round,
     Update,
     Welcome,
 )
 from caudal.train.outer import Outer, state_sha256
 from caudal.train.protocol import door, merge, rules
+from caudal.train.protocol.book import AHEAD, Book
 from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep, Measured, Say, Send, Trained
-from caudal.train.protocol.members import Arrived, Member, Members, MemberState, Phase
+from caudal.train.protocol.ladder import Ladder
+from caudal.train.protocol.members import Member, Members, MemberState, Phase
+from caudal.train.protocol.turns import Lease, Turn
 
 BUSY, IDLE, LATE, LOADING = MemberState.BUSY, MemberState.IDLE, MemberState.LATE, MemberState.LOADING
 
@@ -63,29 +67,35 @@ class Coordinator:
     def __init__(self, terms: Terms, restored: Restored, now: float, at_offset: float) -> None:
         assert len(restored.state) == terms.plan.parameters
         self.terms, self.plan = terms, terms.plan
-        self.outer = Outer(restored.state, restored.momentum)
+        self.outer = Outer(restored.state, restored.momentum, terms.plan.fragments)
         self.round = restored.round  # applied to the state
         self.totals = restored.totals
         self.last: Link | None = restored.last
-        self.pool = Pool(self.plan.total_ids, [IdRange(*r) for r in self.totals.committed])
+        pool = Pool(self.plan.total_ids, [IdRange(*r) for r in self.totals.committed])
+        self.book = Book(self.plan, pool, terms.epoch)
         self.members = Members()
         self.pace = rules.Pace()
+        self.ladder = Ladder(self.plan.outer, rung=self.last.entry.inner_steps if self.last else 1)
         self.phase = Phase.WAITING
         self.values: dict[str, float] = {}  # of the newest evaluation
         self._evaluated: dict[str, float] = {}  # not yet in the curve
-        self.tempo = rules.tempo(self.plan.outer, self.totals.tokens, self.plan.total_tokens)
         self.stage = 0
         self.tokens_per_s = 0.0
         self._at_offset = at_offset
-        self._arrived: list[Arrived] = []
-        self._deadline = self._gather_until = math.inf
+        self._gather_until = math.inf
         self._committed_at = now
-        self._leases = self._turn = 0
+        self._turn = 0
+        self._asked = ""  # who answers the held-out questions
         self._evaluation_s = rules.FIRST_GRACE_S
         self._steps_unevaluated = 0
         self._strikes: dict[str, tuple[int, float]] = {}
-        self._pending: Entry | None = None
+        self._pending: tuple[Entry, Turn] | None = None
         self._out: list[CoordinatorEffect] = []
+
+    @property
+    def pool(self) -> Pool:
+        """Which ids are free, leased, committed."""
+        return self.book.pool
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -93,9 +103,8 @@ class Coordinator:
         """A site that proved it holds the token asks to join; `proof` is the coordinator's own."""
         if self.members.of(connection) is not None:
             return self._take()  # heard twice
-        refusal = door.refusal(hello, self.plan, self.terms.generation) or door.duplicate(
-            hello, self.members.named(hello.worker)
-        )
+        older = self.members.named(hello.worker)
+        refusal = door.refusal(hello, self.plan, self.terms.generation) or door.duplicate(hello, older)
         count, until = self._strikes.get(hello.worker, (0, 0.0))
         if refusal is None and count >= rules.STRIKES and now < until:
             refusal = Refused("quarantined", f"{count} bad deltas in a row", retry_after_s=until - now)
@@ -103,16 +112,31 @@ class Coordinator:
             self._say(f"{hello.worker} at {hello.site} is refused: {refusal.text}")
             self._out += [Send(connection, refusal), Close(connection, refusal.reason)]
             return self._take()
-        older = self.members.named(hello.worker)
         if older is not None:
             self._drop(older, "the same slot joined again")
             self._out.append(Close(older.connection, "the same slot joined again"))
-        self.members.by_connection[connection] = Member(connection, hello, LOADING, now, leased_at=now)
-        welcome = Welcome(self.terms.epoch, self.round, state_sha256(self.outer.state), proof)
-        self._out.append(Send(connection, welcome, self.outer.state.tobytes()))
-        self._say(f"{hello.worker} at {hello.site} joins at round {self.round}")
+        member = Member(connection, hello, LOADING, now, since=now)
+        self.members.by_connection[connection] = member
+        self._welcome(member, proof, now)
         self._advance(now)
         return self._take()
+
+    def _welcome(self, member: Member, proof: str, now: float) -> None:
+        """The state, or a word that the site has it; and leases for the work that it brings."""
+        hello, sha256 = member.hello, state_sha256(self.outer.state)
+        keep = (hello.round, hello.state_sha256) == (self.round, sha256)
+        adopted: tuple[str, ...] = ()
+        if keep and self.phase in (Phase.WAITING, Phase.ROUND):
+            tempo = self.ladder.tempo(self.totals.tokens / self.plan.total_tokens)
+            adopted = self.book.adopt(member, hello.held, self.round, tempo, now)
+        welcome = Welcome(self.terms.epoch, self.round, sha256, proof, keep, adopted)
+        self._out.append(Send(member.connection, welcome, b"" if keep else self.outer.state.tobytes()))
+        word = f", with {len(adopted)} rounds of work" if adopted else ""
+        self._say(f"{member.name} at {hello.site} joins at round {self.round}{word}")
+        if adopted:
+            member.state = IDLE  # it takes part already; `_restate` says busy
+            self.phase = Phase.ROUND
+            self._run_first(now)
 
     def message(
         self, connection: int, message: Message, payload: bytes, now: float
@@ -132,6 +156,12 @@ class Coordinator:
         self._advance(now)
         return self._take()
 
+    def heard(self, connection: int, now: float) -> None:
+        """Bytes came: whoever sends a long frame is not silent."""
+        member = self.members.of(connection)
+        if member is not None:
+            member.heard_at = now
+
     def lost(self, connection: int, why: str, now: float) -> list[CoordinatorEffect]:
         """A connection ended."""
         member = self.members.of(connection)
@@ -147,12 +177,12 @@ class Coordinator:
 
     def committed(self, entry: Entry, now: float) -> list[CoordinatorEffect]:
         """The round is durable; `entry` is what was asked for, with the update's hash."""
-        assert self._pending is not None and entry.round == self._pending.round == self.round
-        self._pending = None
+        assert self._pending is not None and entry.round == self._pending[0].round == self.round
+        turn, self._pending = self._pending[1], None
         self.last = Link(entry, entry_hash(to_bytes(entry)))
         self.tokens_per_s = entry.tokens / max(1e-6, now - self._committed_at)
         self._committed_at = now
-        self._measure(entry)
+        self._measure(turn, entry)
         if self._keep_due(entry):
             self.keep()
         self._advance(now)
@@ -161,16 +191,19 @@ class Coordinator:
     def tick(self, now: float) -> list[CoordinatorEffect]:
         """Time went by; to be called a few times a second."""
         for member in self.members.all():
-            stuck = member.state is not IDLE and now - member.leased_at > rules.STUCK_S
+            owes = self.book.owes(member.name) or member.name == self._asked or member.state is LOADING
+            stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
                 why = "no progress for too long" if stuck else "silent for too long"
                 self._drop(member, why)
                 self._out.append(Close(member.connection, why))
-        if self.phase is Phase.ROUND and now > self._deadline and self._arrived:
-            for member in self.members.in_state([BUSY]):
-                self._say(f"{member.name} is late: its lease goes back")
-                self.pool.give_back(member.lease)
-                member.state, member.lease = LATE, ""
+        turn = self.book.turns[0] if self.book.turns else None
+        if turn is not None and now > turn.deadline and len(turn.arrived) >= self.plan.outer.quorum:
+            for worker in sorted(turn.waiting):
+                self._say(f"{worker} is late: its leases go back")
+                late = turn.waiting[worker].member
+                self.book.revoke_all(worker)
+                late.state = LATE
         self._advance(now)
         return self._take()
 
@@ -192,37 +225,98 @@ class Coordinator:
 
     def _advance(self, now: float) -> None:
         """Do what the state calls for, until it calls for nothing more."""
-        if self.phase is Phase.ROUND and not self.members.in_state([BUSY]):
-            if self._arrived and self.settled:
-                self._merge(now)
-            elif not self._arrived:
-                self._say(f"round {self.round + 1} is begun again: nothing of it arrived")
-                self.phase = Phase.WAITING
-        if self.phase in (Phase.WAITING, Phase.FINAL):
-            self._begin(now)
+        if self.phase is Phase.ROUND:
+            self._first_turn(now)
+        if self.phase in (Phase.WAITING, Phase.ROUND):
+            self._fill(now)
+        if self.phase is Phase.FINAL:
+            self._ask(now)
+        self._restate()
 
-    def _begin(self, now: float) -> None:
-        """Lease the next round's ids, once somebody is ready; or go on to the final evaluation."""
-        idle = self.members.in_state([IDLE])
-        if self.pool.done:
-            self.phase = Phase.FINAL if self.settled else Phase.WAITING
-        elif idle and self._gathered(len(idle), now):
-            self.tempo = rules.tempo(self.plan.outer, self.totals.tokens, self.plan.total_tokens)
-            self.stage = next(
-                i for i, s in enumerate(self.plan.stages) if self.pool.free_in(s.first_id, s.end_id)
-            )
-            self._lease(idle, now)
-        if self.phase is Phase.FINAL and idle:
-            self._turn += 1
-            chosen = idle[self._turn % len(idle)]
-            chosen.state, chosen.leased_at = BUSY, now
-            self._out.append(Send(chosen.connection, Evaluate(self.terms.epoch, self.round)))
-            self._say(f"{chosen.name} answers the held-out questions")
-            self.phase = Phase.ASKING
+    def _first_turn(self, now: float) -> None:
+        """Merge the first round once all who owe a delta have sent it, or give it up where nobody will."""
+        turns = self.book.turns
+        if turns and not turns[0].leases():
+            self._give_up("nobody is left of it")
+        elif turns and not turns[0].waiting:
+            if len(turns[0].arrived) < self.plan.outer.quorum:
+                self._give_up(f"only {len(turns[0].arrived)} sites are left of it")
+            elif self.settled and self._gathered(now):
+                self._merge(turns[0], now)
+        elif turns:
+            merge.early(self.outer, turns[0])
+        if not turns:
+            self.phase = Phase.WAITING
 
-    def _gathered(self, idle: int, now: float) -> bool:
-        """Whether to begin: at once, but for a new epoch's first round, which waits a little for all."""
-        if self._gather_until == -math.inf or idle >= self.terms.sites:
+    def _give_up(self, why: str) -> None:
+        """The rounds that are out will not be merged: all begin again from the state."""
+        self._say(f"round {self.round + 1} is given up: {why}")
+        for turn in list(self.book.turns):
+            for lease in self.book.give_up(turn):
+                if self.members.of(lease.member.connection) is lease.member:
+                    lease.member.state = LATE
+        for member in self.members.in_state([LATE]):
+            self._out.append(Send(member.connection, Revoked(self.terms.epoch, self.round)))
+
+    def _fill(self, now: float) -> None:
+        """Lease what can be leased: the next round, and one ahead of it where sites do not wait."""
+        while len(self.book.turns) < AHEAD:
+            turns = self.book.turns
+            ready = self.members.in_state([IDLE, BUSY])
+            if self.pool.done:
+                self.phase = Phase.FINAL if self.settled and not turns else self.phase
+                return
+            tempo = self.ladder.tempo(self.totals.tokens / self.plan.total_tokens)
+            self._tell_ladder()
+            first = not turns
+            if first and not (ready and self._gathered(now)):
+                return
+            if (not first and (turns[0].tempo.waits or tempo.waits)) or not size(self.pool.free):
+                return
+            if len(ready) < self.plan.outer.quorum:
+                return
+            turn = self.book.open(self.round + 1 + len(turns), tempo, ready, now)
+            turn.evaluator = self._evaluator([lease.worker for lease in turn.leases()])
+            for lease in turn.leases():
+                self._order(turn, lease)
+            self.phase = Phase.ROUND
+            if first:
+                self._run_first(now)
+        for member in self.members.in_state([IDLE]):
+            turn = self.book.turns[-1]
+            if not self.book.holds(member.name):
+                fresh = self.book.add(turn, member, now)
+                if fresh is not None:
+                    self._order(turn, fresh)
+
+    def _run_first(self, now: float) -> None:
+        """The first round runs: it has so long."""
+        turn = self.book.turns[0]
+        self.stage = turn.stage
+        known = [size(lease.ids) * lease.member.seconds_per_id for lease in turn.leases()]
+        turn.deadline = now + self.pace.grace_s(max(known, default=0.0) if all(known) else 0.0)
+        if turn.evaluator:
+            turn.deadline += 3 * self._evaluation_s
+
+    def _order(self, turn: Turn, lease: Lease) -> None:
+        order = Round(
+            self.terms.epoch,
+            turn.number,
+            lease.name,
+            turn.stage,
+            lease.ids,
+            lease.progress,
+            turn.tempo.inner_steps,
+            turn.tempo.waits,
+            turn.evaluator == lease.worker,
+            turn.tempo.bits,
+        )
+        self._out.append(Send(lease.member.connection, order))
+
+    def _gathered(self, now: float) -> bool:
+        """Whether to go on: at once, but for a new epoch's first round, which waits a little for all."""
+        ready = len(self.members.in_state([IDLE, BUSY]))
+        if self._gather_until == -math.inf or ready >= self.terms.sites:
             self._gather_until = -math.inf
         elif self._gather_until == math.inf:
             self._gather_until = now + rules.GATHER_S
@@ -230,72 +324,46 @@ class Coordinator:
             self._gather_until = -math.inf
         return self._gather_until == -math.inf
 
-    def _lease(self, idle: list[Member], now: float) -> None:
-        stage = self.plan.stages[self.stage]
-        steps = rules.steps_by_speed(self.tempo.inner_steps, {m.name: m.seconds_per_step for m in idle})
-        free = self.pool.free_in(stage.first_id, stage.end_id)
-        shares = rules.share_out({m.name: steps[m.name] * stage.batch for m in idle}, free)
-        done = self.pool.committed_in(stage.first_id, stage.end_id)
-        progress = (done / stage.ids, min(1.0, (done + sum(shares.values())) / stage.ids))
-        evaluator = self._evaluator([m for m in idle if shares[m.name]])
-        for member in idle:
-            if not shares[member.name]:
-                continue
-            self._leases += 1
-            member.lease = f"{self.terms.epoch}.{self.round + 1}.{self._leases}"
-            member.ids = self.pool.lease(member.lease, shares[member.name], stage.first_id, stage.end_id)
-            member.steps = -(-size(member.ids) // stage.batch)
-            member.progress, member.leased_at, member.state = progress, now, BUSY
-            member.evaluating = member is evaluator
-            order = Round(
-                self.terms.epoch,
-                self.round + 1,
-                member.lease,
-                self.stage,
-                member.ids,
-                progress,
-                member.evaluating,
-            )
-            self._out.append(Send(member.connection, order))
-        self._arrived = []
-        self.phase = Phase.ROUND
-        self._deadline = now + self.pace.grace_s(max(m.steps for m in idle))
-        if evaluator is not None:
-            self._deadline += 3 * self._evaluation_s
-
-    def _evaluator(self, members: list[Member]) -> Member | None:
+    def _evaluator(self, workers: list[str]) -> str:
         """Who evaluates the state before this round, where that is due; they take turns."""
         due = self.terms.evaluate_every * self.plan.outer.inner_steps
-        if self._steps_unevaluated < due:
-            return None
+        if self._steps_unevaluated < due or not workers:
+            return ""
         self._steps_unevaluated = 0
         self._turn += 1
-        return members[self._turn % len(members)]
+        return workers[self._turn % len(workers)]
 
     def _on_delta(self, member: Member, delta: Delta, payload: bytes, now: float) -> None:
-        current = (self.terms.epoch, self.round + 1, member.lease)
-        if self.phase is not Phase.ROUND or member.state is not BUSY or not member.lease:
+        turn = next((t for t in self.book.turns if t.number == delta.round), None)
+        lease = turn.waiting.get(member.name) if turn is not None else None
+        if turn is None or lease is None or delta.fragment in lease.parts:
             return
-        if (delta.epoch, delta.round, delta.lease) != current:
+        if (delta.epoch, delta.lease) != (self.terms.epoch, lease.name):
             return
-        stage = self.plan.stages[self.stage]
-        inner_steps = self.tempo.inner_steps
-        seen = merge.inspect(delta, payload, member.ids, stage, self.plan.parameters)
-        if not seen.problem and self.pace.too_large(seen.size, self.stage, inner_steps):
-            seen = merge.Seen(seen.size, "its numbers explode, against all deltas before")
-        if seen.problem:
-            self._refuse_delta(member, seen.problem, now)
-            return
-        self._arrived.append(
-            Arrived(member, member.lease, member.ids, delta, payload, seen.size, delta.loss or 0.0)
-        )
+        problem = merge.inspect(delta, payload, lease, turn.tempo.bits, self.plan)
+        if not problem:
+            lease.parts[delta.fragment] = payload
+            if len(lease.parts) < len(self.plan.fragments):
+                return
+            lease.delta, lease.size = delta, merge.size_of(lease, self.plan)
+            if self.pace.too_large(lease.size, turn.stage, turn.tempo.inner_steps):
+                problem = "its numbers explode, against all deltas before"
+        if problem:
+            self._refuse_delta(member, problem, now)
+        else:
+            self._arrived(turn, lease, delta, now)
+
+    def _arrived(self, turn: Turn, lease: Lease, delta: Delta, now: float) -> None:
+        turn.took(lease)
+        member = lease.member
         self._strikes.pop(member.name, None)
-        member.state, member.lease, member.round = IDLE, "", self.round + 1
-        member.loss = delta.loss or 0.0
-        member.seconds_per_step = delta.seconds / delta.steps
+        if turn.evaluator != member.name:
+            expected_s = size(lease.ids) * member.seconds_per_id
+            self.pace.took(now - max(lease.leased_at, member.since), expected_s)
+        member.since, member.round, member.loss = now, turn.number, delta.loss or 0.0
+        member.seconds_per_id = delta.seconds / size(lease.ids)
         member.tokens_per_s = delta.tokens / max(1e-6, delta.seconds)
-        if not member.evaluating:
-            self.pace.took(now - member.leased_at, delta.steps)
+        member.wait_share = delta.waited_s / max(1e-6, delta.waited_s + delta.seconds)
 
     def _refuse_delta(self, member: Member, problem: str, now: float) -> None:
         count = self._strikes.get(member.name, (0, 0.0))[0] + 1
@@ -307,56 +375,33 @@ class Coordinator:
         ]
         self._drop(member, f"its delta was refused: {problem}")
 
-    def _on_evaluated(self, member: Member, message: Evaluated, now: float) -> None:
-        if message.round != self.round:
-            return
-        self.values = dict(message.values)
-        if self.phase is Phase.ASKING and member.state is BUSY and message.heldout is not None:
-            member.state = IDLE
-            self.phase = Phase.TRAINED
-            self._out.append(Trained(message.values, message.heldout))
-        elif member.evaluating:
-            self._evaluation_s = now - member.leased_at
-            member.leased_at = now
-            self._evaluated = dict(message.values)
-
-    def _merge(self, now: float) -> None:
-        arrived = sorted(self._arrived, key=lambda a: a.member.name)
-        update = merge.step(self.outer, arrived, self.tempo)
+    def _merge(self, turn: Turn, now: float) -> None:
+        parts = merge.finish(self.outer, turn)
         self.round += 1
-        self.pool.commit([a.lease for a in arrived])
-        for part in arrived:
-            self.pace.merged(part.size, self.stage, self.tempo.inner_steps)
+        for lease in turn.leases():
+            self.pace.merged(lease.size, turn.stage, turn.tempo.inner_steps)
+        self.book.merged()
+        update = b"".join(parts)
+        at = now + self._at_offset
         entry = merge.entry(
-            arrived,
-            self.tempo,
-            len(update),
-            run=self.plan.run,
-            round_number=self.round,
-            epoch=self.terms.epoch,
-            previous=self.last,
-            stage=self.stage,
-            state_sha256="",
-            at=now + self._at_offset,
+            turn, self.plan, len(update), epoch=self.terms.epoch, previous=self.last, state_sha256="", at=at
         )
         if self._hash_due(entry):
             entry = structs.replace(entry, state_sha256=state_sha256(self.outer.state))
-        for part in arrived:
-            part.member.joined = False
-        order = Update(
-            self.terms.epoch,
-            self.round,
-            tuple(a.lease for a in arrived),
-            entry.state_sha256,
-            0,
-            self.plan.parameters,
-        )
-        self._out += [Send(m.connection, order, update) for m in self.members.all()]
+        merged = tuple(lease.name for lease in turn.leases())
+        for fragment, part in enumerate(parts):
+            order = Update(
+                self.terms.epoch, self.round, merged, entry.state_sha256, fragment, turn.tempo.bits
+            )
+            self._out += [Send(m.connection, order, part) for m in self.members.all()]
         self._out.append(Commit(entry, update))
-        self._pending, self.phase = entry, Phase.WAITING
+        self._pending = entry, turn
         self.totals = self.totals.plus(entry)
         self._steps_unevaluated += entry.inner_steps
-        self._arrived = []
+        done = self.totals.tokens / self.plan.total_tokens
+        self.ladder.saw(entry.inner_steps, turn.stage, done, *merge.waiting(turn), entry.loss)
+        if self.book.turns:
+            self._run_first(now)
 
     def _hash_due(self, entry: Entry) -> bool:
         """Whether this round's state is hashed: every round, but in the synchronous phase every few."""
@@ -368,18 +413,56 @@ class Coordinator:
         trained = self.pool.committed_in(stage.first_id, stage.end_id)
         return entry.round % self.terms.checkpoint_every == 0 or trained == stage.ids
 
-    def _drop(self, member: Member, why: str) -> None:
-        """A member is gone; its lease goes back to the pool. A delta that arrived before stays."""
-        self._say(f"{member.name} at {member.hello.site} is gone: {why}")
-        self.pool.give_back(member.lease)
-        del self.members.by_connection[member.connection]
-        if self.phase is Phase.ASKING and member.state is BUSY:
-            self.phase = Phase.WAITING
+    # ---- evaluations --------------------------------------------------------------------------------------
 
-    def _measure(self, entry: Entry) -> None:
-        row = merge.curve_row(entry, self.plan, self.totals.tokens, self.tokens_per_s)
+    def _ask(self, now: float) -> None:
+        """Have one site answer the held-out questions."""
+        ready = self.members.in_state([IDLE])
+        if ready:
+            self._turn += 1
+            chosen = ready[self._turn % len(ready)]
+            chosen.since, self._asked = now, chosen.name
+            self._out.append(Send(chosen.connection, Evaluate(self.terms.epoch, self.round)))
+            self._say(f"{chosen.name} answers the held-out questions")
+            self.phase = Phase.ASKING
+
+    def _on_evaluated(self, member: Member, message: Evaluated, now: float) -> None:
+        if not self.round - AHEAD <= message.round <= self.round:
+            return
+        self.values = dict(message.values)
+        if self.phase is Phase.ASKING and member.name == self._asked and message.heldout is not None:
+            self.phase, self._asked = Phase.TRAINED, ""
+            self._out.append(Trained(message.values, message.heldout))
+        elif message.heldout is None:
+            self._evaluation_s = min(rules.FIRST_GRACE_S, now - member.since)
+            member.since = now
+            self._evaluated = dict(message.values)
+
+    # ---- members ------------------------------------------------------------------------------------------
+
+    def _restate(self) -> None:
+        """Busy is who owes a delta or an answer."""
+        for member in self.members.in_state([IDLE, BUSY]):
+            busy = self.book.owes(member.name) or member.name == self._asked
+            member.state = BUSY if busy else IDLE
+
+    def _drop(self, member: Member, why: str) -> None:
+        """A member is gone; its leases go back to the pool. A delta that arrived before stays."""
+        self._say(f"{member.name} at {member.hello.site} is gone: {why}")
+        self.book.revoke_all(member.name)
+        del self.members.by_connection[member.connection]
+        if self.phase is Phase.ASKING and member.name == self._asked:
+            self.phase, self._asked = Phase.FINAL, ""
+
+    def _measure(self, turn: Turn, entry: Entry) -> None:
+        row = merge.curve_row(turn, entry, self.plan, self.totals.tokens, self.tokens_per_s)
         self._out.append(Measured(entry.round, {**row, **self._evaluated}))  # of the state before this round
         self._evaluated = {}
+
+    def _tell_ladder(self) -> None:
+        if self.ladder.why:
+            self._say(self.ladder.why)
+            self.ladder.why = ""
 
     def _say(self, text: str) -> None:
         self._out.append(Say(text))

@@ -35,7 +35,7 @@ class Commit:
     The next round is under way meanwhile; it is not merged before."""
 
     entry: Entry
-    update: bytes | bytearray
+    update: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,30 @@ CoordinatorEffect = Send | Close | Commit | Keep | Measured | Say | Trained
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Have the inner side take over this state (the machine's own array: read it before the next message)."""
+    """Have the inner side take over this state. The array is the shell's own."""
 
     state: Flat
     round: int
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """Add `change` to the inner side's parameters from `start` on, before its next step; `computed` then says
+    before which. `key` is (round, fragment)."""
+
+    key: tuple[int, int]
+    start: int
+    change: Flat
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Have the inner side begin again without moments; a `Load` follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
-    """Take inner steps; answer with `computed`."""
+    """Take inner steps; answer with `computed`, and before which step each `Shift` meanwhile was applied."""
 
     lease: str
     stage: int
@@ -98,19 +113,21 @@ class StopCompute:
 
 @dataclass(frozen=True, slots=True)
 class Assess:
-    """Evaluate what was loaded; answer with `assessed`."""
+    """Evaluate `state`, which is that of `round`, load `back` again, and answer with `assessed`. The arrays are
+    the shell's own."""
 
     round: int
     heldout: bool
+    state: Flat
+    back: Flat
 
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Leave this connection and ask to join again. `fresh`: with a new inner side, the old one is suspect."""
+    """Leave this connection and ask to join again."""
 
     why: str
     after_s: float = 0.0
-    fresh: bool = False
     final: bool = field(default=False)  # do not come back: what this site is does not fit the run
 
 
@@ -119,4 +136,4 @@ class Done:
     """The run is finished: end."""
 
 
-SiteEffect = Send | Load | Compute | StopCompute | Assess | Rejoin | Done
+SiteEffect = Send | Load | Shift | Forget | Compute | StopCompute | Assess | Rejoin | Done

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caudal.train.interface import IdRange
-from caudal.train.messages import Delta, Hello
+from caudal.train.messages import Hello
 
 
 class Phase(StrEnum):
@@ -38,15 +37,10 @@ class Member:
     hello: Hello
     state: MemberState
     heard_at: float
-    lease: str = ""
-    ids: tuple[IdRange, ...] = ()
-    steps: int = 0
-    progress: tuple[float, float] = (0.0, 0.0)
-    leased_at: float = 0.0
-    evaluating: bool = False
-    joined: bool = True  # nothing of it was merged since it joined
-    seconds_per_step: float = 0.0
+    since: float  # when it last gained or answered a lease
+    seconds_per_id: float = 0.0
     tokens_per_s: float = 0.0
+    wait_share: float = 0.0
     loss: float = 0.0
     round: int = 0
 
@@ -54,19 +48,6 @@ class Member:
     def name(self) -> str:
         """The slot: what there is one live member of."""
         return self.hello.worker
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A delta that will be merged."""
-
-    member: Member
-    lease: str
-    ids: tuple[IdRange, ...]
-    delta: Delta
-    payload: bytes
-    size: float
-    loss: float
 
 
 @dataclass(slots=True)
@@ -101,6 +82,7 @@ class Members:
                 "round": m.round,
                 "loss": round(m.loss, 4),
                 "tokens_per_s": round(m.tokens_per_s, 1),
+                "wait_share": round(m.wait_share, 4),
             }
             for m in self.all()
         }

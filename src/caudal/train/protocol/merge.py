@@ -3,88 +3,93 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from caudal.train.codec import encoded_bytes, magnitude
-from caudal.train.interface import IdRange, RunPlan, Stage
-from caudal.train.leases import size
+from caudal.train.codec import blocks, encoded_bytes, magnitude
+from caudal.train.interface import RunPlan
 from caudal.train.ledger import FIRST, Contribution, Entry, Link
 from caudal.train.messages import Delta
 from caudal.train.outer import Outer
-from caudal.train.protocol.members import Arrived
-from caudal.train.protocol.rules import Tempo
+from caudal.train.protocol.turns import Lease, Turn
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a look at a delta showed: how large its numbers are, and what is wrong with it (empty: nothing)."""
-
-    size: float
-    problem: str = ""
-
-
-def inspect(delta: Delta, payload: bytes, ids: Sequence[IdRange], stage: Stage, parameters: int) -> Seen:
-    """Whether a delta can be what it says: its slice and length, its tokens, finite numbers."""
-    if (delta.start, delta.stop, delta.bits) != (0, parameters, 8):
-        return Seen(0.0, f"it carries {delta.start}..{delta.stop} in int{delta.bits}, not the whole in int8")
-    if len(payload) != encoded_bytes(parameters):
-        return Seen(0.0, f"it has {len(payload)} bytes instead of {encoded_bytes(parameters)}")
-    if delta.tokens != size(ids) * stage.sample_tokens or delta.steps < 1 or delta.seconds < 0:
-        return Seen(0.0, f"{delta.tokens} tokens in {delta.steps} steps are not what was leased")
-    large = magnitude(payload, parameters)
+def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan) -> str:
+    """What is wrong with one fragment of a delta, against what was leased: its place and length, its tokens,
+    finite numbers. Empty: nothing. Adds to the lease's `large`."""
+    if not 0 <= delta.fragment < len(plan.fragments) or delta.bits != bits:
+        return (
+            f"it carries fragment {delta.fragment} of {len(plan.fragments)} in int{delta.bits}, not int{bits}"
+        )
+    start, stop = plan.fragments[delta.fragment]
+    if len(payload) != encoded_bytes(stop - start, bits):
+        return f"fragment {delta.fragment} has {len(payload)} bytes, not {encoded_bytes(stop - start, bits)}"
+    if delta.tokens != lease.tokens or not 1 <= delta.steps <= lease.steps or delta.seconds < 0:
+        return f"{delta.tokens} tokens in {delta.steps} steps are not what was leased"
+    if len(delta.applied) not in (0, len(plan.fragments)) or delta.waited_s < 0:
+        return "what it says of its round does not add up"
+    large = magnitude(payload, stop - start, bits)
     if delta.loss is None or not (math.isfinite(large) and math.isfinite(delta.loss)):
-        return Seen(large, "it is not finite")
-    return Seen(large)
+        return "it is not finite"
+    lease.large += large
+    return ""
 
 
-def step(outer: Outer, arrived: Sequence[Arrived], tempo: Tempo) -> bytearray:
-    """Merge, weighted by tokens, in the order given; change the state; return what to broadcast."""
-    tokens = sum(a.delta.tokens for a in arrived)
-    weighted = [(a.delta.tokens / tokens, a.payload) for a in arrived]
-    return outer.step(weighted, tempo.learning_rate, tempo.momentum)
+def size_of(lease: Lease, plan: RunPlan) -> float:
+    """The root mean square of the largest numbers of a whole delta's blocks."""
+    return math.sqrt(lease.large / sum(blocks(stop - start) for start, stop in plan.fragments))
+
+
+def early(outer: Outer, turn: Turn) -> None:
+    """Merge the fragments that are here from all who hold a lease, whatever else is still to come."""
+    leases = turn.leases()
+    here = set.intersection(*(set(lease.parts) for lease in leases))
+    for fragment in sorted(here - set(turn.merged)):
+        _merge(outer, turn, fragment, leases)
+
+
+def finish(outer: Outer, turn: Turn) -> list[bytearray]:
+    """Merge what is not merged yet, change the state, and return the update's fragments."""
+    assert turn.arrived and not turn.waiting
+    leases = turn.leases()
+    for fragment in range(len(outer.cuts)):
+        if fragment not in turn.merged:
+            _merge(outer, turn, fragment, leases)
+    parts = [turn.merged[fragment] for fragment in range(len(outer.cuts))]
+    outer.take(b"".join(parts), turn.tempo.momentum, turn.tempo.bits)
+    return parts
+
+
+def _merge(outer: Outer, turn: Turn, fragment: int, leases: list[Lease]) -> None:
+    """Weighted by tokens, in the order of the slots."""
+    tokens = sum(lease.tokens for lease in leases)
+    weighted = [(lease.tokens / tokens, lease.parts[fragment]) for lease in leases]
+    tempo = turn.tempo
+    turn.merged[fragment] = outer.merge(fragment, weighted, tempo.learning_rate, tempo.momentum, tempo.bits)
 
 
 def entry(
-    arrived: Sequence[Arrived],
-    tempo: Tempo,
+    turn: Turn,
+    plan: RunPlan,
     update_bytes: int,
     *,
-    run: str,
-    round_number: int,
     epoch: int,
     previous: Link | None,
-    stage: int,
     state_sha256: str,
     at: float,
 ) -> Entry:
     """What the ledger keeps of a round. The update's hash is filled in by who writes it (`Commit`)."""
-    tokens = sum(a.delta.tokens for a in arrived)
-    parts = tuple(
-        Contribution(
-            site=a.member.hello.site,
-            worker=a.member.name,
-            ids=tuple((r.start, r.stop) for r in a.ids),
-            tokens=a.delta.tokens,
-            steps=a.delta.steps,
-            loss=a.loss,
-            seconds=a.delta.seconds,
-            weight=a.delta.tokens / tokens,
-            joined=a.member.joined,
-            progress=a.member.progress,
-        )
-        for a in arrived
-    )
+    leases = turn.leases()
+    tokens = sum(lease.tokens for lease in leases)
+    parts = tuple(_contribution(lease, lease.tokens / tokens) for lease in leases)
     return Entry(
-        run=run,
-        round=round_number,
+        run=plan.run,
+        round=turn.number,
         epoch=epoch,
         previous=previous.hash if previous else FIRST,
-        stage=stage,
-        inner_steps=tempo.inner_steps,
-        learning_rate=tempo.learning_rate,
-        momentum=tempo.momentum,
+        stage=turn.stage,
+        inner_steps=turn.tempo.inner_steps,
+        learning_rate=turn.tempo.learning_rate,
+        momentum=turn.tempo.momentum,
         sites=parts,
         tokens=tokens,
         steps=sum(p.steps for p in parts),
@@ -93,11 +98,41 @@ def entry(
         update_bytes=update_bytes,
         state_sha256=state_sha256,
         at=at,
+        bits=turn.tempo.bits,
+        fragments=plan.fragments,
     )
 
 
-def curve_row(entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
-    """What the run's curve shows of a round; `tokens` are all that are committed."""
+def _contribution(lease: Lease, weight: float) -> Contribution:
+    delta = lease.delta
+    assert delta is not None and delta.loss is not None
+    return Contribution(
+        site=lease.member.hello.site,
+        worker=lease.worker,
+        ids=tuple((r.start, r.stop) for r in lease.ids),
+        tokens=delta.tokens,
+        steps=delta.steps,
+        loss=delta.loss,
+        seconds=delta.seconds,
+        weight=weight,
+        joined=delta.fresh,
+        progress=lease.progress,
+        applied=delta.applied,
+    )
+
+
+def waiting(turn: Turn) -> tuple[float, float]:
+    """Of a round's sites: the least share of their time that one waited, and after what part of the round the
+    update before it was applied (the latest of all)."""
+    deltas = [lease.delta for lease in turn.leases() if lease.delta is not None]
+    shares = [d.waited_s / max(1e-9, d.waited_s + d.seconds) for d in deltas]
+    return min(shares), max(max(d.applied, default=0) / d.steps for d in deltas)
+
+
+def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
+    """What the run's curve shows of a round; `tokens` are all that are committed, `delta_bytes` what all sites
+    sent for it."""
+    share, _ = waiting(turn)
     return {
         "round": entry.round,
         "stage": plan.stages[entry.stage].name,
@@ -107,4 +142,7 @@ def curve_row(entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> 
         "inner_steps": entry.inner_steps,
         "sites": len(entry.sites),
         "update_bytes": entry.update_bytes,
+        "delta_bytes": entry.update_bytes * len(entry.sites),
+        "wait_share": round(share, 4),
+        "seconds": round(max(p.seconds for p in entry.sites), 4),
     }

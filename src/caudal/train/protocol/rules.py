@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from caudal.domain.workload import OuterSpec
-
-GATHER_S = 5.0
+GATHER_S = 3.0
 """How long a new epoch waits for all sites after the first is ready, before it begins with those it has."""
 
 LIVENESS_S = 10.0
@@ -52,40 +50,37 @@ _NOTHING = 1e-20
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
-    """How a round goes: inner steps per site, and the outer optimiser's two numbers."""
+    """How a round goes: inner steps per site, the outer optimiser's two numbers, and whether sites wait for
+    its update before they go on."""
 
     inner_steps: int
     learning_rate: float
     momentum: float
-
-
-def tempo(outer: OuterSpec, tokens_done: int, tokens_total: int) -> Tempo:
-    """The synchronous warm-up averages after every step, plainly, as data-parallel training does; then come
-    rounds of `inner_steps` under the outer optimiser."""
-    if tokens_done < outer.sync_fraction * tokens_total:
-        return Tempo(1, 1.0, 0.0)
-    return Tempo(outer.inner_steps, outer.learning_rate, outer.momentum)
+    waits: bool
+    bits: int = 8
 
 
 @dataclass(slots=True)
 class Pace:
-    """What deltas took and weighed so far: the adaptive grace, each site's speed, and what is too large."""
+    """What deltas took and weighed so far: the adaptive grace, and what is too large."""
 
-    step_s: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    late: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     sizes: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     sizes_of: tuple[int, int] = (-1, -1)
 
-    def took(self, seconds: float, steps: int) -> None:
-        """A delta arrived so long after its lease was sent."""
-        self.step_s.append(seconds / max(1, steps))
+    def took(self, seconds: float, expected_s: float) -> None:
+        """A delta arrived so long after its lease could be begun; `expected_s`: its steps at the site's speed."""
+        if expected_s > 0:
+            self.late.append(seconds / expected_s)
 
-    def grace_s(self, steps: int) -> float:
-        """How long a round of so many steps may take: median + k·MAD, and a floor."""
-        if len(self.step_s) < 2:
+    def grace_s(self, expected_s: float) -> float:
+        """How long a round may take whose slowest site needs so long by its speed: median + k·MAD of what sites
+        took against their speeds, and a floor. 0: a speed that is not known."""
+        if expected_s <= 0 or len(self.late) < 2:
             return FIRST_GRACE_S
-        middle = median(self.step_s)
-        spread = median(abs(s - middle) for s in self.step_s)
-        return steps * (1.5 * middle + GRACE_MADS * spread) + GRACE_FLOOR_S
+        middle = median(self.late)
+        spread = median(abs(s - middle) for s in self.late)
+        return expected_s * (1.5 * middle + GRACE_MADS * spread) + GRACE_FLOOR_S
 
     def too_large(self, size: float, stage: int, inner_steps: int) -> bool:
         """Whether a delta's numbers explode, against those before in the same stage and tempo."""
@@ -104,16 +99,20 @@ class Pace:
             self.sizes.append(size)
 
 
-def steps_by_speed(inner_steps: int, seconds_per_step: Mapping[str, float]) -> dict[str, int]:
-    """How many steps each site takes so that all end together: the fastest takes `inner_steps`. Sites within
-    a fifth of the fastest, and those not yet measured (0), count as fast."""
-    known = [s for s in seconds_per_step.values() if s > 0]
+def ids_by_speed(inner_steps: int, batch: int, seconds_per_id: Mapping[str, float]) -> dict[str, int]:
+    """How many ids each site trains so that all end together: the fastest takes `inner_steps` whole batches,
+    who is slower fewer steps, or part of a batch where a round is one step. Sites within a fifth of the
+    fastest, and those not yet measured (0), count as fast."""
+    known = [s for s in seconds_per_id.values() if s > 0]
     fastest = min(known, default=0.0)
-    steps = {}
-    for name, seconds in seconds_per_step.items():
-        slow = seconds > 1.25 * fastest > 0
-        steps[name] = max(1, round(inner_steps * fastest / seconds)) if slow else inner_steps
-    return steps
+    ids = {}
+    for name, seconds in seconds_per_id.items():
+        most = inner_steps * batch
+        if seconds > 1.25 * fastest > 0:
+            steps = round(inner_steps * fastest / seconds)
+            most = steps * batch if steps > 1 else max(1, round(most * fastest / seconds))
+        ids[name] = most
+    return ids
 
 
 def share_out(wanted: Mapping[str, int], free: int) -> dict[str, int]:

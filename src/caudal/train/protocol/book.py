@@ -1,0 +1,165 @@
+"""The coordinator's book of leases: the rounds that are out, who holds which ids of them, and the pool of the rest.
+
+Every id is free, leased to one site, or committed. Up to two rounds are out at once: the one that is being
+computed, and the next, leased ahead. Does no I/O; knows nothing of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caudal.train.interface import IdRange, RunPlan
+from caudal.train.leases import Pool, size
+from caudal.train.messages import Held
+from caudal.train.protocol import rules
+from caudal.train.protocol.members import Member
+from caudal.train.protocol.rules import Tempo
+from caudal.train.protocol.turns import Lease, Turn
+
+AHEAD = 2
+"""Rounds that may be out: a site goes on so far without hearing from its coordinator."""
+
+
+class Book:
+    """Mutable; one owner. `turns[0]` is the round after the state's, `turns[1]` the one after that."""
+
+    def __init__(self, plan: RunPlan, pool: Pool, epoch: int) -> None:
+        self.plan, self.pool, self.epoch = plan, pool, epoch
+        self.turns: list[Turn] = []
+        self._leases = 0
+
+    def open(self, number: int, tempo: Tempo, members: Sequence[Member], now: float) -> Turn:
+        """A new round, behind those that are out: ids for all of them, as many as each can train in the time.
+        There must be free ids."""
+        stage = next(i for i, s in enumerate(self.plan.stages) if self.pool.free_in(s.first_id, s.end_id))
+        turn = Turn(number, stage, tempo)
+        self.turns.append(turn)
+        self._share(turn, members, now)
+        return turn
+
+    def add(self, turn: Turn, member: Member, now: float) -> Lease | None:
+        """A share of a round for one who joined meanwhile; None where its stage has no ids left."""
+        self._share(turn, [member], now)
+        return turn.waiting.get(member.name)
+
+    def _share(self, turn: Turn, members: Sequence[Member], now: float) -> None:
+        stage = self.plan.stages[turn.stage]
+        speeds = {lease.worker: lease.member.seconds_per_id for lease in turn.leases()}
+        speeds.update({m.name: m.seconds_per_id for m in members})
+        wanted = rules.ids_by_speed(turn.tempo.inner_steps, stage.batch, speeds)
+        free = self.pool.free_in(stage.first_id, stage.end_id)
+        shares = rules.share_out({m.name: wanted[m.name] for m in members}, free)
+        begun = stage.ids - free
+        progress = (begun / stage.ids, min(1.0, (begun + sum(shares.values())) / stage.ids))
+        for member in members:
+            if not shares[member.name]:
+                continue
+            name = self._name(turn)
+            ids = self.pool.lease(name, shares[member.name], stage.first_id, stage.end_id)
+            self._enter(turn, member, name, ids, progress, now)
+        turn.merged.clear()
+
+    def _name(self, turn: Turn) -> str:
+        self._leases += 1
+        return f"{self.epoch}.{turn.number}.{self._leases}"
+
+    def _enter(
+        self,
+        turn: Turn,
+        member: Member,
+        name: str,
+        ids: tuple[IdRange, ...],
+        progress: tuple[float, float],
+        now: float,
+    ) -> None:
+        stage, count = self.plan.stages[turn.stage], size(ids)
+        steps, tokens = -(-count // stage.batch), count * stage.sample_tokens
+        turn.waiting[member.name] = Lease(name, member, ids, steps, tokens, progress, now)
+
+    def adopt(
+        self, member: Member, held: Sequence[Held], after: int, tempo: Tempo, now: float
+    ) -> tuple[str, ...]:
+        """Go on with what a site took on under an earlier connection or coordinator: all of it or nothing
+        (then empty). `after` is the round of the state, `tempo` what a round would be now."""
+        taken: list[tuple[Turn, str]] = []
+        for at, work in enumerate(held):
+            turn = self._turn_for(work, at, after, tempo)
+            name = self._take(turn, member, work, now) if turn is not None else ""
+            if turn is None or not name:
+                for before, _ in taken:
+                    self.revoke(before, member.name)
+                self.drop_empty()
+                return ()
+            taken.append((turn, name))
+        return tuple(name for _, name in taken)
+
+    def _turn_for(self, work: Held, at: int, after: int, tempo: Tempo) -> Turn | None:
+        """The round that the work belongs to, opened where nobody has yet; None where it does not fit."""
+        stages = self.plan.stages
+        if not (0 <= work.stage < len(stages) and work.round == after + 1 + at and at < AHEAD):
+            return None
+        if not 1 <= work.inner_steps <= stages[work.stage].ids:
+            return None
+        if at == len(self.turns):
+            like = Tempo(work.inner_steps, tempo.learning_rate, tempo.momentum, work.waits, tempo.bits)
+            self.turns.append(Turn(work.round, work.stage, like))
+        turn = self.turns[at]
+        same = (turn.stage, turn.tempo.inner_steps) == (work.stage, work.inner_steps)
+        return turn if same and turn.tempo.waits == work.waits else None
+
+    def _take(self, turn: Turn, member: Member, work: Held, now: float) -> str:
+        """The name of the lease under which the work goes on; empty where its ids are no longer free."""
+        ids = tuple(IdRange(*r) for r in work.ids)
+        there = turn.lease_of(member.name)
+        if there is not None:
+            if there.ids != ids:
+                return ""
+            there.member = member
+            return there.name
+        stage = self.plan.stages[turn.stage]
+        name = self._name(turn)
+        if not ids or not all(stage.first_id <= r.start < r.stop <= stage.end_id for r in ids):
+            return ""
+        if not self.pool.lease_exactly(name, ids):
+            return ""
+        self._enter(turn, member, name, ids, work.progress, now)
+        turn.merged.clear()
+        return name
+
+    def revoke(self, turn: Turn, worker: str) -> bool:
+        """A lease whose delta did not come ends: its ids are free again."""
+        lease = turn.revoke(worker)
+        if lease is not None:
+            self.pool.give_back(lease.name)
+        return lease is not None
+
+    def revoke_all(self, worker: str) -> None:
+        """All that a slot still owes."""
+        for turn in self.turns:
+            self.revoke(turn, worker)
+
+    def give_up(self, turn: Turn) -> list[Lease]:
+        """A round will not be merged: its ids are free again. Returns its leases."""
+        leases = turn.leases()
+        for lease in leases:
+            self.pool.give_back(lease.name)
+        self.turns.remove(turn)
+        return leases
+
+    def drop_empty(self) -> None:
+        """Rounds that nobody holds anything of, from the last."""
+        while self.turns and not self.turns[-1].leases():
+            self.turns.pop()
+
+    def merged(self) -> None:
+        """The first round's ids count as trained, from now on and for ever."""
+        turn = self.turns.pop(0)
+        self.pool.commit([lease.name for lease in turn.arrived.values()])
+
+    def owes(self, worker: str) -> bool:
+        """Whether a slot has a delta to send."""
+        return any(worker in turn.waiting for turn in self.turns)
+
+    def holds(self, worker: str) -> bool:
+        """Whether a slot takes part in a round that is out."""
+        return any(turn.lease_of(worker) is not None for turn in self.turns)

@@ -1,0 +1,113 @@
+"""How many inner steps a round has: few while the model is young, then as many as the network asks for.
+
+A ladder of rungs. Below `sync_fraction` of the tokens sites agree after every step; then the rung climbs by
+doubling to the spec's `inner_steps`. Beyond that only the network moves it: up where sites wait for updates
+for more than `wait_share` of their time, down again where updates are back long before the round is over.
+A loss that rises halves it. Every change says why. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from caudal.domain.workload import OuterSpec
+from caudal.train.protocol.rules import Tempo
+
+WINDOW = 8
+"""Rounds on one rung after which its waiting and its loss are judged."""
+
+CLIMB_ROUNDS = 4
+"""Rounds on one rung between the end of the warm-up and the spec's `inner_steps`."""
+
+RISEN = 1.05
+"""A window's mean loss, over the best window's of the stage, at which the rung is halved."""
+
+HOLD_ROUNDS = 64
+"""So long a rung that was halved for the loss is not raised again."""
+
+EARLY = 0.4
+"""Updates that are applied before this part of a round leave room for a shorter one."""
+
+
+@dataclass(slots=True)
+class Ladder:
+    """The rung and what was seen on it. `rung` starts where the run's last round was."""
+
+    outer: OuterSpec
+    rung: int = 1
+    why: str = ""
+    _waits: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _backs: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _best: float = math.inf
+    _stage: int = -1
+    _rounds: int = 0  # on this rung
+    _hold: int = 0
+    _warm: bool = True
+
+    def tempo(self, done: float) -> Tempo:
+        """How the next round goes, when `done` of the run's tokens are trained. In the warm-up sites average
+        plainly."""
+        outer = self.outer
+        waits = self.rung == 1 or not outer.overlap
+        if done < outer.sync_fraction:
+            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits)
+        return Tempo(self.rung, outer.learning_rate, outer.momentum, waits, outer.bits)
+
+    def saw(
+        self, inner_steps: int, stage: int, done: float, wait_share: float, back: float, loss: float
+    ) -> None:
+        """A round was merged: its sites waited for `wait_share` of their time (the least of all sites: what is
+        more is waiting for a slower site), and had applied the update before it after `back` of it."""
+        self._warm = done < self.outer.sync_fraction
+        if stage != self._stage:
+            self._stage, self._best = stage, math.inf
+            self._losses.clear()
+        if inner_steps != self.rung:
+            return  # leased before the last change
+        self._rounds += 1
+        self._hold = max(0, self._hold - 1)
+        self._waits.append(wait_share)
+        self._backs.append(back)
+        self._losses.append(loss)
+        climbs = not self._warm and not self._hold and self.rung < self.outer.inner_steps
+        if climbs and (self.rung == 1 or self._rounds >= CLIMB_ROUNDS):
+            self._go(min(self.outer.inner_steps, 2 * self.rung), "the warm-up is over")
+            return
+        if len(self._waits) < WINDOW:
+            return
+        waiting, mean = sum(self._waits) / WINDOW, math.inf
+        if len(self._losses) == WINDOW:
+            mean = sum(self._losses) / WINDOW
+            if mean > RISEN * self._best and self.rung > 1:
+                self._hold = HOLD_ROUNDS
+                self._go(max(1, self.rung // 2), f"the loss rose from {self._best:.3f} to {mean:.3f}")
+                self._best = mean
+                return
+            self._best = min(self._best, mean)
+        self._link(waiting)
+
+    def _link(self, waiting: float) -> None:
+        """What the network asks for."""
+        most = (
+            self.outer.inner_steps if self._warm else max(self.outer.max_inner_steps, self.outer.inner_steps)
+        )
+        least = 1 if self._warm else self.outer.inner_steps
+        needed = math.ceil(max(self._backs) * self.rung / 0.6)
+        if waiting > self.outer.wait_share:
+            if not self._hold and self.rung < most:
+                self._go(min(most, math.ceil(1.5 * self.rung)), f"sites waited {waiting:.1%} of their time")
+        elif self.rung > least and self.rung > 2 and max(self._backs) < EARLY and needed < self.rung:
+            lower = max(least, needed, 2)
+            if lower < self.rung:
+                self._go(lower, f"updates were back after {max(self._backs):.0%} of a round")
+
+    def _go(self, rung: int, why: str) -> None:
+        if rung != self.rung:
+            self.why = f"{self.rung} → {rung} inner steps a round: {why}"
+        self.rung, self._rounds = rung, 0
+        self._waits.clear()
+        self._backs.clear()
+        self._losses.clear()

@@ -1,0 +1,165 @@
+"""A site's machine and the thread that computes for it, for the life of a worker: connections come and go.
+
+Carries out what the machine asks of the inner side, and hands what it says to the connection there is. The
+steps go on while there is none. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from caudal.telemetry.report import Reporter
+from caudal.train.compute import ComputeThread
+from caudal.train.interface import Inner, InnerResult
+from caudal.train.messages import Message
+from caudal.train.protocol.effects import (
+    Assess,
+    Compute,
+    Done,
+    Forget,
+    Load,
+    Rejoin,
+    Send,
+    Shift,
+    SiteEffect,
+    StopCompute,
+)
+from caudal.train.protocol.site import Applied, Site
+
+Ending = Done | Rejoin
+Carry = Callable[[Message, Any], None]
+
+
+class Shifts:
+    """Changes on their way to the inner side: each is added once, by whoever comes first, the steps under way
+    or the job behind them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Shift] = []
+
+    def put(self, shift: Shift) -> None:
+        """One more."""
+        with self._lock:
+            self._waiting.append(shift)
+
+    def take(self) -> list[Shift]:
+        """All that nobody took, in their order."""
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        return taken
+
+    def take_one(self, shift: Shift) -> bool:
+        """Whether this one was still there."""
+        with self._lock:
+            there = any(waiting is shift for waiting in self._waiting)
+            self._waiting = [waiting for waiting in self._waiting if waiting is not shift]
+        return there
+
+
+class Runner:
+    """`carry` puts a frame on the connection there is; `over` is told how a connection should end."""
+
+    def __init__(self, site: Site, thread: ComputeThread, reporter: Reporter) -> None:
+        self.site, self.thread = site, thread
+        self._reporter = reporter
+        self._stop = threading.Event()
+        self._shifts = Shifts()
+        self._carry: Carry | None = None
+        self._over: asyncio.Future[Ending] | None = None
+
+    def attach(self, carry: Carry, over: asyncio.Future[Ending]) -> None:
+        """There is a connection."""
+        self._carry, self._over = carry, over
+
+    def detach(self) -> None:
+        """There is none. What the machine says now is said again when it is asked for."""
+        self._carry = self._over = None
+
+    def heard(self, message: Message, payload: bytes) -> None:
+        """The coordinator says something."""
+        self._do(self.site.message(message, payload, time.monotonic()))
+
+    def _do(self, effects: list[SiteEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                if self._carry is not None:
+                    self._carry(effect.message, effect.payload)
+            elif isinstance(effect, Shift):
+                self._shifts.put(effect)
+                self.thread.submit(partial(_add, effect, self._shifts), _nothing)
+            elif isinstance(effect, Compute):
+                self._stop = threading.Event()
+                self.thread.submit(partial(_compute, effect, self._stop, self._shifts), self._computed)
+                self._reporter.update(phase="computing")
+            elif isinstance(effect, StopCompute):
+                self._stop.set()
+            elif isinstance(effect, Done | Rejoin):
+                if self._over is not None and not self._over.done():
+                    self._over.set_result(effect)
+            else:
+                self._prepare(effect)
+
+    def _prepare(self, effect: Load | Forget | Assess) -> None:
+        if isinstance(effect, Load):
+            self.thread.submit(partial(_load, effect), _nothing)
+            self._reporter.update(phase="waiting", round=effect.round)
+        elif isinstance(effect, Forget):
+            self.thread.submit(_forget, _nothing)
+        else:
+            self.thread.submit(partial(_assess, effect), self._assessed)
+            self._reporter.update(phase="evaluating")
+
+    def _computed(self, answer: tuple[InnerResult, Applied]) -> None:
+        result, applied = answer
+        self._do(self.site.computed(result, applied, time.monotonic()))
+        if not result.stopped:
+            speed = round(result.tokens / max(1e-6, result.seconds), 1)
+            phase = "computing" if self.site.computing else "waiting"
+            self._reporter.update(phase=phase, round=self.site.round, loss=result.loss, tokens_per_s=speed)
+
+    def _assessed(self, answer: tuple[int, dict[str, float], dict[str, Any] | None]) -> None:
+        self._do(self.site.assessed(*answer))
+
+
+def _load(order: Load, inner: Inner) -> None:
+    inner.load(order.state)
+
+
+def _forget(inner: Inner) -> None:
+    inner.forget()
+
+
+def _add(shift: Shift, shifts: Shifts, inner: Inner) -> None:
+    if shifts.take_one(shift):
+        inner.add(shift.start, shift.change)
+
+
+def _compute(
+    order: Compute, stop: threading.Event, shifts: Shifts, inner: Inner
+) -> tuple[InnerResult, Applied]:
+    applied: Applied = {}
+
+    def between(step: int) -> bool:
+        for shift in shifts.take():
+            inner.add(shift.start, shift.change)
+            applied[shift.key] = step
+        return stop.is_set()
+
+    return inner.run(order.stage, order.ids, order.progress, between), applied
+
+
+def _assess(order: Assess, inner: Inner) -> tuple[int, dict[str, float], dict[str, Any] | None]:
+    inner.load(order.state)
+    values, heldout = inner.evaluate(), inner.heldout() if order.heldout else None
+    inner.load(order.back)
+    return order.round, values, heldout
+
+
+def _nothing(_: None) -> None:
+    return
