@@ -14,12 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from msgspec import structs
-
-from caudal.train.checkpoint import Manifest, Restored
+from caudal.train.checkpoint import Restored
 from caudal.train.interface import IdRange, RunPlan
 from caudal.train.leases import Pool, size
-from caudal.train.ledger import Entry, Link, entry_hash, to_bytes
+from caudal.train.ledger import Entry, Link
 from caudal.train.messages import (
     Delta,
     Evaluate,
@@ -29,17 +27,18 @@ from caudal.train.messages import (
     Ready,
     Refused,
     Revoked,
-    Round,
     Update,
     Welcome,
 )
 from caudal.train.outer import Outer, state_sha256
-from caudal.train.protocol import door, merge, rules
+from caudal.train.protocol import door, intake, merge, rules
 from caudal.train.protocol.book import AHEAD, Book
 from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep, Measured, Say, Send, Trained
+from caudal.train.protocol.evaluation import Evaluations
 from caudal.train.protocol.ladder import Ladder
 from caudal.train.protocol.members import Member, Members, MemberState, Phase
-from caudal.train.protocol.turns import Lease, Turn
+from caudal.train.protocol.scribe import Scribe
+from caudal.train.protocol.turns import Turn
 
 BUSY, IDLE, LATE, LOADING = MemberState.BUSY, MemberState.IDLE, MemberState.LATE, MemberState.LOADING
 
@@ -69,33 +68,34 @@ class Coordinator:
         self.terms, self.plan = terms, terms.plan
         self.outer = Outer(restored.state, restored.momentum, terms.plan.fragments)
         self.round = restored.round  # applied to the state
-        self.totals = restored.totals
-        self.last: Link | None = restored.last
-        pool = Pool(self.plan.total_ids, [IdRange(*r) for r in self.totals.committed])
+        pool = Pool(self.plan.total_ids, [IdRange(*r) for r in restored.totals.committed])
         self.book = Book(self.plan, pool, terms.epoch)
+        self.scribe = Scribe(self.plan, pool, terms.epoch, restored, terms.checkpoint_every, now, at_offset)
         self.members = Members()
         self.pace = rules.Pace()
-        self.ladder = Ladder(self.plan.outer, rung=self.last.entry.inner_steps if self.last else 1)
+        self.ladder = Ladder(self.plan.outer, rung=restored.last.entry.inner_steps if restored.last else 1)
         self.phase = Phase.WAITING
-        self.values: dict[str, float] = {}  # of the newest evaluation
-        self._evaluated: dict[str, float] = {}  # not yet in the curve
+        self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0
-        self.tokens_per_s = 0.0
-        self._at_offset = at_offset
         self._gather_until = math.inf
-        self._committed_at = now
-        self._turn = 0
-        self._asked = ""  # who answers the held-out questions
-        self._evaluation_s = rules.FIRST_GRACE_S
-        self._steps_unevaluated = 0
-        self._strikes: dict[str, tuple[int, float]] = {}
-        self._pending: tuple[Entry, Turn] | None = None
+        self._strikes = door.Strikes()
+        self._why = ""  # the ladder's word, not yet in the curve
         self._out: list[CoordinatorEffect] = []
 
     @property
     def pool(self) -> Pool:
         """Which ids are free, leased, committed."""
         return self.book.pool
+
+    @property
+    def last(self) -> Link | None:
+        """The last committed round."""
+        return self.scribe.last
+
+    @property
+    def settled(self) -> bool:
+        """Whether the state is that of a round which is durable."""
+        return self.scribe.pending is None
 
     # ---- events -------------------------------------------------------------------------------------------
 
@@ -104,10 +104,11 @@ class Coordinator:
         if self.members.of(connection) is not None:
             return self._take()  # heard twice
         older = self.members.named(hello.worker)
-        refusal = door.refusal(hello, self.plan, self.terms.generation) or door.duplicate(hello, older)
-        count, until = self._strikes.get(hello.worker, (0, 0.0))
-        if refusal is None and count >= rules.STRIKES and now < until:
-            refusal = Refused("quarantined", f"{count} bad deltas in a row", retry_after_s=until - now)
+        refusal = (
+            door.refusal(hello, self.plan, self.terms.generation)
+            or door.duplicate(hello, older)
+            or self._strikes.refusal(hello.worker, now)
+        )
         if refusal is not None:
             self._say(f"{hello.worker} at {hello.site} is refused: {refusal.text}")
             self._out += [Send(connection, refusal), Close(connection, refusal.reason)]
@@ -127,7 +128,7 @@ class Coordinator:
         keep = (hello.round, hello.state_sha256) == (self.round, sha256)
         adopted: tuple[str, ...] = ()
         if keep and self.phase in (Phase.WAITING, Phase.ROUND):
-            tempo = self.ladder.tempo(self.totals.tokens / self.plan.total_tokens)
+            tempo = self.ladder.tempo(self.scribe.done)
             adopted = self.book.adopt(member, hello.held, self.round, tempo, now)
         welcome = Welcome(self.terms.epoch, self.round, sha256, proof, keep, adopted)
         self._out.append(Send(member.connection, welcome, b"" if keep else self.outer.state.tobytes()))
@@ -170,20 +171,14 @@ class Coordinator:
             self._advance(now)
         return self._take()
 
-    @property
-    def settled(self) -> bool:
-        """Whether the state is that of a round which is durable."""
-        return self._pending is None
-
     def committed(self, entry: Entry, now: float) -> list[CoordinatorEffect]:
         """The round is durable; `entry` is what was asked for, with the update's hash."""
-        assert self._pending is not None and entry.round == self._pending[0].round == self.round
-        turn, self._pending = self._pending[1], None
-        self.last = Link(entry, entry_hash(to_bytes(entry)))
-        self.tokens_per_s = entry.tokens / max(1e-6, now - self._committed_at)
-        self._committed_at = now
-        self._measure(turn, entry)
-        if self._keep_due(entry):
+        assert entry.round == self.round
+        word = {"why": self._why} if self._why else {}
+        self._why = ""
+        row = self.scribe.committed(entry, self.evaluations.for_curve(), now)
+        self._out.append(Measured(entry.round, {**row, **word}))
+        if self.scribe.keep_due(entry):
             self.keep()
         self._advance(now)
         return self._take()
@@ -191,7 +186,11 @@ class Coordinator:
     def tick(self, now: float) -> list[CoordinatorEffect]:
         """Time went by; to be called a few times a second."""
         for member in self.members.all():
-            owes = self.book.owes(member.name) or member.name == self._asked or member.state is LOADING
+            owes = (
+                self.book.owes(member.name)
+                or member.name == self.evaluations.asked
+                or member.state is LOADING
+            )
             stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
                 why = "no progress for too long" if stuck else "silent for too long"
@@ -209,16 +208,7 @@ class Coordinator:
 
     def keep(self) -> None:
         """Have the last committed state kept as a checkpoint; the effect comes with the next event's."""
-        assert self.settled
-        manifest = Manifest(
-            run=self.plan.run,
-            round=self.round,
-            entry=self.last.hash if self.last else "",
-            state_sha256=(self.last and self.last.entry.state_sha256) or state_sha256(self.outer.state),
-            file="",
-            totals=self.totals,
-            at=self._committed_at + self._at_offset,
-        )
+        manifest = self.scribe.manifest(self.round, self.outer.state)
         self._out.append(Keep(self.outer.state.copy(), self.outer.momentum.copy(), manifest))
 
     # ---- what follows from them ---------------------------------------------------------------------------
@@ -266,7 +256,7 @@ class Coordinator:
             if self.pool.done:
                 self.phase = Phase.FINAL if self.settled and not turns else self.phase
                 return
-            tempo = self.ladder.tempo(self.totals.tokens / self.plan.total_tokens)
+            tempo = self.ladder.tempo(self.scribe.done)
             self._tell_ladder()
             first = not turns
             if first and not (ready and self._gathered(now)):
@@ -276,9 +266,9 @@ class Coordinator:
             if len(ready) < self.plan.outer.quorum:
                 return
             turn = self.book.open(self.round + 1 + len(turns), tempo, ready, now)
-            turn.evaluator = self._evaluator([lease.worker for lease in turn.leases()])
+            turn.evaluator = self.evaluations.evaluator([lease.worker for lease in turn.leases()])
             for lease in turn.leases():
-                self._order(turn, lease)
+                self._out.append(Send(lease.member.connection, turn.order(lease, self.terms.epoch)))
             self.phase = Phase.ROUND
             if first:
                 self._run_first(now)
@@ -287,7 +277,7 @@ class Coordinator:
             if not self.book.holds(member.name):
                 fresh = self.book.add(turn, member, now)
                 if fresh is not None:
-                    self._order(turn, fresh)
+                    self._out.append(Send(member.connection, turn.order(fresh, self.terms.epoch)))
 
     def _run_first(self, now: float) -> None:
         """The first round runs: it has so long."""
@@ -296,22 +286,7 @@ class Coordinator:
         known = [size(lease.ids) * lease.member.seconds_per_id for lease in turn.leases()]
         turn.deadline = now + self.pace.grace_s(max(known, default=0.0) if all(known) else 0.0)
         if turn.evaluator:
-            turn.deadline += 3 * self._evaluation_s
-
-    def _order(self, turn: Turn, lease: Lease) -> None:
-        order = Round(
-            self.terms.epoch,
-            turn.number,
-            lease.name,
-            turn.stage,
-            lease.ids,
-            lease.progress,
-            turn.tempo.inner_steps,
-            turn.tempo.waits,
-            turn.evaluator == lease.worker,
-            turn.tempo.bits,
-        )
-        self._out.append(Send(lease.member.connection, order))
+            turn.deadline += 3 * self.evaluations.seconds
 
     def _gathered(self, now: float) -> bool:
         """Whether to go on: at once, but for a new epoch's first round, which waits a little for all."""
@@ -324,50 +299,19 @@ class Coordinator:
             self._gather_until = -math.inf
         return self._gather_until == -math.inf
 
-    def _evaluator(self, workers: list[str]) -> str:
-        """Who evaluates the state before this round, where that is due; they take turns."""
-        due = self.terms.evaluate_every * self.plan.outer.inner_steps
-        if self._steps_unevaluated < due or not workers:
-            return ""
-        self._steps_unevaluated = 0
-        self._turn += 1
-        return workers[self._turn % len(workers)]
-
     def _on_delta(self, member: Member, delta: Delta, payload: bytes, now: float) -> None:
-        turn = next((t for t in self.book.turns if t.number == delta.round), None)
-        lease = turn.waiting.get(member.name) if turn is not None else None
-        if turn is None or lease is None or delta.fragment in lease.parts:
+        taken = intake.take(self.book, self.pace, self.plan, member, delta, payload)
+        if taken is None:
             return
-        if (delta.epoch, delta.lease) != (self.terms.epoch, lease.name):
-            return
-        problem = merge.inspect(delta, payload, lease, turn.tempo.bits, self.plan)
-        if not problem:
-            lease.parts[delta.fragment] = payload
-            if len(lease.parts) < len(self.plan.fragments):
-                return
-            lease.delta, lease.size = delta, merge.size_of(lease, self.plan)
-            if self.pace.too_large(lease.size, turn.stage, turn.tempo.inner_steps):
-                problem = "its numbers explode, against all deltas before"
+        turn, lease, problem = taken
         if problem:
             self._refuse_delta(member, problem, now)
-        else:
-            self._arrived(turn, lease, delta, now)
-
-    def _arrived(self, turn: Turn, lease: Lease, delta: Delta, now: float) -> None:
-        turn.took(lease)
-        member = lease.member
-        self._strikes.pop(member.name, None)
-        if turn.evaluator != member.name:
-            expected_s = size(lease.ids) * member.seconds_per_id
-            self.pace.took(now - max(lease.leased_at, member.since), expected_s)
-        member.since, member.round, member.loss = now, turn.number, delta.loss or 0.0
-        member.seconds_per_id = delta.seconds / size(lease.ids)
-        member.tokens_per_s = delta.tokens / max(1e-6, delta.seconds)
-        member.wait_share = delta.waited_s / max(1e-6, delta.waited_s + delta.seconds)
+            return
+        self._strikes.clear(member.name)
+        intake.answered(turn, lease, self.pace, now)
 
     def _refuse_delta(self, member: Member, problem: str, now: float) -> None:
-        count = self._strikes.get(member.name, (0, 0.0))[0] + 1
-        self._strikes[member.name] = (count, now + rules.QUARANTINE_S)
+        self._strikes.add(member.name, now)
         self._say(f"a delta of {member.name} is refused: {problem}")
         self._out += [
             Send(member.connection, Refused("bad_delta", problem)),
@@ -382,12 +326,7 @@ class Coordinator:
             self.pace.merged(lease.size, turn.stage, turn.tempo.inner_steps)
         self.book.merged()
         update = b"".join(parts)
-        at = now + self._at_offset
-        entry = merge.entry(
-            turn, self.plan, len(update), epoch=self.terms.epoch, previous=self.last, state_sha256="", at=at
-        )
-        if self._hash_due(entry):
-            entry = structs.replace(entry, state_sha256=state_sha256(self.outer.state))
+        entry = self.scribe.merged(turn, self.outer.state, len(update), now)
         merged = tuple(lease.name for lease in turn.leases())
         for fragment, part in enumerate(parts):
             order = Update(
@@ -395,23 +334,10 @@ class Coordinator:
             )
             self._out += [Send(m.connection, order, part) for m in self.members.all()]
         self._out.append(Commit(entry, update))
-        self._pending = entry, turn
-        self.totals = self.totals.plus(entry)
-        self._steps_unevaluated += entry.inner_steps
-        done = self.totals.tokens / self.plan.total_tokens
-        self.ladder.saw(entry.inner_steps, turn.stage, done, *merge.waiting(turn), entry.loss)
+        self.evaluations.stepped(entry.inner_steps)
+        self.ladder.saw(entry.inner_steps, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
         if self.book.turns:
             self._run_first(now)
-
-    def _hash_due(self, entry: Entry) -> bool:
-        """Whether this round's state is hashed: every round, but in the synchronous phase every few."""
-        return entry.inner_steps > 1 or entry.round % rules.SYNC_SHA_EVERY == 0 or self._keep_due(entry)
-
-    def _keep_due(self, entry: Entry) -> bool:
-        """Whether a round's state is kept: every so many, and where a stage ends."""
-        stage = self.plan.stages[entry.stage]
-        trained = self.pool.committed_in(stage.first_id, stage.end_id)
-        return entry.round % self.terms.checkpoint_every == 0 or trained == stage.ids
 
     # ---- evaluations --------------------------------------------------------------------------------------
 
@@ -419,9 +345,8 @@ class Coordinator:
         """Have one site answer the held-out questions."""
         ready = self.members.in_state([IDLE])
         if ready:
-            self._turn += 1
-            chosen = ready[self._turn % len(ready)]
-            chosen.since, self._asked = now, chosen.name
+            chosen = self.evaluations.next_of(ready)
+            chosen.since, self.evaluations.asked = now, chosen.name
             self._out.append(Send(chosen.connection, Evaluate(self.terms.epoch, self.round)))
             self._say(f"{chosen.name} answers the held-out questions")
             self.phase = Phase.ASKING
@@ -429,21 +354,24 @@ class Coordinator:
     def _on_evaluated(self, member: Member, message: Evaluated, now: float) -> None:
         if not self.round - AHEAD <= message.round <= self.round:
             return
-        self.values = dict(message.values)
-        if self.phase is Phase.ASKING and member.name == self._asked and message.heldout is not None:
-            self.phase, self._asked = Phase.TRAINED, ""
+        if (
+            self.phase is Phase.ASKING
+            and member.name == self.evaluations.asked
+            and message.heldout is not None
+        ):
+            self.phase, self.evaluations.asked = Phase.TRAINED, ""
+            self.evaluations.heard(message.values)
             self._out.append(Trained(message.values, message.heldout))
         elif message.heldout is None:
-            self._evaluation_s = min(rules.FIRST_GRACE_S, now - member.since)
+            self.evaluations.heard(message.values, now - member.since)
             member.since = now
-            self._evaluated = dict(message.values)
 
     # ---- members ------------------------------------------------------------------------------------------
 
     def _restate(self) -> None:
         """Busy is who owes a delta or an answer."""
         for member in self.members.in_state([IDLE, BUSY]):
-            busy = self.book.owes(member.name) or member.name == self._asked
+            busy = self.book.owes(member.name) or member.name == self.evaluations.asked
             member.state = BUSY if busy else IDLE
 
     def _drop(self, member: Member, why: str) -> None:
@@ -451,18 +379,13 @@ class Coordinator:
         self._say(f"{member.name} at {member.hello.site} is gone: {why}")
         self.book.revoke_all(member.name)
         del self.members.by_connection[member.connection]
-        if self.phase is Phase.ASKING and member.name == self._asked:
-            self.phase, self._asked = Phase.FINAL, ""
-
-    def _measure(self, turn: Turn, entry: Entry) -> None:
-        row = merge.curve_row(turn, entry, self.plan, self.totals.tokens, self.tokens_per_s)
-        self._out.append(Measured(entry.round, {**row, **self._evaluated}))  # of the state before this round
-        self._evaluated = {}
+        if self.phase is Phase.ASKING and member.name == self.evaluations.asked:
+            self.phase, self.evaluations.asked = Phase.FINAL, ""
 
     def _tell_ladder(self) -> None:
         if self.ladder.why:
             self._say(self.ladder.why)
-            self.ladder.why = ""
+            self._why, self.ladder.why = self.ladder.why, ""
 
     def _say(self, text: str) -> None:
         self._out.append(Say(text))

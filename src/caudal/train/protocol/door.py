@@ -10,6 +10,7 @@ import msgspec
 import caudal
 from caudal.train.interface import RunPlan
 from caudal.train.messages import PROTOCOL, Hello, Refused
+from caudal.train.protocol import rules
 from caudal.train.protocol.members import Member
 
 
@@ -51,3 +52,26 @@ def duplicate(hello: Hello, live: Member | None) -> Refused | None:
         return None
     text = f"incarnation {hello.incarnation} of {hello.worker} was replaced by {live.hello.incarnation}"
     return Refused("replaced", text, retry_after_s=-1.0)
+
+
+class Strikes:
+    """Bad deltas in a row, by slot; after rules.STRIKES of them a slot is kept out for a while."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, float]] = {}
+
+    def add(self, worker: str, now: float) -> None:
+        """One more."""
+        count, _ = self._counts.get(worker, (0, 0.0))
+        self._counts[worker] = (count + 1, now + rules.QUARANTINE_S)
+
+    def clear(self, worker: str) -> None:
+        """A good one."""
+        self._counts.pop(worker, None)
+
+    def refusal(self, worker: str, now: float) -> Refused | None:
+        """What a slot is told that is kept out."""
+        count, until = self._counts.get(worker, (0, 0.0))
+        if count < rules.STRIKES or now >= until:
+            return None
+        return Refused("quarantined", f"{count} bad deltas in a row", retry_after_s=until - now)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from caudal.train.interface import IdRange
-from caudal.train.messages import Delta
+from caudal.train.messages import Delta, Round
 from caudal.train.protocol.members import Member
 from caudal.train.protocol.rules import Tempo
 
@@ -68,3 +68,18 @@ class Turn:
         if lease is not None:
             self.merged.clear()
         return lease
+
+    def order(self, lease: Lease, epoch: int) -> Round:
+        """What the holder of a lease is told."""
+        return Round(
+            epoch,
+            self.number,
+            lease.name,
+            self.stage,
+            lease.ids,
+            lease.progress,
+            self.tempo.inner_steps,
+            self.tempo.waits,
+            self.evaluator == lease.worker,
+            self.tempo.bits,
+        )
