@@ -42,9 +42,11 @@ class CoordinatorConfig(GangConfig, frozen=True, kw_only=True):
 
 
 class WorkerConfig(GangConfig, frozen=True, kw_only=True):
-    """What a worker is told."""
+    """What a worker is told. Its standby coordinator listens on `host`; `standby` False: it has none."""
 
     threads: int = 1
+    host: str = "127.0.0.1"
+    standby: bool = True
 
 
 C = TypeVar("C", bound=GangConfig)

@@ -25,6 +25,7 @@ from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
 from caudal.train import checkpoint, epochs
 from caudal.train.audit import RunRecord, plan_path
+from caudal.train.beat import beat
 from caudal.train.config import CoordinatorConfig, read_config
 from caudal.train.data.prepare import prepare
 from caudal.train.finish import Publish, finish, keep_score, known_result, known_score, publish_model
@@ -133,6 +134,7 @@ async def _epoch(run: Run, listener: socket.socket) -> dict[str, object] | None:
     keeper = Keeper(run.blobs, run.prefix, epoch.epoch, metrics, hub.committed, hub.trouble, say)
     hub.keeper = keeper
     server = await asyncio.start_server(hub.connected, sock=listener, limit=STREAM_BYTES)
+    living = asyncio.create_task(beat(run.blobs, run.prefix, epoch.epoch))
     try:
         trained = await _train(run, hub, keeper)
         if trained is None:
@@ -143,6 +145,7 @@ async def _epoch(run: Run, listener: socket.socket) -> dict[str, object] | None:
         await hub.finish()
         return result
     finally:
+        living.cancel()
         server.close()
         await hub.close()
 

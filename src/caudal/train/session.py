@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,12 @@ class Session:
         self._heard_at = time.monotonic()
         self._writer: asyncio.StreamWriter | None = None
         self.took_part = False  # whether it was welcomed
+        self._welcomed: Callable[[], Awaitable[None]] | None = None
 
-    async def run(self) -> Ending:
-        """Take part until the run is finished or the connection is not what it should be."""
+    async def run(self, welcomed: Callable[[], Awaitable[None]] | None = None) -> Ending:
+        """Take part until the run is finished or the connection is not what it should be; `welcomed` is called
+        once this site takes part."""
+        self._welcomed = welcomed
         host, _, port = self.epoch.address.rpartition(":")
         try:
             opening = asyncio.open_connection(host, int(port), limit=STREAM_BYTES)
@@ -84,6 +88,8 @@ class Session:
                 self._heard()
                 if isinstance(message, Welcome):
                     self._check(message, nonces)
+                    if self._welcomed is not None:
+                        await self._welcomed()
                 elif isinstance(message, Refused) and message.reason == "unauthorized":
                     raise Unauthorized(f"the coordinator at {self.epoch.address} refuses this worker's token")
                 self.runner.heard(message, payload)

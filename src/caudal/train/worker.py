@@ -29,6 +29,7 @@ from caudal.train.protocol.effects import Done
 from caudal.train.protocol.site import Site
 from caudal.train.runner import Runner
 from caudal.train.session import Session
+from caudal.train.spare import Standby
 
 MakeInner = Callable[[RunPlan, DataManifest, Path, int], Inner]
 """Builds what computes: plan, data, the data's folder, threads."""
@@ -48,9 +49,14 @@ def torch_inner(run_plan: RunPlan, manifest: DataManifest, folder: Path, threads
 
 
 async def work(
-    config: WorkerConfig, blobs: Blobs, reporter: Reporter, make_inner: MakeInner = torch_inner
+    config: WorkerConfig,
+    blobs: Blobs,
+    reporter: Reporter,
+    make_inner: MakeInner = torch_inner,
+    standby: Standby | None = None,
 ) -> int:
-    """Take part in a run until it is finished; returns the exit code. Raises CaudalError."""
+    """Take part in a run until it is finished; returns the exit code. `standby` takes over where nobody
+    coordinates. Raises CaudalError."""
     reporter.update(phase="loading", site=config.site, round=0)
     manifest = await _manifest(config, blobs)
     if manifest is None or known_result(blobs, config.prefix) is not None:
@@ -72,14 +78,18 @@ async def work(
             continue
         reporter.update(phase="joining")
         session = Session(config, blobs, run_plan, known, runner)
-        ending = await session.run()
+        ending = await session.run(standby.start if standby else None)
         if isinstance(ending, Done):
             break
+        if standby is not None and not ending.final:
+            await standby.lost(known.epoch)
         say(f"{ending.why}; asking to join again")
         if ending.final:
             raise Stale("this worker cannot take part in the run", where=known.address, why=ending.why)
         look_s = LOOK_S if session.took_part else min(LOOK_MOST_S, 1.5 * look_s)
         await asyncio.sleep(max(look_s, ending.after_s))
+    if standby is not None:
+        await standby.end()
     return _done(reporter)
 
 
@@ -113,7 +123,8 @@ def main(path: str, make_inner: MakeInner = torch_inner) -> int:
     reporter = Reporter()
     try:
         config = read_config(Path(path), WorkerConfig)
-        return asyncio.run(work(config, open_blobs(config.blobs_url), reporter, make_inner))
+        standby = Standby(path) if config.standby else None
+        return asyncio.run(work(config, open_blobs(config.blobs_url), reporter, make_inner, standby))
     except CaudalError as error:
         say(str(error))
         reporter.update(phase="failed", error=error.one_line())
