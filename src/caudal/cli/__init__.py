@@ -29,6 +29,7 @@ VERBS = {
     "models": "List models, and pull them in.",
     "chat": "Talk to a model in the terminal.",
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",
+    "replay": "Train a run's rounds again from its ledger and compare every byte.",
     "schema": "Print the JSON Schema of fleet, train and service files.",
     "doctor": "Check this machine and this state directory.",
     "version": "Print the version.",

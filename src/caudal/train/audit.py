@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from caudal.domain.errors import NotFound
+from caudal.domain.workload import TrainSpec
 from caudal.ports import Blobs
 from caudal.train import checkpoint, ledger
 from caudal.train.interface import Flat, IdRange
@@ -58,12 +59,14 @@ class AuditReport:
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """`plan.json`: what a run set out to do, written once by its first coordinator."""
+    """`plan.json`: what a run set out to do, written once by its first coordinator. `spec` is what was asked
+    for, from which a replay builds the model again."""
 
     run: str
     parameters: int
     total_ids: int
     plan_sha256: str
+    spec: TrainSpec | None = None
 
 
 def plan_path(prefix: str) -> str:
@@ -84,18 +87,23 @@ class _Checkpoints:
     first: tuple[int, Flat, Flat] | None
 
 
-def audit_run(blobs: Blobs, run: str) -> AuditReport:
-    """Audit the newest generation of a run. Raises as `audit`."""
+def prefix_of(blobs: Blobs, run: str) -> str:
+    """Where the newest generation of a run lies."""
     generations = {path.split("/")[2] for path in blobs.list(f"runs/{run}/") if path.count("/") > 2}
     numbers = [int(g[1:]) for g in generations if g[:1] == "g" and g[1:].isdigit()]
-    return audit(blobs, f"runs/{run}/g{max(numbers, default=1)}")
+    return f"runs/{run}/g{max(numbers, default=1)}"
+
+
+def audit_run(blobs: Blobs, run: str) -> AuditReport:
+    """Audit the newest generation of a run. Raises as `audit`."""
+    return audit(blobs, prefix_of(blobs, run))
 
 
 def audit(blobs: Blobs, prefix: str) -> AuditReport:
     """Check a whole run. Raises LedgerBroken naming the first round that does not add up, and NotFound
     where there is no run."""
     prefix = prefix.rstrip("/")
-    record = _record(blobs, prefix)
+    record = read_record(blobs, prefix)
     links = ledger.read_from(blobs, prefix, None)
     _no_stray_entries(blobs, prefix, len(links))
     totals = checkpoint.Totals()
@@ -130,7 +138,8 @@ def audit(blobs: Blobs, prefix: str) -> AuditReport:
     )
 
 
-def _record(blobs: Blobs, prefix: str) -> RunRecord:
+def read_record(blobs: Blobs, prefix: str) -> RunRecord:
+    """What the run set out to do. Raises NotFound where there is no run, LedgerBroken where it is damaged."""
     try:
         return msgspec.json.decode(blobs.get(plan_path(prefix)), type=RunRecord)
     except NotFound:

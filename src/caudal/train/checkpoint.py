@@ -9,7 +9,7 @@ Knows nothing of sites.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -130,8 +130,8 @@ def read(blobs: Blobs, prefix: str, path: str) -> tuple[Manifest, Flat, Flat]:
     return manifest, state, momentum
 
 
-def advance(blobs: Blobs, prefix: str, state: Flat, momentum: Flat, entry: ledger.Entry) -> None:
-    """Take a committed round again, in place. Raises LedgerBroken where its bytes or its state differ."""
+def update_of(blobs: Blobs, prefix: str, entry: ledger.Entry) -> bytes:
+    """What was broadcast in a round. Raises LedgerBroken where it is missing or not what the entry names."""
     path = ledger.update_path(prefix, entry.round, entry.update_sha256)
     try:
         update = blobs.get(path)
@@ -139,6 +139,13 @@ def advance(blobs: Blobs, prefix: str, state: Flat, momentum: Flat, entry: ledge
         raise ledger.broken(entry.round, "what was broadcast is missing", path) from None
     if hashlib.sha256(update).hexdigest() != entry.update_sha256:
         raise ledger.broken(entry.round, "what was broadcast is not what the entry names", path)
+    return update
+
+
+def advance(blobs: Blobs, prefix: str, state: Flat, momentum: Flat, entry: ledger.Entry) -> None:
+    """Take a committed round again, in place. Raises LedgerBroken where its bytes or its state differ."""
+    path = ledger.update_path(prefix, entry.round, entry.update_sha256)
+    update = update_of(blobs, prefix, entry)
     try:
         roll_forward(state, momentum, update, entry.momentum, entry.bits, entry.fragments)
     except ValueError as error:
@@ -171,6 +178,21 @@ def restore(blobs: Blobs, prefix: str, size: int, say: Callable[[str], None]) ->
     if paths:
         raise ledger.broken(0, "none of its checkpoints can be used", f"{prefix}/manifests/")
     return None
+
+
+def at_round(blobs: Blobs, prefix: str, links: Sequence[ledger.Link], round_number: int) -> tuple[Flat, Flat]:
+    """State and momentum after any committed round. Raises LedgerBroken where they cannot be had."""
+    for path in reversed(blobs.list(f"{prefix}/manifests/")):
+        if path > manifest_path(prefix, round_number):
+            continue
+        try:
+            manifest, state, momentum = read(blobs, prefix, path)
+        except ValueError:
+            continue  # a damaged checkpoint: one before it will do
+        for link in links[manifest.round : round_number]:
+            advance(blobs, prefix, state, momentum, link.entry)
+        return state, momentum
+    raise ledger.broken(round_number, "no checkpoint from before it can be used", f"{prefix}/manifests/")
 
 
 def _entry_of(blobs: Blobs, prefix: str, manifest: Manifest) -> ledger.Link | None:

@@ -188,13 +188,15 @@ def _score(heldout: object) -> dict[str, int]:
 
 def _record(run: Run) -> None:
     """Write down what the run set out to do, or compare: another plan must not go on with these rounds."""
-    record = RunRecord(run.config.run, run.plan.parameters, run.plan.total_ids, plan_sha256(run.plan))
+    record = RunRecord(
+        run.config.run, run.plan.parameters, run.plan.total_ids, plan_sha256(run.plan), run.config.spec
+    )
     path = plan_path(run.prefix)
     try:
         run.blobs.put(path, msgspec.json.encode(record), if_absent=True)
     except AlreadyExists:
         there = msgspec.json.decode(run.blobs.get(path), type=RunRecord)
-        if there != record:
+        if msgspec.structs.replace(there, spec=None) != msgspec.structs.replace(record, spec=None):
             raise Failed(
                 "the run was begun with another plan",
                 where=path,

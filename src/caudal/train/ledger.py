@@ -25,7 +25,8 @@ FIRST = "0" * 64
 class Contribution(msgspec.Struct, frozen=True):
     """One site's part of a round. `weight` is its share of the merge. `joined`: the first since it joined,
     so its inner optimiser and its residual started empty. `progress` is what its schedule read. `applied`:
-    before which step each fragment of the round before was applied (empty: all before the first)."""
+    before which step each fragment of the round before was applied (empty: all of it before the site went
+    on). `machine`: the kind of processor and its threads, where the site knows them."""
 
     site: str
     worker: str
@@ -38,6 +39,7 @@ class Contribution(msgspec.Struct, frozen=True):
     joined: bool
     progress: tuple[float, float]
     applied: tuple[int, ...] = ()
+    machine: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True):

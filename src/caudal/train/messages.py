@@ -70,6 +70,7 @@ class Hello(_Message, frozen=True):
     round: int = -1
     state_sha256: str = ""
     held: tuple[Held, ...] = ()
+    machine: str = ""
 
 
 class Refused(_Message, frozen=True):

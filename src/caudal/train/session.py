@@ -18,6 +18,7 @@ from caudal.train.codec import BLOCK
 from caudal.train.config import WorkerConfig
 from caudal.train.frames import pack, read_frame
 from caudal.train.interface import RunPlan
+from caudal.train.machine import machine
 from caudal.train.messages import BadMessage, Challenge, Hello, Message, Ping, Refused, Welcome
 from caudal.train.protocol import door, rules
 from caudal.train.protocol.effects import Rejoin
@@ -123,6 +124,7 @@ class Session:
             round=state_round,
             state_sha256=state_sha256,
             held=held,
+            machine=machine(self.config.threads),
         )
         self._send(hello, b"")
         self.runner.attach(self._send, self._ending)

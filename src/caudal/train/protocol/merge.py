@@ -118,6 +118,7 @@ def _contribution(lease: Lease, weight: float) -> Contribution:
         joined=delta.fresh,
         progress=lease.progress,
         applied=delta.applied,
+        machine=lease.member.hello.machine[:64],
     )
 
 

@@ -262,6 +262,7 @@ class Site:
         order, result = work.order, work.result
         assert result is not None
         steps = [work.applied.get((order.round - 1, f), 0) for f in range(len(self.cuts))]
+        late = any((order.round - 1, f) in work.applied for f in range(len(self.cuts)))
         delta = Delta(
             order.epoch,
             order.round,
@@ -272,7 +273,7 @@ class Site:
             result.seconds,
             bits=order.bits,
             waited_s=round(work.waited_s, 4),
-            applied=tuple(steps) if any(steps) else (),
+            applied=tuple(steps) if late else (),
             fresh=work.fresh,
         )
         return [Send(0, structs.replace(delta, fragment=f), p) for f, p in enumerate(work.payloads)]
