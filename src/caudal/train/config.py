@@ -22,6 +22,9 @@ class GangConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str
     spec: TrainSpec
     token: str
+    given: bool = (
+        False  # a script of the user's trains: the plan is in the store, there is no data to prepare
+    )
 
     @property
     def prefix(self) -> str:

@@ -29,6 +29,7 @@ from caudal.train.beat import beat
 from caudal.train.config import CoordinatorConfig, read_config
 from caudal.train.data.prepare import prepare
 from caudal.train.finish import Publish, finish, keep_score, known_result, known_score, publish_model
+from caudal.train.given import given_plan
 from caudal.train.hub import STREAM_BYTES, Hub
 from caudal.train.interface import DataManifest, RunPlan, plan
 from caudal.train.keeper import Keeper, Overtaken
@@ -77,7 +78,8 @@ async def coordinate(
     if result is None:
         reporter.update(phase="preparing")
         manifest = await asyncio.to_thread(prepare, config.spec, blobs, config.prefix)
-        run = Run(config, blobs, reporter, publish, manifest, plan(config.spec, manifest), stop)
+        run_plan = given_plan(blobs, config.prefix) if config.given else plan(config.spec, manifest)
+        run = Run(config, blobs, reporter, publish, manifest, run_plan, stop)
         _record(run)
         result = await _epochs(run)
     if result is None:

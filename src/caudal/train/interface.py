@@ -98,6 +98,7 @@ class RunPlan:
     outer: OuterSpec
     stages: tuple[Stage, ...]
     fragments: Cuts
+    model: str = ""  # a hash of what is trained, where it is not a model of `shape`
 
     @property
     def total_ids(self) -> int:

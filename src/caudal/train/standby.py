@@ -23,6 +23,7 @@ from caudal.train.config import CoordinatorConfig, read_config
 from caudal.train.coordinator import coordinate
 from caudal.train.data.prepare import prepare
 from caudal.train.finish import known_result, publish_model
+from caudal.train.given import nothing_to_prepare, nothing_to_publish
 from caudal.train.log import say
 
 TURN_S = 0.4
@@ -46,7 +47,7 @@ async def gone(config: CoordinatorConfig, blobs: Blobs, lost: int) -> bool:
     await asyncio.sleep(TURN_S * turn_of(config.slot[0]))
     newest = await asyncio.to_thread(epochs.newest, blobs, config.prefix)
     if newest is None or newest.epoch != lost:
-        return False
+        return newest is None and config.given  # a script's run: nobody else begins it
     host, _, port = newest.address.rpartition(":")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), CONNECT_S)
@@ -67,6 +68,8 @@ async def stand_by(config: CoordinatorConfig, blobs: Blobs, words: asyncio.Strea
             if known_result(blobs, config.prefix) is not None:
                 return 0
             say(f"epoch {int(line)} has no coordinator; this site takes over")
+            if config.given:
+                return await coordinate(config, blobs, Reporter(), nothing_to_prepare, nothing_to_publish)
             return await coordinate(config, blobs, Reporter(), prepare, publish_model)
         except Stale as error:
             say(f"{error.one_line()}; standing by again")

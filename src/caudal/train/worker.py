@@ -67,6 +67,20 @@ async def work(
     def build() -> Inner:
         return make_inner(run_plan, manifest, folder, config.threads)
 
+    await take_part(config, blobs, run_plan, reporter, build, standby)
+    return _done(reporter)
+
+
+async def take_part(
+    config: WorkerConfig,
+    blobs: Blobs,
+    run_plan: RunPlan,
+    reporter: Reporter,
+    build: Callable[[], Inner],
+    standby: Standby | None,
+) -> None:
+    """Train under one coordinator after the other, until the run is finished. `build` is called in the thread
+    that computes. Raises Stale where this site does not fit the run."""
     thread = await _started(build, run_plan)
     runner = Runner(Site(run_plan), thread, reporter)
     known: epochs.Epoch | None = None
@@ -74,6 +88,8 @@ async def work(
     while known_result(blobs, config.prefix) is None:
         known = epochs.newest(blobs, config.prefix, known)
         if known is None:
+            if standby is not None:
+                await standby.lost(0)
             await asyncio.sleep(LOOK_S)
             continue
         reporter.update(phase="joining")
@@ -90,7 +106,6 @@ async def work(
         await asyncio.sleep(max(look_s, ending.after_s))
     if standby is not None:
         await standby.end()
-    return _done(reporter)
 
 
 async def _started(build: Callable[[], Inner], run_plan: RunPlan) -> ComputeThread:

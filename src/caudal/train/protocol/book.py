@@ -48,7 +48,7 @@ class Book:
         speeds.update({m.name: m.seconds_per_id for m in members})
         wanted = rules.ids_by_speed(turn.tempo.inner_steps, stage.batch, speeds)
         free = self.pool.free_in(stage.first_id, stage.end_id)
-        shares = rules.share_out({m.name: wanted[m.name] for m in members}, free)
+        shares = rules.share_out({m.name: wanted[m.name] for m in members}, free, stage.batch)
         begun = stage.ids - free
         progress = (begun / stage.ids, min(1.0, (begun + sum(shares.values())) / stage.ids))
         for member in members:

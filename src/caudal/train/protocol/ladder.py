@@ -24,6 +24,9 @@ CLIMB_ROUNDS = 4
 RISEN = 1.05
 """A window's mean loss, over the best window's of the stage, at which the rung is halved."""
 
+RISEN_NATS = 0.02
+"""And so much more at least: the loss of a model that knows its data by heart goes up and down by half."""
+
 HOLD_ROUNDS = 64
 """So long a rung that was halved for the loss is not raised again."""
 
@@ -81,7 +84,7 @@ class Ladder:
         waiting, mean = sum(self._waits) / WINDOW, math.inf
         if len(self._losses) == WINDOW:
             mean = sum(self._losses) / WINDOW
-            if mean > RISEN * self._best and self.rung > 1:
+            if mean > RISEN * self._best and mean > self._best + RISEN_NATS and self.rung > 1:
                 self._hold = HOLD_ROUNDS
                 self._go(max(1, self.rung // 2), f"the loss rose from {self._best:.3f} to {mean:.3f}")
                 self._best = mean

@@ -115,13 +115,15 @@ def ids_by_speed(inner_steps: int, batch: int, seconds_per_id: Mapping[str, floa
     return ids
 
 
-def share_out(wanted: Mapping[str, int], free: int) -> dict[str, int]:
-    """How many ids each site gets: what it wants, or its part of what is left of the stage."""
+def share_out(wanted: Mapping[str, int], free: int, batch: int = 1) -> dict[str, int]:
+    """How many ids each site gets: what it wants, or its part of what is left of the stage, in whole batches
+    while there are any."""
     total = sum(wanted.values())
     if total <= free:
         return dict(wanted)
     shares = {}
     for name, want in wanted.items():
-        shares[name] = min(free, math.ceil(free * want / total)) if total else 0
+        part = math.ceil(free * want / total / batch) * batch if total else 0
+        shares[name] = min(free, part)
         free, total = free - shares[name], total - want
     return shares
