@@ -1,7 +1,7 @@
 """Hugging Face's Trainer over two sites: start it once per site, in any order.
 
-    python examples/script/trainer.py a &
-    python examples/script/trainer.py b
+python examples/script/trainer.py a &
+python examples/script/trainer.py b
 """
 
 from __future__ import annotations

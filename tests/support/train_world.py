@@ -322,9 +322,7 @@ class TrainWorld:
         node.site = node.site or Site(self.plan)
         node.wire, node.heard_at = wire, self.now
         held_round, sha256, held = node.site.offer()
-        said = hello(
-            self.plan, node.name, node.incarnation, round=held_round, state_sha256=sha256, held=held
-        )
+        said = hello(self.plan, node.name, node.incarnation, round=held_round, state_sha256=sha256, held=held)
         self.carry(wire, "boss", said, b"")
         self.at(10.0, partial(self.unproven, wire))
 
@@ -391,12 +389,16 @@ class TrainWorld:
         work = next(w for w in site.works if w.order.lease == delta.lease)
         assert work.learnt is not None
         wanted = self.lesson([IdRange(*r) for r in work.order.ids])
-        assert np.allclose(work.learnt, wanted, atol=2e-5), "a delta holds what others learnt, or twice its own"
+        assert np.allclose(work.learnt, wanted, atol=2e-5), (
+            "a delta holds what others learnt, or twice its own"
+        )
 
     def lesson(self, ids: Sequence[IdRange]) -> Flat:
         """What these ids teach."""
         total = sum(i for r in ids for i in range(r.start, r.stop))
-        return np.float32(0.01) * np.cos(np.arange(self.plan.parameters, dtype=np.float32) + np.float32(total))
+        return np.float32(0.01) * np.cos(
+            np.arange(self.plan.parameters, dtype=np.float32) + np.float32(total)
+        )
 
     def shifted(self, node: Node, shift: Shift) -> None:
         if shift in node.shifts:

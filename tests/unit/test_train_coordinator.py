@@ -1,36 +1,42 @@
-"""The coordinator's and the site's machines, step by step."""
+"""The coordinator's machine, step by step."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from caudal.domain.workload import OuterSpec
 from caudal.train.checkpoint import Restored, Totals
 from caudal.train.codec import Encoder
-from caudal.train.interface import InnerResult
+from caudal.train.interface import RunPlan
 from caudal.train.layout import initial_state
-from caudal.train.messages import Delta, Evaluated, Ready, Refused, Round, Update, Welcome
+from caudal.train.messages import Delta, Evaluated, Held, Ready, Refused, Revoked, Round, Update, Welcome
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
 from caudal.train.protocol.coordinator import Coordinator, Terms
-from caudal.train.protocol.effects import Close, Commit, Compute, Rejoin, Send, StopCompute, Trained
-from caudal.train.protocol.site import Site
+from caudal.train.protocol.effects import Close, Commit, Send, Trained
 from tests.support.train_world import SPEC, hello, tiny_plan
 
-PLAN = tiny_plan(dataclasses.replace(SPEC, outer=OuterSpec(sync_fraction=0.0, inner_steps=4)))
+OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False)
+PLAN = tiny_plan(dataclasses.replace(SPEC, outer=OUTER))
+OVERLAPPED = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, overlap=True)))
+QUORUM = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, quorum=2)))
 
 
 class Boss:
     """A coordinator whose commits are durable at once, and what it said to whom."""
 
-    def __init__(self, sites: int = 2) -> None:
-        state = initial_state(PLAN.shape, PLAN.vocab, 1)
+    def __init__(self, sites: int = 2, plan: RunPlan = PLAN, rung: int = 4) -> None:
+        state = initial_state(plan.shape, plan.vocab, 1)
         start = Restored(0, state, np.zeros_like(state), None, Totals(), 0)
-        self.machine = Coordinator(Terms(PLAN, 1, 1, sites, 100, 100), start, 0.0, 1000.0)
+        self.plan = plan
+        self.machine = Coordinator(Terms(plan, 1, 1, sites, 100, 100), start, 0.0, 1000.0)
+        self.machine.ladder.rung = rung
         self.now = 0.0
         self.sent: list[Send] = []
         self.closed: dict[int, str] = {}
@@ -52,38 +58,53 @@ class Boss:
                 self.others.append(effect)
 
     def join(self, connection: int, name: str, incarnation: int = 1, ready: bool = True, **more: Any) -> None:
-        self.do(self.machine.hello(connection, hello(PLAN, name, incarnation, **more), "", self.now))
+        said = hello(self.plan, name, incarnation, **more)
+        self.do(self.machine.hello(connection, said, "", self.now))
         if ready:
             self.say(connection, Ready(1, self.machine.round))
 
     def say(self, connection: int, message: Any, payload: bytes = b"") -> None:
         self.do(self.machine.message(connection, message, payload, self.now))
 
-    def order(self, connection: int) -> Round:
-        return [s.message for s in self.sent if s.connection == connection and isinstance(s.message, Round)][
-            -1
-        ]
+    def to(self, connection: int, kind: type) -> list[Any]:
+        return [s.message for s in self.sent if s.connection == connection and isinstance(s.message, kind)]
 
-    def delta(self, connection: int, scale: float = 1e-3, **more: Any) -> None:
-        order = self.order(connection)
-        learnt = np.full(PLAN.parameters, scale, np.float32)
-        payload = Encoder(len(learnt)).encode(learnt, np.zeros_like(learnt), np.zeros_like(learnt))
+    def order(self, connection: int, round_number: int = 0) -> Round:
+        orders = self.to(connection, Round)
+        return [o for o in orders if round_number in (0, o.round)][-1]
+
+    def delta(
+        self,
+        connection: int,
+        scale: float = 1e-3,
+        order: Round | None = None,
+        fragments: tuple[int, ...] = (0, 1),
+        **more: Any,
+    ) -> None:
+        order = order or self.order(connection)
         ids = sum(b - a for a, b in order.ids)
-        fields = {"tokens": ids * 8, "loss": 2.0, "steps": 4, "seconds": 0.4, **more}
-        self.say(
-            connection,
-            Delta(1, order.round, order.lease, start=0, stop=PLAN.parameters, **fields),
-            bytes(payload),
-        )
+        batch = self.plan.stages[order.stage].batch
+        fields = {
+            "tokens": ids * 8,
+            "loss": 2.0,
+            "steps": -(-ids // batch),
+            "seconds": 0.4,
+            "fresh": order.round == 1,
+        }
+        fields.update(more)
+        for fragment in fragments:
+            start, stop = self.plan.fragments[fragment]
+            learnt = np.full(stop - start, scale, np.float32)
+            payload = Encoder().encode(learnt, np.zeros_like(learnt), np.zeros_like(learnt))
+            message = Delta(1, order.round, order.lease, fragment=fragment, **fields)
+            self.say(connection, message, bytes(payload))
 
     def refused(self, connection: int) -> Refused:
-        return next(
-            s.message for s in self.sent if s.connection == connection and isinstance(s.message, Refused)
-        )
+        return next(iter(self.to(connection, Refused)))
 
 
-def boss_with_two() -> Boss:
-    boss = Boss()
+def boss_with_two(plan: RunPlan = PLAN) -> Boss:
+    boss = Boss(plan=plan)
     boss.join(1, "a")
     boss.join(2, "b")
     return boss
@@ -164,7 +185,7 @@ def test_who_joins_gets_every_update_and_a_lease_at_the_next_round() -> None:
     assert not any(s.connection == 3 and isinstance(s.message, Round) for s in boss.sent)
     boss.delta(2)
     mine = [type(s.message) for s in boss.sent if s.connection == 3]
-    assert mine == [Welcome, Update, Round] and boss.order(3).round == 2
+    assert mine == [Welcome, Update, Update, Round] and boss.order(3).round == 2
 
 
 def test_a_late_delta_is_left_out_and_counts_for_nothing() -> None:
@@ -250,8 +271,8 @@ def test_a_round_never_crosses_a_stage_and_the_run_ends_with_the_held_out_score(
     boss = boss_with_two()
     while not boss.machine.pool.done:
         for connection in (1, 2):
-            if boss.machine.members.of(connection).lease:  # type: ignore[union-attr]
-                boss.delta(connection, steps=1)
+            if boss.machine.book.owes({1: "a", 2: "b"}[connection]):
+                boss.delta(connection)
     assert {PLAN.stage_of(p.ids[0][0]) for p in boss.entries[-1].sites} == {1}
     for entry in boss.entries:
         assert all(PLAN.stage_of(a) == PLAN.stage_of(b - 1) for p in entry.sites for a, b in p.ids)
@@ -273,94 +294,164 @@ def test_silence_and_standstill_end_a_connection() -> None:
     assert boss.closed == {2: "silent for too long"}
 
 
-def test_tempo_speed_and_shares() -> None:
-    outer = OuterSpec(sync_fraction=0.25, inner_steps=10)
-    assert rules.tempo(outer, 24, 100) == rules.Tempo(1, 1.0, 0.0)
-    assert rules.tempo(outer, 25, 100) == rules.Tempo(10, 0.8, 0.5)
-    assert rules.steps_by_speed(10, {"a": 1.0, "b": 2.0, "c": 0.0, "d": 1.1}) == {
-        "a": 10,
-        "b": 5,
-        "c": 10,
-        "d": 10,
-    }
+def test_speed_and_shares() -> None:
+    speeds = {"a": 1.0, "b": 2.0, "c": 0.0, "d": 1.1}
+    assert rules.ids_by_speed(10, 4, speeds) == {"a": 40, "b": 20, "c": 40, "d": 40}
+    assert rules.ids_by_speed(1, 4, speeds)["b"] == 2, "in a round of one step, part of a batch"
     assert rules.share_out({"a": 30, "b": 10}, 100) == {"a": 30, "b": 10}
     assert rules.share_out({"a": 30, "b": 10}, 20) == {"a": 15, "b": 5}
+    assert rules.share_out({"a": 40, "b": 40}, 30, batch=4) == {"a": 16, "b": 14}
     assert sum(rules.share_out({"a": 3, "b": 3, "c": 3}, 2).values()) == 2
 
 
-# ---- the site -----------------------------------------------------------------------------------------------
+def test_a_site_that_is_twice_as_slow_is_given_half_the_ids() -> None:
+    boss = boss_with_two()
+    boss.delta(1, seconds=0.4)
+    boss.delta(2, seconds=0.8)
+    assert [sum(b - a for a, b in boss.order(c).ids) for c in (1, 2)] == [8, 4]
 
 
-def site() -> tuple[Site, np.ndarray]:
-    made, state = Site(PLAN.parameters), initial_state(PLAN.shape, PLAN.vocab, 1)
-    effects = made.message(Welcome(1, 0, state_sha256(state), ""), state.tobytes())
-    assert [type(e).__name__ for e in effects] == ["Load", "Send"]
-    return made, state
+# ---- rounds that overlap ------------------------------------------------------------------------------------
 
 
-def order(round_number: int = 1, lease: str = "x") -> Round:
-    return Round(1, round_number, lease, 0, ((0, 8),), (0.0, 0.1))
+def test_the_round_after_the_next_is_leased_ahead() -> None:
+    boss = boss_with_two(OVERLAPPED)
+    assert [o.round for o in boss.to(1, Round)] == [1, 2] and not boss.order(1).waits
+    for connection in (1, 2):
+        boss.delta(connection, order=boss.order(connection, 1))
+    assert [e.round for e in boss.entries] == [1]
+    assert [o.round for o in boss.to(1, Round)] == [1, 2, 3]
+    ids = sorted(r for c in (1, 2) for o in boss.to(c, Round) for r in o.ids)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ids)), "an id is leased twice"
 
 
-def update(
-    state: np.ndarray, merged: tuple[str, ...] = (), sha256: str = "", round_number: int = 1
-) -> tuple[Update, bytes]:
-    step = np.full(len(state), 0.01, np.float32)
-    payload = Encoder(len(state)).encode(step, np.zeros_like(step), np.zeros_like(step))
-    return Update(1, round_number, merged, sha256, 0, len(state)), bytes(payload)
+def test_a_joiner_is_leased_into_the_round_ahead_only() -> None:
+    boss = boss_with_two(OVERLAPPED)
+    boss.join(3, "c")
+    assert [o.round for o in boss.to(3, Round)] == [2]
+    for connection in (1, 2):
+        boss.delta(connection, order=boss.order(connection, 1))
+    assert {p.worker for p in boss.entries[0].sites} == {"a", "b"}
 
 
-def test_a_site_keeps_the_residual_of_what_was_merged_only() -> None:
-    for merged in (("x",), ()):
-        made, state = site()
-        (compute,) = made.message(order(), b"")
-        assert isinstance(compute, Compute)
-        learnt = np.random.default_rng(0).standard_normal(len(state)).astype(np.float32)
-        (sent,) = made.computed(InnerResult(state + learnt, 64, 1.0, 4, 0.1))
-        assert isinstance(sent, Send) and isinstance(sent.message, Delta)
-        made.message(*update(state, merged))
-        assert bool(np.any(made.residual)) is bool(merged)
+def test_who_is_late_loses_both_leases() -> None:
+    boss = boss_with_two(OVERLAPPED)
+    boss.delta(1, order=boss.order(1, 1))
+    mine = {r for o in boss.to(2, Round) for r in o.ids}
+    boss.now = rules.FIRST_GRACE_S + 1
+    for connection in (1, 2):
+        boss.say(connection, Ready(1, 0))
+    boss.do(boss.machine.tick(boss.now))
+    assert [p.worker for p in boss.entries[0].sites] == ["a"]
+    again = {r for o in boss.to(1, Round)[2:] for r in o.ids}
+    assert again and all(any(a <= x[0] and x[1] <= b for a, b in mine) for x in again), "its ids come first"
+    boss.delta(2, order=boss.order(2, 1))
+    assert len(boss.entries) == 1, "what comes late counts for nothing"
 
 
-def test_a_site_that_differs_refuses_to_go_on() -> None:
-    made, state = site()
-    (effect,) = made.message(*update(state, sha256="0" * 64))
-    assert isinstance(effect, Rejoin) and "not the coordinator's" in effect.why
-    assert made.message(order(2), b"") == []
+def test_a_fragment_is_merged_early_but_a_lost_site_is_in_none() -> None:
+    boss, plain = boss_with_two(OVERLAPPED), boss_with_two(OVERLAPPED)
+    boss.delta(2, scale=5e-3, order=boss.order(2, 1), fragments=(0,))
+    for each in (boss, plain):
+        each.delta(1, order=each.order(1, 1))
+    assert boss.machine.book.turns[0].merged, "the first fragment is here from all"
+    for each in (boss, plain):
+        each.do(each.machine.lost(2, "killed", 1.0))
+    assert boss.entries[0].state_sha256 == plain.entries[0].state_sha256
 
 
-def test_what_is_heard_twice_is_done_once() -> None:
-    made, state = site()
-    welcome = Welcome(1, 0, state_sha256(state), "")
-    assert made.message(welcome, state.tobytes()) == []
-    assert len(made.message(order(), b"")) == 1
-    assert made.message(order(), b"") == []
-    made.computed(InnerResult(state, 64, 1.0, 4, 0.1))
-    assert made.message(order(), b"") == []
-    assert len(made.message(*update(state, ("x",)))) == 2
-    assert made.message(*update(state, ("x",))) == [] and made.round == 1
-    assert made.message(order(), b"") == []
+def test_a_round_that_nobody_is_left_of_is_revoked_for_those_ahead() -> None:
+    boss = boss_with_two(OVERLAPPED)
+    boss.join(3, "c")
+    boss.do(boss.machine.lost(1, "killed", 1.0))
+    boss.do(boss.machine.lost(2, "killed", 1.0))
+    assert boss.to(3, Revoked) == [Revoked(1, 0)]
+    boss.say(3, Ready(1, 0))
+    assert boss.order(3).round == 2 and boss.order(3, 1).ids == ((0, 8),)
 
 
-def test_an_update_while_computing_stops_it_and_is_applied_then() -> None:
-    made, state = site()
-    made.message(order(), b"")
-    assert made.message(*update(state)) == [StopCompute()]
-    effects = made.computed(InnerResult(state, 0, 0.0, 0, 0.0, stopped=True))
-    assert [type(e).__name__ for e in effects] == ["Load", "Send"] and made.round == 1
+def test_fewer_than_the_quorum_are_not_merged_and_begin_nothing() -> None:
+    boss = boss_with_two(QUORUM)
+    boss.delta(1)
+    boss.do(boss.machine.lost(2, "killed", 1.0))
+    assert not boss.entries and boss.to(1, Revoked)
+    boss.say(1, Ready(1, 0))
+    assert len(boss.to(1, Round)) == 1
+    boss.join(2, "b", 2)
+    assert boss.order(1).lease != boss.to(1, Round)[0].lease
 
 
-def test_messages_that_do_not_fit_end_the_connection() -> None:
-    made, state = site()
-    (effect,) = made.message(*update(state, round_number=3))
-    assert isinstance(effect, Rejoin)
-    made, state = site()
-    (effect,) = made.message(order(5), b"")
-    assert isinstance(effect, Rejoin)
-    made = Site(PLAN.parameters)
-    (effect,) = made.message(order(), b"")
-    assert isinstance(effect, Rejoin)
-    (effect,) = Site(PLAN.parameters).message(Refused("mismatch", "no", -1.0), b"")
-    assert isinstance(effect, Rejoin) and effect.final
-    (effect,) = Site(PLAN.parameters).message(Welcome(1, 0, "0" * 64, ""), bytes(4 * PLAN.parameters))
-    assert isinstance(effect, Rejoin)
+# ---- work that outlives a connection ------------------------------------------------------------------------
+
+
+def held(*orders: Round) -> tuple[Held, ...]:
+    return tuple(Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits) for o in orders)
+
+
+def bring(boss: Boss, connection: int, name: str, orders: tuple[Round, ...], incarnation: int = 1) -> Welcome:
+    """Join with work."""
+    machine = boss.machine
+    sha256 = state_sha256(machine.outer.state)
+    boss.join(
+        connection,
+        name,
+        incarnation,
+        ready=False,
+        round=machine.round,
+        state_sha256=sha256,
+        held=held(*orders),
+    )
+    return boss.to(connection, Welcome)[-1]
+
+
+def test_a_site_that_comes_back_goes_on_with_its_work() -> None:
+    boss = boss_with_two(OVERLAPPED)
+    orders = tuple(boss.to(2, Round))
+    boss.do(boss.machine.lost(2, "its link broke", 1.0))
+    welcome = bring(boss, 3, "b", orders)
+    assert welcome.keep and len(welcome.adopted) == 2
+    boss.delta(3, order=structs.replace(orders[0], lease=welcome.adopted[0]))
+    boss.delta(1, order=boss.order(1, 1))
+    assert [p.ids for p in boss.entries[0].sites] == [boss.order(1, 1).ids, orders[0].ids]
+
+
+def test_a_new_coordinator_goes_on_with_the_work_of_all_sites() -> None:
+    before, after = boss_with_two(OVERLAPPED), Boss(plan=OVERLAPPED)
+    orders = {c: tuple(before.to(c, Round)) for c in (1, 2)}
+    for connection, name in ((1, "a"), (2, "b")):
+        assert len(bring(after, connection, name, orders[connection]).adopted) == 2
+    leases = [after.to(c, Welcome)[-1].adopted[0] for c in (1, 2)]
+    for connection, lease in zip((1, 2), leases, strict=True):
+        after.delta(connection, order=structs.replace(orders[connection][0], lease=lease))
+    assert [p.ids for p in after.entries[0].sites] == [orders[1][0].ids, orders[2][0].ids]
+
+
+@pytest.mark.parametrize("why", ["taken", "another state", "a hole", "not of the stage", "of another tempo"])
+def test_work_that_does_not_fit_is_not_adopted(why: str) -> None:
+    boss = boss_with_two(OVERLAPPED)
+    orders = tuple(boss.to(2, Round))
+    boss.do(boss.machine.lost(2, "its link broke", 1.0))
+    if why == "taken":
+        boss.join(9, "c")
+        orders = (structs.replace(orders[0], ids=boss.order(1, 1).ids), *orders[1:])
+    elif why == "another state":
+        boss.delta(1, order=boss.order(1, 1))
+        boss.join(3, "b", ready=False, round=0, state_sha256="0" * 64, held=held(*orders))
+        assert not boss.to(3, Welcome)[-1].keep
+        return
+    elif why == "a hole":
+        orders = orders[1:]
+    elif why == "not of the stage":
+        orders = (structs.replace(orders[0], ids=((100, 108),)), *orders[1:])
+    else:
+        orders = (structs.replace(orders[0], inner_steps=3), *orders[1:])
+    free = boss.machine.pool.free
+    welcome = bring(boss, 3, "b", orders)
+    assert welcome.adopted == () and boss.machine.pool.free == free
+
+
+def test_a_clock_that_jumps_an_hour_changes_nothing() -> None:
+    boss = boss_with_two()
+    boss.delta(1)
+    boss.delta(2)
+    assert boss.entries[0].at == 1000.0, "the wall clock was read once, at the start"

@@ -84,7 +84,9 @@ class Ladder:
         waiting, mean = sum(self._waits) / WINDOW, math.inf
         if len(self._losses) == WINDOW:
             mean = sum(self._losses) / WINDOW
-            if mean > RISEN * self._best and mean > self._best + RISEN_NATS and self.rung > 1:
+            if self._hold:
+                self._best = mean
+            elif mean > RISEN * self._best and mean > self._best + RISEN_NATS and self.rung > 1:
                 self._hold = HOLD_ROUNDS
                 self._go(max(1, self.rung // 2), f"the loss rose from {self._best:.3f} to {mean:.3f}")
                 self._best = mean

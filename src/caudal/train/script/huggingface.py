@@ -77,7 +77,9 @@ class OuterCallback(TrainerCallback):  # type: ignore[misc] # transformers is no
         self.run.__enter__()
         self._next = self.run.next_ticket()
         if self._next is None:
-            raise UsageError("the run is finished already", where=self.run.plan.run, remedy="take another name")
+            raise UsageError(
+                "the run is finished already", where=self.run.plan.run, remedy="take another name"
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

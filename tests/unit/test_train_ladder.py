@@ -1,0 +1,69 @@
+"""How many inner steps a round has, and why."""
+
+from __future__ import annotations
+
+from caudal.domain.workload import OuterSpec
+from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, WINDOW, Ladder
+
+OUTER = OuterSpec(sync_fraction=0.25, inner_steps=8, max_inner_steps=32)
+
+
+def see(
+    ladder: Ladder, rounds: int, *, done: float, wait: float = 0.0, back: float = 0.5, loss: float = 2.0
+) -> None:
+    for _ in range(rounds):
+        ladder.saw(ladder.rung, 0, done, wait, back, loss)
+
+
+def test_the_warm_up_is_synchronous_where_the_link_is_fast() -> None:
+    ladder = Ladder(OUTER)
+    see(ladder, 50, done=0.1, wait=0.01)
+    tempo = ladder.tempo(0.1)
+    assert (tempo.inner_steps, tempo.learning_rate, tempo.momentum, tempo.waits) == (1, 1.0, 0.0, True)
+
+
+def test_behind_the_warm_up_it_climbs_to_what_was_asked_for() -> None:
+    ladder, rungs = Ladder(OUTER), []
+    for _ in range(5 * CLIMB_ROUNDS):
+        see(ladder, 1, done=0.3)
+        rungs.append(ladder.rung)
+    assert sorted(set(rungs)) == [2, 4, 8] and rungs == sorted(rungs)
+    tempo = ladder.tempo(0.3)
+    assert (tempo.learning_rate, tempo.momentum, tempo.waits) == (0.8, 0.5, False)
+    assert "the warm-up is over" in ladder.why
+
+
+def test_a_slow_link_makes_it_climb_in_the_warm_up_and_beyond() -> None:
+    ladder = Ladder(OUTER)
+    see(ladder, 10 * WINDOW, done=0.1, wait=0.2)
+    assert ladder.rung == 8, "the warm-up goes no higher than what was asked for"
+    see(ladder, 20 * WINDOW, done=0.5, wait=0.2)
+    assert ladder.rung == 32 and "sites waited 20.0%" in ladder.why
+
+
+def test_it_comes_down_where_updates_are_back_early() -> None:
+    ladder = Ladder(OUTER, rung=32)
+    see(ladder, 10 * WINDOW, done=0.5, wait=0.0, back=0.1)
+    assert ladder.rung == 8 and "updates were back" in ladder.why
+
+
+def test_a_loss_that_rises_halves_it_and_holds_it() -> None:
+    ladder = Ladder(OUTER, rung=8)
+    see(ladder, WINDOW, done=0.5, loss=2.0)
+    see(ladder, 2 * WINDOW, done=0.5, loss=2.4)
+    assert ladder.rung == 4 and "the loss rose" in ladder.why
+    see(ladder, HOLD_ROUNDS // 2, done=0.5, loss=2.4, wait=0.5)
+    assert ladder.rung == 4
+    see(ladder, 4 * HOLD_ROUNDS, done=0.5, loss=2.4, back=0.5)
+    assert ladder.rung == 8
+
+
+def test_tiny_losses_that_move_by_half_say_nothing() -> None:
+    ladder = Ladder(OUTER, rung=8)
+    see(ladder, WINDOW, done=0.5, loss=0.001)
+    see(ladder, 2 * WINDOW, done=0.5, loss=0.0015)
+    assert ladder.rung == 8
+
+
+def test_without_overlap_sites_wait_at_every_rung() -> None:
+    assert Ladder(OuterSpec(overlap=False), rung=10).tempo(0.9).waits
