@@ -59,7 +59,7 @@ class Fleet:
             "cache_dir": str(self.folder / "cache"),
             "spec": msgspec.to_builtins(SPEC),
             "token": "secret",
-            **({"host": "127.0.0.1"} if role == "coordinator" else {"threads": 1}),
+            **({"host": "127.0.0.1"} if role == "coordinator" else {"threads": 1, "standby": False}),
             **more,
         }
         path = self.folder / f"{gang}.json"

@@ -26,7 +26,7 @@ def read(data: bytes, most: int = 1000) -> tuple[Message, bytes]:
 
 def test_a_frame_comes_back_as_it_was() -> None:
     assert read(pack(DELTA, b"payload") + b"payload") == (DELTA, b"payload")
-    order = Round(1, 2, "x", 0, ((0, 5), (9, 12)), (0.0, 0.5), True)
+    order = Round(1, 2, "x", 0, ((0, 5), (9, 12)), (0.0, 0.5), 4, True)
     assert read(pack(order)) == (order, b"")
 
 
