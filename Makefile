@@ -23,7 +23,7 @@ $(VENV)/.up: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Caudal and its test tools into $(VENV) (once)"
-	$(PIP) -e '.[train,serve,console,postgres,test]'
+	$(PIP) -e '.[train,serve,console,postgres,huggingface,tracking,test]'
 	@touch $@ $(VENV)/.up
 
 up: $(VENV)/.up  ## train a model over two sites and serve it: the main job
