@@ -3,18 +3,37 @@ copies are equal (checked at every update inside the world), and once things cal
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caudal.domain.workload import OuterSpec
 from caudal.train import ledger
 from caudal.train.audit import audit
-from tests.support.train_world import PREFIX, TrainWorld
+from tests.support.train_world import PREFIX, SPEC, TrainWorld
+
+SETTINGS = st.builds(
+    OuterSpec,
+    inner_steps=st.sampled_from([1, 4, 9]),
+    fragments=st.integers(1, 6),
+    bits=st.sampled_from([8, 4]),
+    overlap=st.booleans(),
+    sync_fraction=st.sampled_from([0.0, 0.25]),
+    quorum=st.integers(1, 2),
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), sites=st.integers(1, 4), storm_s=st.floats(1.0, 60.0))
-def test_exactly_once_and_always_an_end(seed: int, sites: int, storm_s: float) -> None:
-    world = TrainWorld(seed, sites)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sites=st.integers(1, 4),
+    storm_s=st.floats(1.0, 60.0),
+    outer=SETTINGS,
+)
+def test_exactly_once_and_always_an_end(seed: int, sites: int, storm_s: float, outer: OuterSpec) -> None:
+    outer = replace(outer, quorum=min(outer.quorum, sites))
+    world = TrainWorld(seed, sites, replace(SPEC, outer=outer))
     world.run(storm_s)
     world.calm = True
     if not world.bosses[-1].alive:

@@ -32,9 +32,11 @@ class Book:
         """A new round, behind those that are out: ids for all of them, as many as each can train in the time.
         There must be free ids."""
         stage = next(i for i, s in enumerate(self.plan.stages) if self.pool.free_in(s.first_id, s.end_id))
-        turn = Turn(number, stage, tempo)
+        turn = Turn(number, stage, tempo, self.plan.outer.quorum)
         self.turns.append(turn)
         self._share(turn, members, now)
+        # what is left of a stage may not be enough for so many sites
+        turn.quorum = min(turn.quorum, len(turn.waiting))
         return turn
 
     def add(self, turn: Turn, member: Member, now: float) -> Lease | None:
@@ -102,7 +104,7 @@ class Book:
             return None
         if at == len(self.turns):
             like = Tempo(work.inner_steps, tempo.learning_rate, tempo.momentum, work.waits, tempo.bits)
-            self.turns.append(Turn(work.round, work.stage, like))
+            self.turns.append(Turn(work.round, work.stage, like, self.plan.outer.quorum))
         turn = self.turns[at]
         same = (turn.stage, turn.tempo.inner_steps) == (work.stage, work.inner_steps)
         return turn if same and turn.tempo.waits == work.waits else None

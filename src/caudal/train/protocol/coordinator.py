@@ -197,7 +197,7 @@ class Coordinator:
                 self._drop(member, why)
                 self._out.append(Close(member.connection, why))
         turn = self.book.turns[0] if self.book.turns else None
-        if turn is not None and now > turn.deadline and len(turn.arrived) >= self.plan.outer.quorum:
+        if turn is not None and now > turn.deadline and len(turn.arrived) >= turn.quorum:
             for worker in sorted(turn.waiting):
                 self._say(f"{worker} is late: its leases go back")
                 late = turn.waiting[worker].member
@@ -229,7 +229,7 @@ class Coordinator:
         if turns and not turns[0].leases():
             self._give_up("nobody is left of it")
         elif turns and not turns[0].waiting:
-            if len(turns[0].arrived) < self.plan.outer.quorum:
+            if len(turns[0].arrived) < turns[0].quorum:
                 self._give_up(f"only {len(turns[0].arrived)} sites are left of it")
             elif self.settled and self._gathered(now):
                 self._merge(turns[0], now)

@@ -37,11 +37,13 @@ class Lease:
 @dataclass(slots=True)
 class Turn:
     """A round. `waiting` and `arrived` are by slot; `merged` are fragments of the update, as far as they could
-    be merged already: they hold for exactly the leases that there are."""
+    be merged already: they hold for exactly the leases that there are. `quorum`: it is not merged with fewer
+    deltas."""
 
     number: int
     stage: int
     tempo: Tempo
+    quorum: int
     waiting: dict[str, Lease] = field(default_factory=dict)
     arrived: dict[str, Lease] = field(default_factory=dict)
     merged: dict[int, bytearray] = field(default_factory=dict)
