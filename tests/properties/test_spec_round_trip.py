@@ -71,7 +71,16 @@ def runs(draw: st.DrawFn) -> TrainSpec:
             width=kv_heads * groups * head_width * 2,
             tie_embeddings=draw(st.booleans()),
         ),
-        outer=draw(st.builds(OuterSpec, RATES, FRACTIONS, FRACTIONS, st.integers(1, 100))),
+        outer=draw(
+            st.builds(
+                OuterSpec,
+                st.sampled_from(["short", "long"]),
+                RATES,
+                FRACTIONS,
+                FRACTIONS,
+                st.integers(1, 100),
+            )
+        ),
         sites=len(at) or draw(st.integers(1, 9)),
         at=tuple(at),
         resources=draw(RESOURCES),

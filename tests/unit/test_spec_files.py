@@ -51,6 +51,15 @@ def test_units_are_humane() -> None:
     assert (train.seed, train.outer.learning_rate) == (1000, 0.8)
 
 
+def test_a_preset_stands_for_what_is_not_said() -> None:
+    (long,) = spec.parse(TRAIN + "outer: {preset: long, inner_steps: 30}\n", "f.yaml")
+    assert isinstance(long, TrainSpec)
+    assert (long.outer.momentum, long.outer.inner_steps, long.outer.bits) == (0.9, 30, 4)
+    (short,) = spec.parse(TRAIN + "outer: {preset: short}\n", "f.yaml")
+    assert short == spec.parse(TRAIN, "f.yaml")[0]
+    assert "did you mean 'long'?" in said(TRAIN + "outer: {preset: lang}\n")
+
+
 def test_anchors_and_merge_keys_work() -> None:
     text = "type: fleet\nname: x\nsites:\n  - &a {name: a, region: here}\n  - {<<: *a, name: b}\n"
     (fleet,) = spec.parse(text, "f.yaml")

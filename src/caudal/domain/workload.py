@@ -61,8 +61,12 @@ class OuterSpec:
     wait for more than `wait_share` of their time. Deltas and updates travel as blockwise int`bits`, in about
     `fragments` pieces, while the next round's steps are taken. A round is not merged with the deltas of
     fewer than `quorum` sites.
+
+    `preset` stands for what is not said: `short` is what is written here, for runs of minutes to days; `long`,
+    for billions of tokens, what the literature found best (DiLoCo, arXiv 2311.08105; not measured by us).
     """
 
+    preset: Literal["short", "long"] = "short"
     learning_rate: float = 0.8
     momentum: float = 0.5
     sync_fraction: float = 0.25
@@ -73,6 +77,22 @@ class OuterSpec:
     bits: Literal[8, 4] = 8
     fragments: int = 8
     quorum: int = 1
+
+
+PRESETS: dict[type, dict[str, dict[str, object]]] = {
+    OuterSpec: {
+        "short": {},
+        "long": {
+            "learning_rate": 0.7,
+            "momentum": 0.9,
+            "sync_fraction": 0.005,
+            "inner_steps": 50,
+            "max_inner_steps": 500,
+            "bits": 4,
+        },
+    }
+}
+"""What a table's `preset` stands for, by field."""
 
 
 @dataclass(frozen=True, slots=True)

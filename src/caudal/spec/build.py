@@ -12,6 +12,7 @@ import types
 import typing
 from typing import Any, Final
 
+from caudal.domain.workload import PRESETS
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS, NAMES, RANGES
 from caudal.spec.located import Located, Problems, describe
 from caudal.spec.units import parse_count, parse_size
@@ -46,6 +47,8 @@ def build(cls: type, tree: Located, problems: Problems, called: str, ignore: str
             continue
         value = _value(hints(cls)[key], item, problems, key)
         values[key] = value if value is BAD else _checked(cls, key, value, item, problems)
+    for name, value in PRESETS.get(cls, {}).get(str(values.get("preset")), {}).items():
+        values.setdefault(name, value)
     for name, spec in fields.items():
         has_default = (
             spec.default is not dataclasses.MISSING or spec.default_factory is not dataclasses.MISSING
