@@ -47,7 +47,12 @@ class FixedInner:
         self._params[start : start + len(change)] += change
 
     def run(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         """Sleep through the steps."""
         of, started = self._plan.stages[stage], time.monotonic()

@@ -49,11 +49,16 @@ class Careless(TinyInner):
     """Trains, but not quite what it was given."""
 
     def run(
-        self, stage: int, ids: list[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: list[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         if progress[0] > 0.5:
             ids = [IdRange(r.start, r.stop - 1) for r in ids]
-        return super().run(stage, ids, progress, between)
+        return super().run(stage, ids, progress, between, rate)
 
 
 def test_a_site_takes_over_and_all_is_as_the_ledger_says(

@@ -49,6 +49,7 @@ class TinyInner:
         ids: Sequence[IdRange],
         progress: tuple[float, float],
         between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         of = self.plan.stages[stage]
         all_ids = [i for r in ids for i in range(r.start, r.stop)]
@@ -59,7 +60,7 @@ class TinyInner:
                 return InnerResult(self.params, 0, 0.0, step, 0.0, stopped=True)
             batch = all_ids[step * of.batch : (step + 1) * of.batch]
             target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(batch) % 7) / 7)
-            self.params += np.float32(of.learning_rate) * (target - self.params)
+            self.params += np.float32(rate * of.learning_rate) * (target - self.params)
             time.sleep(self.step_s)
         loss = float(np.mean(np.square(self.params)))
         tokens = len(all_ids) * of.sample_tokens

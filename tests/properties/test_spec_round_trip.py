@@ -77,6 +77,7 @@ def runs(draw: st.DrawFn) -> TrainSpec:
                 st.sampled_from(["short", "long"]),
                 RATES,
                 FRACTIONS,
+                st.booleans(),
                 FRACTIONS,
                 st.integers(1, 100),
             )

@@ -385,7 +385,7 @@ def test_fewer_than_the_quorum_are_not_merged_and_begin_nothing() -> None:
 
 
 def held(*orders: Round) -> tuple[Held, ...]:
-    return tuple(Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits) for o in orders)
+    return tuple(Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate) for o in orders)
 
 
 def bring(boss: Boss, connection: int, name: str, orders: tuple[Round, ...], incarnation: int = 1) -> Welcome:

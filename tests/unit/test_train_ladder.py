@@ -29,7 +29,7 @@ def test_behind_the_warm_up_it_climbs_to_what_was_asked_for() -> None:
         rungs.append(ladder.rung)
     assert sorted(set(rungs)) == [2, 4, 8] and rungs == sorted(rungs)
     tempo = ladder.tempo(0.3)
-    assert (tempo.learning_rate, tempo.momentum, tempo.waits) == (0.8, 0.5, False)
+    assert (tempo.learning_rate, tempo.momentum, tempo.waits) == (1.0, 0.0, False)
     assert "the warm-up is over" in ladder.why
 
 

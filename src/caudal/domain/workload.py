@@ -56,19 +56,24 @@ class StageSpec:
 class OuterSpec:
     """The outer optimisation: how sites agree.
 
-    For the first `sync_fraction` of a run's tokens sites agree after every inner step, plainly; then a round
-    is `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites
-    wait for more than `wait_share` of their time. Deltas and updates travel as blockwise int`bits`, in about
-    `fragments` pieces, while the next round's steps are taken. A round is not merged with the deltas of
-    fewer than `quorum` sites.
+    For the first `sync_fraction` of a run's tokens sites agree after every inner step; then a round is
+    `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
+    more than `wait_share` of their time. Deltas and updates travel as blockwise int`bits`, in about `fragments`
+    pieces, while the next round's steps are taken. A round is not merged with the deltas of fewer than `quorum`
+    sites.
+
+    `learning_rate` and `momentum` are those of the outer Nesterov step (1 and 0: the plain mean; in the
+    synchronous part always). With `scale_rate` the sites' own learning rates are multiplied by the square root
+    of how many equal sites take part, as for a batch that is so many times larger under Adam.
 
     `preset` stands for what is not said: `short` is what is written here, for runs of minutes to days; `long`,
     for billions of tokens, what the literature found best (DiLoCo, arXiv 2311.08105; not measured by us).
     """
 
     preset: Literal["short", "long"] = "short"
-    learning_rate: float = 0.8
-    momentum: float = 0.5
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    scale_rate: bool = True
     sync_fraction: float = 0.25
     inner_steps: int = 10
     max_inner_steps: int = 120
@@ -85,6 +90,7 @@ PRESETS: dict[type, dict[str, dict[str, object]]] = {
         "long": {
             "learning_rate": 0.7,
             "momentum": 0.9,
+            "scale_rate": False,
             "sync_fraction": 0.005,
             "inner_steps": 50,
             "max_inner_steps": 500,

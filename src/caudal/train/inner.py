@@ -77,6 +77,7 @@ class TorchInner:
         ids: Sequence[IdRange],
         progress: tuple[float, float],
         between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         """Take inner steps over exactly these samples; see `Inner.run`."""
         started = time.perf_counter()
@@ -93,7 +94,7 @@ class TorchInner:
                     break
                 batch = self._samples[stage].batch(positions[step * of.batch : (step + 1) * of.batch])
                 at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
-                total += self._step(batch, learning_rate(of, at), of.weight_decay) * len(batch.targets)
+                total += self._step(batch, rate * learning_rate(of, at), of.weight_decay) * len(batch.targets)
                 counted += len(batch.targets)
         return InnerResult(
             params=self._flat.detach().numpy().copy(),

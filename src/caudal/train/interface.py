@@ -202,9 +202,11 @@ class Inner(Protocol):
         ids: Sequence[IdRange],
         progress: tuple[float, float],
         between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         """Take inner steps over exactly these samples, in batches of the stage's `batch` (the last may be
-        smaller), the learning rate read at the stage's progress going from progress[0] to progress[1]."""
+        smaller), the learning rate read at the stage's progress going from progress[0] to progress[1] and
+        multiplied by `rate`."""
         ...
 
     def evaluate(self) -> dict[str, float]:

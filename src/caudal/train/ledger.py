@@ -40,6 +40,7 @@ class Contribution(msgspec.Struct, frozen=True):
     progress: tuple[float, float]
     applied: tuple[int, ...] = ()
     machine: str = ""
+    rate: float = 1.0
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -48,6 +48,7 @@ class Held(_Part, frozen=True):
     progress: tuple[float, float]
     inner_steps: int
     waits: bool
+    rate: float = 1.0
 
 
 class Hello(_Message, frozen=True):
@@ -103,8 +104,8 @@ class Ready(_Message, frozen=True):
 
 class Round(_Message, frozen=True):
     """Coordinator → site: train these ids. `waits`: begin when round - 1 is applied; else as soon as the
-    round before is computed (its delta is cut when round - 1 is applied). `progress` is of the stage.
-    `evaluate`: evaluate the state first."""
+    round before is computed (its delta is cut when round - 1 is applied). `progress` is of the stage;
+    `rate` is what its learning rate is multiplied by. `evaluate`: evaluate the state first."""
 
     epoch: int
     round: int
@@ -116,6 +117,7 @@ class Round(_Message, frozen=True):
     waits: bool = True
     evaluate: bool = False
     bits: int = 8
+    rate: float = 1.0
 
 
 class Delta(_Message, frozen=True):

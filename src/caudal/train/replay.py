@@ -128,7 +128,7 @@ class _Replay:
                     site.inner.add(self.plan.fragments[fragment][0], changes[fragment])
             return False
 
-        result = site.inner.run(entry.stage, ids, part.progress, between)
+        result = site.inner.run(entry.stage, ids, part.progress, between, part.rate)
         local = result.params
         for fragment, at in enumerate(late):
             if at >= result.steps:

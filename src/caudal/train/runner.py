@@ -151,7 +151,7 @@ def _compute(
             applied[shift.key] = step
         return stop.is_set()
 
-    return inner.run(order.stage, order.ids, order.progress, between), applied
+    return inner.run(order.stage, order.ids, order.progress, between, order.rate), applied
 
 
 def _assess(order: Assess, inner: Inner) -> tuple[int, dict[str, float], dict[str, Any] | None]:

@@ -53,12 +53,14 @@ class Book:
         shares = rules.share_out({m.name: wanted[m.name] for m in members}, free, stage.batch)
         begun = stage.ids - free
         progress = (begun / stage.ids, min(1.0, (begun + sum(shares.values())) / stage.ids))
+        others = [size(lease.ids) for lease in turn.leases()]
+        rate = rules.rate_of([*others, *shares.values()]) if self.plan.outer.scale_rate else 1.0
         for member in members:
             if not shares[member.name]:
                 continue
             name = self._name(turn)
             ids = self.pool.lease(name, shares[member.name], stage.first_id, stage.end_id)
-            self._enter(turn, member, name, ids, progress, now)
+            self._enter(turn, member, name, ids, progress, rate, now)
         turn.merged.clear()
 
     def _name(self, turn: Turn) -> str:
@@ -72,11 +74,12 @@ class Book:
         name: str,
         ids: tuple[IdRange, ...],
         progress: tuple[float, float],
+        rate: float,
         now: float,
     ) -> None:
         stage, count = self.plan.stages[turn.stage], size(ids)
         steps, tokens = -(-count // stage.batch), count * stage.sample_tokens
-        turn.waiting[member.name] = Lease(name, member, ids, steps, tokens, progress, now)
+        turn.waiting[member.name] = Lease(name, member, ids, steps, tokens, progress, now, rate)
 
     def adopt(
         self, member: Member, held: Sequence[Held], after: int, tempo: Tempo, now: float
@@ -124,7 +127,7 @@ class Book:
             return ""
         if not self.pool.lease_exactly(name, ids):
             return ""
-        self._enter(turn, member, name, ids, work.progress, now)
+        self._enter(turn, member, name, ids, work.progress, work.rate, now)
         turn.merged.clear()
         return name
 

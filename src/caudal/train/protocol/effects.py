@@ -104,6 +104,7 @@ class Compute:
     stage: int
     ids: tuple[IdRange, ...]
     progress: tuple[float, float]
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ def _contribution(lease: Lease, weight: float) -> Contribution:
         progress=lease.progress,
         applied=delta.applied,
         machine=lease.member.hello.machine[:64],
+        rate=lease.rate,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -113,6 +113,13 @@ def ids_by_speed(inner_steps: int, batch: int, seconds_per_id: Mapping[str, floa
             most = steps * batch if steps > 1 else max(1, round(most * fastest / seconds))
         ids[name] = most
     return ids
+
+
+def rate_of(shares: Sequence[int]) -> float:
+    """What sites multiply their learning rates by when deltas of these weights are averaged: the square root of
+    how many equal sites they are as good as, 1 / Σ w²."""
+    total = sum(shares)
+    return total / math.sqrt(sum(share * share for share in shares)) if total else 1.0
 
 
 def share_out(wanted: Mapping[str, int], free: int, batch: int = 1) -> dict[str, int]:

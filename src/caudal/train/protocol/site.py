@@ -115,7 +115,9 @@ class Site:
         if self._lost:
             return self.round, state_sha256(self.state), ()
         orders = [work.order for work in self.works]
-        held = tuple(Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits) for o in orders)
+        held = tuple(
+            Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate) for o in orders
+        )
         return self.round, state_sha256(self.state), held
 
     def message(self, message: Message, payload: bytes, now: float) -> list[SiteEffect]:
@@ -241,7 +243,7 @@ class Site:
         work.waited_s = max(0.0, now - self._idle_since)
         self._computing = work
         ids = tuple(IdRange(*r) for r in order.ids)
-        compute = Compute(order.lease, order.stage, ids, order.progress)
+        compute = Compute(order.lease, order.stage, ids, order.progress, order.rate)
         return [self._assess(heldout=False), compute] if order.evaluate else [compute]
 
     def _cut(self, work: Work) -> None:

@@ -23,6 +23,7 @@ class Lease:
     tokens: int
     progress: tuple[float, float]
     leased_at: float
+    rate: float = 1.0
     parts: dict[int, bytes] = field(default_factory=dict)
     large: float = 0.0
     delta: Delta | None = None
@@ -84,4 +85,5 @@ class Turn:
             self.tempo.waits,
             self.evaluator == lease.worker,
             self.tempo.bits,
+            lease.rate,
         )

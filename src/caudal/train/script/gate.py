@@ -144,9 +144,14 @@ class Gate:
             self._pending.append((what, value))
 
     def run(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
-        """Have the script take these steps; see `Inner.run`. The learning rate is the script's own."""
+        """Have the script take these steps; see `Inner.run`. The learning rate is the script's own: `rate` is 1."""
         started = time.perf_counter()
         positions = [i - self._first for some in ids for i in range(some.start, some.stop)]
         tickets = [

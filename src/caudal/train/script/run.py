@@ -19,6 +19,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,9 @@ from caudal.train.script.gate import Closed, Gate, Ticket
 from caudal.train.script.model import TorchParameters
 from caudal.train.spare import Standby
 from caudal.train.worker import take_part
+
+SETTINGS = OuterSpec(learning_rate=0.8, momentum=0.5, scale_rate=False)
+"""A script's optimiser keeps its learning rate, so the outer step has to be the longer one."""
 
 
 class OuterRun:
@@ -164,16 +168,17 @@ def outer(
     `dataset` is anything with a length and an index, the same at every site; `epochs` passes over it are
     shared out in batches of `batch` samples. `store` is the address of an object store that all sites reach
     (`file://`, `s3://`, `az://`, `gs://`); `host` the address at which this site can be reached by the others.
-    `settings` are the outer optimisation's (`OuterSpec`). What is yielded is what `collate` makes of a list of
-    samples (torch's default_collate). Learning rates are the script's own; `run.steps` counts this site's
-    steps. A dataset's samples go through the loop exactly once per epoch over all sites, but for those of
-    steps that were lost with a site, which another trains again.
+    `settings` are the outer optimisation's (`OuterSpec`; `scale_rate` cannot reach into a script). What is
+    yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
+    script's own; `run.steps` counts this site's steps. A dataset's samples go through the loop exactly once per
+    epoch over all sites, but for those of steps that were lost with a site, which another trains again.
 
     Raises UsageError where the run was begun with another model, dataset length or settings.
     """
     if len(dataset) == 0:
         raise UsageError("the dataset is empty")
-    parameters, wanted = TorchParameters(model, optimizer), settings or OuterSpec()
+    parameters = TorchParameters(model, optimizer)
+    wanted = replace(settings, scale_rate=False) if settings else SETTINGS
     ids = round(len(dataset) * epochs)
     stage = Stage("data", "text", 0, ids, len(dataset), batch, 1, 0.0, 0.0, 0.0, 0.0)
     plan = RunPlan(
