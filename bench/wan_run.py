@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from caudal.domain.workload import ModelShape, OuterSpec, StageSpec, TrainSpec
+from caudal.store.authority import ensure_certificates
 from caudal.store.blobs import open_blobs
 from caudal.train import epochs, ledger
 from caudal.train.audit import AuditReport, audit_run
@@ -75,6 +76,8 @@ class Run:
         self.blobs = open_blobs(self.objects.as_uri())
         data = prepared(self.spec, self.folder.parent)
         shutil.copytree(data, self.objects / self.prefix / "data")
+        self.certificates = self.folder / "certificates"
+        ensure_certificates(self.certificates, self.place.sites)
         self._entries: list[ledger.Entry] = []
         self._lock = threading.RLock()
 
@@ -92,6 +95,7 @@ class Run:
             "cache_dir": str(self.folder / "cache" / site),
             "spec": msgspec.to_builtins(self.spec),
             "token": "bench-token-of-a-run",
+            "certificates": str(self.certificates),
         }
 
     def start(self, role: str, site: str) -> Program:

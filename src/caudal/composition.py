@@ -46,6 +46,7 @@ from caudal.drivers.processes import identify
 from caudal.ports import Driver, Holder, Provider, World
 from caudal.providers.local import LocalProvider
 from caudal.store.atomic import write_atomic
+from caudal.store.authority import ensure_certificates
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.models import ModelStore
@@ -272,12 +273,14 @@ class Control:
         )
 
     def _launch(self) -> LaunchSettings:
+        ensure_certificates(self.place.certificates, (site.name for site in self.fleet.sites))
         return LaunchSettings(
             api_url=self.url,
             token_file=str(self.place.token_file),
             blobs_url=self.place.blobs_url,
             cache_dir=str(self.place.cache),
             secret=self.place.token(),
+            certificates=str(self.place.certificates),
             gateway=self.fleet.gateway,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
         )

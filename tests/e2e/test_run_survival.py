@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from caudal.domain.workload import ModelShape, OuterSpec, StageSpec, TrainSpec
+from caudal.store.authority import ensure_certificates
 from caudal.store.blobs import ObjectBlobs, open_blobs
 from caudal.train import epochs, ledger
 from caudal.train.audit import AuditReport, audit_run
@@ -44,16 +45,19 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.blobs: ObjectBlobs = open_blobs((folder / "blobs").as_uri())
+        self.certificates = folder / "certificates"
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
         self, role: str, slot: str, incarnation: int = 1, step_s: float = 0.01, **more: object
     ) -> subprocess.Popen[bytes]:
-        gang = f"{slot}-{incarnation}"
+        gang, site = f"{slot}-{incarnation}", slot.rpartition(".")[2]
+        ensure_certificates(self.certificates, [site])
         config = {
             "run": "tiny",
             "generation": 1,
-            "site": slot.rpartition(".")[2],
+            "site": site,
+            "certificates": str(self.certificates),
             "gang": gang,
             "blobs_url": (self.folder / "blobs").as_uri(),
             "cache_dir": str(self.folder / "cache"),
@@ -78,6 +82,10 @@ class Fleet:
         """The last committed round."""
         entries = list((self.folder / "blobs" / PREFIX / "ledger").glob("round-*.json"))
         return len(entries)
+
+    def names(self, path: str) -> list[str]:
+        """The names of the objects below a path."""
+        return [p.name for p in (self.folder / "blobs" / path).iterdir()]
 
     def logs(self) -> str:
         return "\n".join(f"== {p.name}\n{p.read_text()}" for p in sorted(self.folder.glob("*.log")))
@@ -209,7 +217,7 @@ def test_a_worker_without_the_token_or_with_another_plan_is_refused(fleet: Fleet
 
 
 def test_garbage_at_the_door_disturbs_nobody(fleet: Fleet) -> None:
-    boss = fleet.start("coordinator", "tiny.coordinator")
+    boss = fleet.start("coordinator", "tiny.coordinator", certificates="")
     fleet.until(lambda: epochs.newest(fleet.blobs, PREFIX) is not None)
     found = epochs.newest(fleet.blobs, PREFIX)
     assert found is not None
@@ -220,7 +228,7 @@ def test_garbage_at_the_door_disturbs_nobody(fleet: Fleet) -> None:
             if garbage:
                 while stranger.recv(4096):  # the challenge, then the end
                     pass
-    workers = [fleet.start("worker", f"tiny.worker.{i}", step_s=0.002) for i in range(2)]
+    workers = [fleet.start("worker", f"tiny.worker.{i}", step_s=0.002, certificates="") for i in range(2)]
     for process in (boss, *workers):
         fleet.ends(process)
     assert "not a frame" in fleet.logs() and "too long" in fleet.logs()

@@ -3,6 +3,8 @@ the ledger says, to the last bit."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,20 @@ def again(fleet: Fleet, wanted: int = 1, kind: type[TinyInner] = TinyInner) -> R
     )
 
 
+def kill_between_commits(fleet: Fleet, boss: subprocess.Popen[bytes]) -> None:
+    """`kill -9` while no update is on its way into the store: sites that have seen a round that was not committed
+    would have to begin anew."""
+    while True:
+        boss.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)  # what it sent arrives
+        updates = len({name[:14] for name in fleet.names(f"{PREFIX}/updates") if name.endswith(".bin")})
+        if updates == fleet.round():
+            break
+        boss.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+    kill(boss)
+
+
 class Careless(TinyInner):
     """Trains, but not quite what it was given."""
 
@@ -70,7 +86,7 @@ def test_a_site_takes_over_and_all_is_as_the_ledger_says(
     boss = fleet.start("coordinator", "tiny.coordinator", given=True)
     fleet.until(lambda: fleet.round() >= 10)
     time.sleep(1.0)  # the standby processes have loaded what they need
-    kill(boss)
+    kill_between_commits(fleet, boss)
     killed_at, committed = time.time(), fleet.round()
     last = ledger.read_entry(fleet.blobs, PREFIX, committed)
     for worker in workers:

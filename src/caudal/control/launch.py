@@ -42,6 +42,7 @@ class LaunchSettings:
     blobs_url: str = ""
     cache_dir: str = ""
     secret: str = field(default="", repr=False)
+    certificates: str = ""
     gateway: GatewaySpec | None = None
     gateway_state_file: str = ""
 
@@ -94,6 +95,7 @@ def _config(gang: Gang, state: State, settings: LaunchSettings, threads: int) ->
         "generation": gang.generation,
         "spec": msgspec.to_builtins(workload.spec),
         "token": run_token(settings.secret, workload.name, gang.generation),
+        "certificates": settings.certificates,
     }
     return {**run, "host": HOST} if gang.role is Role.COORDINATOR else {**run, "threads": threads}
 

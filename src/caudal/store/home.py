@@ -44,6 +44,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def certificates(self) -> Path:
+        """The fleet's authority and its sites' certificates, or the user's own; see `authority`."""
+        return self.root / "certificates"
+
+    @property
     def token_file(self) -> Path:
         """The secret that the control API asks for; readable by its owner only."""
         return self.root / "secrets" / "token"

@@ -22,6 +22,7 @@ class GangConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str
     spec: TrainSpec
     token: str
+    certificates: str = ""  # the folder of them; none: plain connections, on loopback only
     given: bool = (
         False  # a script of the user's trains: the plan is in the store, there is no data to prepare
     )

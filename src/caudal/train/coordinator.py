@@ -40,6 +40,7 @@ from caudal.train.outer import state_sha256
 from caudal.train.protocol.coordinator import Coordinator, Terms
 from caudal.train.protocol.door import plan_sha256
 from caudal.train.protocol.effects import Trained
+from caudal.train.tls import server_context
 
 Prepare = Callable[[TrainSpec, Blobs, str], DataManifest]
 
@@ -72,6 +73,7 @@ async def coordinate(
     publish: Publish = publish_model,
 ) -> int:
     """Coordinate a run to its end, or until SIGTERM; returns the exit code. Raises CaudalError."""
+    server_context(config, config.host)  # before anything is claimed
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     result = known_result(blobs, config.prefix)
@@ -135,7 +137,8 @@ async def _epoch(run: Run, listener: socket.socket) -> dict[str, object] | None:
     )
     keeper = Keeper(run.blobs, run.prefix, epoch.epoch, metrics, hub.committed, hub.trouble, say)
     hub.keeper = keeper
-    server = await asyncio.start_server(hub.connected, sock=listener, limit=STREAM_BYTES)
+    context = server_context(run.config, run.config.host)
+    server = await asyncio.start_server(hub.connected, sock=listener, limit=STREAM_BYTES, ssl=context)
     living = asyncio.create_task(beat(run.blobs, run.prefix, epoch.epoch))
     try:
         trained = await _train(run, hub, keeper)

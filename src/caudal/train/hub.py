@@ -25,6 +25,7 @@ from caudal.train.protocol import door, rules
 from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep, Measured, Say, Send, Trained
 from caudal.train.protocol.members import Phase
+from caudal.train.tls import speaks_for
 
 STREAM_BYTES = 1 << 22
 """Read ahead so much per connection: a small one has a frame of megabytes wait for the loop many times."""
@@ -159,6 +160,12 @@ class Hub:
         if not door.proven(hello.proof, self.token, "site", nonce, hello.nonce, hello.worker):
             writer.write(pack(Refused("unauthorized", "the run's token is another", retry_after_s=-1.0)))
             self.say(f"{hello.worker} at {hello.site} does not hold the run's token")
+            return False
+        if not speaks_for(writer, hello.site):
+            writer.write(
+                pack(Refused("unauthorized", f"its certificate is not of {hello.site}", retry_after_s=-1.0))
+            )
+            self.say(f"{hello.worker} says that it is at {hello.site}, its certificate is another site's")
             return False
         self.writers[number] = writer
         proof = door.prove(self.token, "coordinator", hello.nonce, nonce)

@@ -23,6 +23,7 @@ from caudal.train.messages import BadMessage, Challenge, Hello, Message, Ping, R
 from caudal.train.protocol import door, rules
 from caudal.train.protocol.effects import Rejoin
 from caudal.train.runner import Ending, Runner
+from caudal.train.tls import client_context, not_ours
 
 STREAM_BYTES = 1 << 22
 CONNECT_S = 5.0
@@ -53,9 +54,14 @@ class Session:
         self._welcomed = welcomed
         host, _, port = self.epoch.address.rpartition(":")
         try:
-            opening = asyncio.open_connection(host, int(port), limit=STREAM_BYTES)
+            context = client_context(self.config)
+            name = self.epoch.site if context else None
+            opening = asyncio.open_connection(
+                host, int(port), limit=STREAM_BYTES, ssl=context, server_hostname=name
+            )
             reader, writer = await asyncio.wait_for(opening, CONNECT_S)
         except (OSError, TimeoutError) as error:
+            self._raise_where_not_ours(error)
             return Rejoin(f"no coordinator at {self.epoch.address}: {error}", after_s=0.2)
         self._writer = writer
         tasks = [asyncio.create_task(self._read(reader)), asyncio.create_task(self._beat())]
@@ -92,12 +98,24 @@ class Session:
                     if self._welcomed is not None:
                         await self._welcomed()
                 elif isinstance(message, Refused) and message.reason == "unauthorized":
-                    raise Unauthorized(f"the coordinator at {self.epoch.address} refuses this worker's token")
+                    raise Unauthorized(
+                        f"the coordinator at {self.epoch.address} refuses this worker", why=message.text
+                    )
                 self.runner.heard(message, payload)
         except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
+            self._raise_where_not_ours(error)
             self._end(Rejoin(f"the connection ended ({type(error).__name__})"))
         except BadMessage as error:
             self._end(Rejoin(error.one_line(), after_s=0.2))
+
+    def _raise_where_not_ours(self, error: Exception) -> None:
+        if why := not_ours(error):
+            raise Unauthorized(
+                f"the certificates of the coordinator at {self.epoch.address} and of this site do not fit together",
+                where=self.config.certificates,
+                why=f"{self.epoch.site} coordinates, this is {self.config.site}: {why}",
+                remedy="give all sites certificates of the same authority, each of its own name",
+            ) from None
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()

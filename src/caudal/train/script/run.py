@@ -40,6 +40,7 @@ from caudal.train.interface import RunPlan, Stage
 from caudal.train.script.gate import Closed, Gate, Ticket
 from caudal.train.script.model import TorchParameters
 from caudal.train.spare import Standby
+from caudal.train.tls import server_context
 from caudal.train.worker import take_part
 
 SETTINGS = OuterSpec(learning_rate=0.8, momentum=0.5, scale_rate=False)
@@ -159,6 +160,7 @@ def outer(
     epochs: float = 1.0,
     seed: int = 1,
     host: str = "127.0.0.1",
+    certificates: str = "",
     settings: OuterSpec | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
     checkpoint_every_rounds: int = 25,
@@ -167,7 +169,8 @@ def outer(
 
     `dataset` is anything with a length and an index, the same at every site; `epochs` passes over it are
     shared out in batches of `batch` samples. `store` is the address of an object store that all sites reach
-    (`file://`, `s3://`, `az://`, `gs://`); `host` the address at which this site can be reached by the others.
+    (`file://`, `s3://`, `az://`, `gs://`); `host` the address at which this site can be reached by the others,
+    for which `certificates` names a folder that `caudal certificates` made (loopback needs none).
     `settings` are the outer optimisation's (`OuterSpec`; `scale_rate` cannot reach into a script). What is
     yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
     script's own; `run.steps` counts this site's steps. A dataset's samples go through the loop exactly once per
@@ -181,17 +184,7 @@ def outer(
     wanted = replace(settings, scale_rate=False) if settings else SETTINGS
     ids = round(len(dataset) * epochs)
     stage = Stage("data", "text", 0, ids, len(dataset), batch, 1, 0.0, 0.0, 0.0, 0.0)
-    plan = RunPlan(
-        run=run,
-        seed=seed,
-        vocab=0,
-        shape=ModelShape(),
-        parameters=parameters.size,
-        outer=wanted,
-        stages=(stage,),
-        fragments=cut(parameters.size, parameters.offsets, wanted.fragments),
-        model=parameters.signature(),
-    )
+    plan = _plan(run, seed, parameters, stage, wanted)
     spec = TrainSpec(
         name=run,
         data="script",
@@ -211,11 +204,27 @@ def outer(
         token=_token(store, run),
         given=True,
         host=host,
+        certificates=certificates,
     )
+    server_context(config, host)
     made = OuterRun(parameters, dataset, plan, config)
     if collate is not None:
         made._collate = collate
     return made
+
+
+def _plan(run: str, seed: int, parameters: TorchParameters, stage: Stage, outer: OuterSpec) -> RunPlan:
+    return RunPlan(
+        run=run,
+        seed=seed,
+        vocab=0,
+        shape=ModelShape(),
+        parameters=parameters.size,
+        outer=outer,
+        stages=(stage,),
+        fragments=cut(parameters.size, parameters.offsets, outer.fragments),
+        model=parameters.signature(),
+    )
 
 
 def _token(store: str, run: str) -> str:
