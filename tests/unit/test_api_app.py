@@ -246,3 +246,25 @@ def test_an_empty_secret_lets_nobody_in(api: Api) -> None:
     api.http.app.state.context = replace(api.http.app.state.context, token="")  # type: ignore[attr-defined]
     for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": ""}):
         assert api.post("/apply", {"specs": []}, headers).status_code == 401
+
+
+def test_metrics_are_for_prometheus(api: Api) -> None:
+    status = {
+        "round": 7,
+        "tokens_done": 900,
+        "loss": 2.5,
+        "val_loss": None,
+        "sites": {"north": {}, "south": {}},
+    }
+    body = {"at": 1.0, "status": status, "points": []}
+    assert api.post("/gangs/starter.coordinator-1/report", body).status_code == 200
+    answer = api.http.get("/metrics")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith(
+        "text/plain; version=0.0.4"
+    )
+    lines = answer.text.splitlines()
+    assert (
+        'caudal_run_round{run="starter"} 7' in lines and 'caudal_run_tokens_total{run="starter"} 900' in lines
+    )
+    assert 'caudal_run_sites{run="starter"} 2' in lines and "# TYPE caudal_run_loss gauge" in lines
+    assert not any(line.startswith("caudal_run_val_loss{") for line in lines)

@@ -17,6 +17,9 @@ import yaml
 
 import caudal
 from caudal.cli import VERBS, events, main
+from caudal.control.reports import curve_of
+from caudal.domain.event import Point
+from caudal.domain.gang import Report
 from caudal.ports import Change
 from caudal.spec import dump
 from caudal.store.blobs import open_blobs
@@ -454,3 +457,17 @@ def test_nothing_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> No
         main([])
     assert end.value.code == 2
     assert "Verbs:" in capsys.readouterr().err
+
+
+def test_a_curve_is_tracked_from_where_it_was(served: Served, tmp_path: Path) -> None:
+    path = tmp_path / "curve.jsonl"
+    curve = curve_of("starter", 1)
+    rows = [Point(curve, seq, 60.0 + seq, {"tokens": 10 * seq, "loss": 4.0 - seq}) for seq in range(1, 4)]
+    served.store.put_report(Report("starter.coordinator-1", 61.0, {}), rows[:2])
+    told = served.caudal("track", "starter", "--to", f"jsonl={path}", "--once")
+    assert told.code == 0 and "2 points sent" in told.out
+    served.store.put_report(Report("starter.coordinator-1", 62.0, {}), rows[2:])
+    assert "1 points sent" in served.caudal("track", "starter", "--to", f"jsonl={path}", "--once").out
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.0]
+    assert served.caudal("track", "nobody", "--to", f"jsonl={path}", "--once").code == 3
+    assert served.caudal("track", "starter", "--to", "fax=1", "--once").code == 2

@@ -117,3 +117,22 @@ def test_the_rate_rises_and_falls(made: tuple[RunPlan, TorchInner, TorchInner]) 
     assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
     assert rates[-1] == pytest.approx(stage.final_learning_rate)
     assert fresh_factor(0) < 0.1 and fresh_factor(1000) == 1
+
+
+def test_bits_per_byte_are_of_the_text_itself(
+    made: tuple[RunPlan, TorchInner, TorchInner], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("north and south are sites of one fleet\n" * 400)
+    spec = TrainSpec(
+        "letters", str(text), SPEC.stages[:1], tokenizer=TokenizerSpec("characters"), model=SPEC.model
+    )
+    blobs = open_blobs("memory://")
+    manifest = prepare(spec, blobs, "r")
+    letters = TorchInner(
+        plan(spec, manifest), manifest, data_folder(blobs, "r", manifest, tmp_path / "cache")
+    )
+    values = letters.evaluate()  # a token is a byte
+    assert values["val_bits_per_byte"] == pytest.approx(values["val_loss"] / math.log(2))
+    world = made[1].evaluate()  # a token is several
+    assert 1.2 < world["val_loss"] / math.log(2) / world["val_bits_per_byte"] < 8.0

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from caudal.api import events, fleet, gangs, models
+from caudal.api import events, fleet, gangs, metrics, models
 from caudal.api.context import Context
 from caudal.api.door import Door
 from caudal.domain.errors import CaudalError, NotFound, UsageError
@@ -52,4 +52,5 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     for router in (fleet.router, gangs.router, events.router, models.router):
         app.include_router(router, prefix=PREFIX)
+    app.include_router(metrics.router)  # where Prometheus looks
     return app

@@ -135,7 +135,7 @@ def live_gangs(state: State) -> list[GangView]:
     return [_gang_view(gang, reports.get(gang.id)) for gang in live]
 
 
-def _progress(state: State, workload: Workload) -> Mapping[str, Any]:
+def progress_of(state: State, workload: Workload) -> Mapping[str, Any]:
     """The newest coordinator's last report: the run's progress also while nothing of it runs."""
     reports = _reports(state)
     coordinators = [
@@ -167,7 +167,7 @@ def workload_view(state: State, workload: Workload) -> WorkloadView:
         changed_at=workload.changed_at,
         gangs=[g for g in live_gangs(state) if g.workload == workload.name],
         restarts=sum(max(0, incarnation - 1) for incarnation in slots.values()),
-        progress=_progress(state, workload) if isinstance(spec, TrainSpec) else {},
+        progress=progress_of(state, workload) if isinstance(spec, TrainSpec) else {},
         models=[m.id for m in spec.models] if isinstance(spec, ServiceSpec) else [spec.model_id],
     )
 

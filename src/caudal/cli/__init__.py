@@ -28,6 +28,7 @@ VERBS = {
     "stop": "Stop a run or a service.",
     "models": "List models, and pull them in.",
     "chat": "Talk to a model in the terminal.",
+    "track": "Send a run's curve to TensorBoard, W&B or a file.",
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",
     "replay": "Train a run's rounds again from its ledger and compare every byte.",
     "certificates": "Make certificates for sites, for scripts that train over several machines.",

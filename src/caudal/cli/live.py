@@ -54,15 +54,22 @@ def progress_text(progress: dict[str, Any]) -> str:
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
     if progress.get("val_loss") is not None:
-        parts.append(f"val {progress['val_loss']:.3f}")
+        parts.append(f"val {progress['val_loss']:.3f}" + _bits(progress))
     if progress.get("tokens_per_s"):
         parts.append(f"{count(progress['tokens_per_s'])} tokens/s")
+    if progress.get("wait_share") is not None:
+        parts.append(f"waits {progress['wait_share']:.1%}")
     heldout = progress.get("heldout")
     if heldout:
         parts.append(f"held-out {heldout['correct']}/{heldout['of']}")
     if progress.get("error"):
         parts.append(f"trouble: {progress['error']}")
     return "  ".join(parts)
+
+
+def _bits(progress: dict[str, Any]) -> str:
+    bits = progress.get("val_bits_per_byte")
+    return f" ({bits:.2f} bits/byte)" if bits is not None else ""
 
 
 def _fraction(progress: dict[str, Any]) -> float:

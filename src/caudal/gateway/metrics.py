@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from caudal.telemetry import names
+from caudal.telemetry.prometheus import PrometheusText
 
 FIRST_BYTE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -36,7 +37,7 @@ class Metrics:
 
     def render(self, connections: int, models: Iterable[tuple[str, int, int]]) -> bytes:
         """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
-        out = _Text()
+        out = PrometheusText()
         out.family(names.GATEWAY_REQUESTS, "counter")
         for (model, status), count in sorted(self.answers.items()):
             out.sample(names.GATEWAY_REQUESTS, count, model=model, status=str(status))
@@ -59,7 +60,7 @@ class Metrics:
         self._histogram(out)
         return out.encode()
 
-    def _histogram(self, out: _Text) -> None:
+    def _histogram(self, out: PrometheusText) -> None:
         name = names.GATEWAY_FIRST_BYTE
         out.family(name, "histogram")
         total = 0
@@ -68,28 +69,3 @@ class Metrics:
             out.sample(f"{name}_bucket", total, le=str(bound))
         out.sample(f"{name}_sum", self._first_byte_sum_s)
         out.sample(f"{name}_count", total)
-
-
-class _Text:
-    """Prometheus' text format, version 0.0.4."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def family(self, name: str, kind: str) -> None:
-        """Say what the next samples are."""
-        self._lines.append(f"# HELP {name} {names.HELP[name]}")
-        self._lines.append(f"# TYPE {name} {kind}")
-
-    def sample(self, name: str, value: float, **labels: str) -> None:
-        """One line."""
-        inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-        self._lines.append(f"{name}{{{inside}}} {value}" if inside else f"{name} {value}")
-
-    def encode(self) -> bytes:
-        """All lines."""
-        return ("\n".join(self._lines) + "\n").encode()
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -11,6 +11,17 @@ GATEWAY_IN_FLIGHT = "caudal_gateway_requests_in_flight"
 GATEWAY_STREAMS = "caudal_gateway_streams_open"
 GATEWAY_REPLICAS = "caudal_gateway_replicas_ready"
 
+RUN_ROUND = "caudal_run_round"
+RUN_TOKENS = "caudal_run_tokens_total"
+RUN_SPEED = "caudal_run_tokens_per_second"
+RUN_LOSS = "caudal_run_loss"
+RUN_VAL_LOSS = "caudal_run_val_loss"
+RUN_BITS_PER_BYTE = "caudal_run_val_bits_per_byte"
+RUN_WAIT = "caudal_run_wait_share"
+RUN_GOODPUT = "caudal_run_goodput"
+RUN_WIRE = "caudal_run_wire_bytes_total"
+RUN_SITES = "caudal_run_sites"
+
 HELP = {
     GATEWAY_REQUESTS: "Answers given, by model and HTTP status.",
     GATEWAY_RETRIES: "Requests that were sent to a replica again because one failed before its first byte.",
@@ -20,5 +31,15 @@ HELP = {
     GATEWAY_IN_FLIGHT: "Requests at replicas, by model.",
     GATEWAY_STREAMS: "Streaming answers that are open.",
     GATEWAY_REPLICAS: "Replicas that requests can be sent to, by model.",
+    RUN_ROUND: "The last committed round, by run.",
+    RUN_TOKENS: "Tokens in committed rounds.",
+    RUN_SPEED: "Tokens per second of all sites together, in the last round.",
+    RUN_LOSS: "Training loss of the last round, in nats per token.",
+    RUN_VAL_LOSS: "Loss on text that is not trained on, in nats per token.",
+    RUN_BITS_PER_BYTE: "The same in bits per byte of text: comparable over tokenizers.",
+    RUN_WAIT: "Share of its time that the site which waited least spent waiting, in the last round.",
+    RUN_GOODPUT: "Share of the sites' time since this coordinator began that went into committed steps.",
+    RUN_WIRE: "Bytes of deltas and updates, of all sites, since this coordinator began.",
+    RUN_SITES: "Sites that take part or did, by run.",
 }
 """What each means, as `/metrics` says it."""

@@ -238,9 +238,9 @@ class Hub:
             tokens_done=machine.scribe.totals.tokens,
             tokens_total=machine.plan.total_tokens,
             tokens_per_s=round(machine.scribe.tokens_per_s, 1),
-            inner_steps=last.inner_steps if last else None,
-            loss=last.loss if last else None,
+            **machine.scribe.report(),
             val_loss=machine.evaluations.values.get("val_loss"),
+            val_bits_per_byte=machine.evaluations.values.get("val_bits_per_byte"),
             sites=self._sites(),
             error=self._error,
         )

@@ -7,6 +7,7 @@ starts without them and lets its rate rise over a few steps. Knows nothing of ot
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ class TorchInner:
         self._samples = [Samples(folder, manifest, index, plan.seed) for index in range(len(plan.stages))]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._validation = self._read_validation(manifest, folder)
+        self._text_bytes = 0
         self._questions = load_questions(folder / "heldout.json", self._tokenizer, plan.shape.context)
 
     def load(self, state: Flat) -> None:
@@ -107,13 +109,27 @@ class TorchInner:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """`val_loss`: nats per token of text that was never trained on; nan where there is none."""
+        """`val_loss`: nats per token of text that was never trained on; nan where there is none. With it
+        `val_bits_per_byte`, by the length of that text in UTF-8."""
         total, counted = 0.0, 0
         for batch in self._validation:
             loss = self._model.loss(self._flat, *_torch(batch))
             total += float(loss) * len(batch.targets)
             counted += len(batch.targets)
-        return {"val_loss": total / counted if counted else float("nan")}
+        if not counted:
+            return {"val_loss": float("nan")}
+        nats = total / counted
+        return {"val_loss": nats, "val_bits_per_byte": nats / math.log(2) / self._bytes_per_token()}
+
+    def _bytes_per_token(self) -> float:
+        """How much text a token of the validation text is, on average."""
+        if not self._text_bytes:
+            self._text_bytes = sum(len(self._text(batch).encode()) for batch in self._validation)
+        return self._text_bytes / sum(len(batch.targets) for batch in self._validation)
+
+    def _text(self, batch: Batch) -> str:
+        text: str = self._tokenizer.decode(batch.targets.tolist(), skip_special_tokens=False)
+        return text
 
     def heldout(self) -> dict[str, Any]:
         """`{"correct", "of", "kinds", "samples"}`; `of` is 0 where the data has no such questions."""

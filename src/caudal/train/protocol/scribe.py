@@ -39,6 +39,9 @@ class Scribe:
         self._checkpoint_every = checkpoint_every
         self._at_offset = at_offset
         self._committed_at = now
+        self.row: dict[str, Any] = {}
+        self._busy_s = self._site_s = 0.0
+        self._wire_bytes = 0
 
     @property
     def done(self) -> float:
@@ -67,10 +70,20 @@ class Scribe:
         assert self.pending is not None and entry.round == self.pending[0].round
         turn, self.pending = self.pending[1], None
         self.last = Link(entry, entry_hash(to_bytes(entry)))
-        self.tokens_per_s = entry.tokens / max(1e-6, now - self._committed_at)
+        took_s = max(1e-6, now - self._committed_at)
+        self.tokens_per_s = entry.tokens / took_s
         self._committed_at = now
+        self._busy_s += sum(part.seconds for part in entry.sites)
+        self._site_s += took_s * len(entry.sites)
         row = merge.curve_row(turn, entry, self.plan, self.totals.tokens, self.tokens_per_s)
-        return {**row, **evaluated}
+        self._wire_bytes += row["wire_bytes"]
+        self.row = {**row, "goodput": round(min(1.0, self._busy_s / self._site_s), 4), **evaluated}
+        return self.row
+
+    def report(self) -> dict[str, Any]:
+        """What people watch of the last committed round."""
+        watched = ("loss", "inner_steps", "wait_share", "goodput")
+        return {key: self.row.get(key) for key in watched} | {"wire_bytes_total": self._wire_bytes}
 
     def manifest(self, round_number: int, state: Flat) -> Manifest:
         """What a checkpoint of the state after the last committed round says."""
