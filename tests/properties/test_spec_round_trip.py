@@ -12,6 +12,7 @@ from caudal import spec
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
+    InnerSpec,
     ModelShape,
     OuterSpec,
     ServedModel,
@@ -81,6 +82,9 @@ def runs(draw: st.DrawFn) -> TrainSpec:
                 FRACTIONS,
                 st.integers(1, 100),
             )
+        ),
+        inner=draw(
+            st.builds(InnerSpec, st.integers(1, 9), st.sampled_from(["ddp", "fsdp2"]), st.integers(1, 9))
         ),
         sites=len(at) or draw(st.integers(1, 9)),
         at=tuple(at),

@@ -15,6 +15,7 @@ from caudal.train.fetch import data_folder
 from caudal.train.interface import Inner, plan
 from caudal.train.machine import machine
 from caudal.train.replay import ReplayReport, replay
+from caudal.train.worker import torch_inner
 
 
 @click.command("replay")
@@ -38,10 +39,10 @@ def verb(root: str | None, run: str, first: int, threads: int, as_json: bool) ->
         raise NotFound("the run's plan or data is not there to be trained again", where=prefix)
     run_plan = plan(record.spec, manifest)
     folder = data_folder(blobs, prefix, manifest, where.cache)
-    from caudal.train.inner import TorchInner  # noqa: PLC0415 (torch enters here)
+    asked = record.spec.inner
 
     def make_inner() -> Inner:
-        return TorchInner(run_plan, manifest, folder, threads)
+        return torch_inner(asked, str(where.cache), run_plan, manifest, folder, threads)
 
     report = replay(blobs, prefix, run_plan, make_inner, first, machine(threads))
     _show(report, as_json)

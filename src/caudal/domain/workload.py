@@ -84,6 +84,26 @@ class OuterSpec:
     quorum: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class InnerSpec:
+    """How one site computes its inner steps.
+
+    With `processes` > 1 a site's batch is shared between so many processes of torch's, by `strategy`: `ddp` (each
+    holds the whole model) or `fsdp2` (each a part of it); over gloo on CPUs, nccl on CUDA. `accumulate`: a
+    process takes its part of a batch in so many turns. `checkpoint_activations`: layers are computed again on
+    the way back instead of being kept. `precision`: `auto` is bfloat16 where the hardware is faster with it.
+    `compile`: by torch.compile, whose results are kept. As it stands here, a site's CPUs compute in one process by
+    the trainer that is made for them.
+    """
+
+    processes: int = 1
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    accumulate: int = 1
+    checkpoint_activations: bool = False
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: bool = False
+
+
 PRESETS: dict[type, dict[str, dict[str, object]]] = {
     OuterSpec: {
         "short": {},
@@ -117,6 +137,7 @@ class TrainSpec:
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     model: ModelShape = field(default_factory=ModelShape)
     outer: OuterSpec = field(default_factory=OuterSpec)
+    inner: InnerSpec = field(default_factory=InnerSpec)
     sites: int = 2
     at: tuple[str, ...] = ()
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.5, memory_bytes=1024 * MIB))

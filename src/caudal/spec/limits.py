@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
+    InnerSpec,
     ModelShape,
     OuterSpec,
     ServedModel,
@@ -76,6 +77,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "sync_fraction": _FRACTION,
         "inner_steps": _COUNT,
     },
+    InnerSpec: {"processes": Range(1, 1_024), "accumulate": Range(1, 10_000)},
     TrainSpec: {
         "sites": Range(1, 1_024),
         "validation_fraction": Range(0, 0.9),

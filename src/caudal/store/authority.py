@@ -31,7 +31,8 @@ AUTHORITY_DAYS, SITE_DAYS, RENEW_DAYS = 3650, 398, 30
 SKEW = timedelta(days=1)
 """Certificates are valid from so long ago: a site's clock may be behind."""
 
-SITE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+MOST_CHARACTERS = 63
+SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*")
 
 
 def site_files(folder: Path, site: str) -> tuple[Path, Path]:
@@ -46,10 +47,10 @@ def ensure_certificates(folder: Path, sites: Iterable[str]) -> None:
     """
     names = list(sites)
     for name in names:
-        if not SITE_NAME.fullmatch(name):
+        if not SITE_NAME.fullmatch(name) or len(name) > MOST_CHARACTERS:
             raise UsageError(
                 f"{name!r} cannot stand in a certificate",
-                remedy="name sites in lower-case letters, digits and hyphens, up to 63 of them",
+                remedy="name sites in lower-case letters, digits, - and _, with single dots, up to 63 characters",
             )
     if not (folder / AUTHORITY).exists():
         _make_authority(folder)

@@ -119,17 +119,8 @@ class TorchInner:
         if not counted:
             return {"val_loss": float("nan")}
         nats = total / counted
-        return {"val_loss": nats, "val_bits_per_byte": nats / math.log(2) / self._bytes_per_token()}
-
-    def _bytes_per_token(self) -> float:
-        """How much text a token of the validation text is, on average."""
-        if not self._text_bytes:
-            self._text_bytes = sum(len(self._text(batch).encode()) for batch in self._validation)
-        return self._text_bytes / sum(len(batch.targets) for batch in self._validation)
-
-    def _text(self, batch: Batch) -> str:
-        text: str = self._tokenizer.decode(batch.targets.tolist(), skip_special_tokens=False)
-        return text
+        self._text_bytes = self._text_bytes or text_bytes(self._tokenizer, self._validation)
+        return {"val_loss": nats, "val_bits_per_byte": total / math.log(2) / self._text_bytes}
 
     def heldout(self) -> dict[str, Any]:
         """`{"correct", "of", "kinds", "samples"}`; `of` is 0 where the data has no such questions."""
@@ -157,7 +148,7 @@ class TorchInner:
         length = self._plan.stages[0].sample_tokens
         tokens = read_tokens(folder / "validation.tokens.bin", manifest)
         batches = windows(tokens, length, max(1, _VALIDATION_AT_ONCE // length))
-        return list(_spread(batches, MAX_VALIDATION_TOKENS))
+        return list(spread(batches, MAX_VALIDATION_TOKENS))
 
 
 @contextmanager
@@ -186,12 +177,18 @@ def keep_freed_memory() -> None:
         library.mallopt(m_trim_threshold, most)
 
 
+def text_bytes(tokenizer: Tokenizer, batches: list[Batch]) -> int:
+    """How long the text is, in UTF-8, that these batches ask for."""
+    texts = [tokenizer.decode(batch.targets.tolist(), skip_special_tokens=False) for batch in batches]
+    return sum(len(text.encode()) for text in texts)
+
+
 def _torch(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
     rows = None if batch.rows is None else torch.from_numpy(batch.rows)
     return torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets), rows
 
 
-def _spread(batches: list[Batch], tokens: int) -> Iterator[Batch]:
+def spread(batches: list[Batch], tokens: int) -> Iterator[Batch]:
     """All batches, or evenly spread ones of about so many tokens."""
     total = sum(len(batch.targets) for batch in batches)
     every = max(1, round(total / tokens))

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from caudal.domain.errors import CaudalError, Failed, Stale
+from caudal.domain.workload import InnerSpec
 from caudal.ports import Blobs
 from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
@@ -41,18 +43,29 @@ LOOK_MOST_S = 1.0
 TERMINATED = 143
 
 
-def torch_inner(run_plan: RunPlan, manifest: DataManifest, folder: Path, threads: int) -> Inner:
-    """The real one. Imported here: loading torch takes seconds, and tests bring a smaller one."""
-    from caudal.train.inner import TorchInner  # noqa: PLC0415 (torch enters here)
+def torch_inner(
+    spec: InnerSpec, cache: str, run_plan: RunPlan, manifest: DataManifest, folder: Path, threads: int
+) -> Inner:
+    """The real one: made for one process of CPUs, or a group. Imported here: loading torch takes seconds, and
+    tests bring a smaller one. Raises UsageError where the hardware lacks what the spec asks for."""
+    import torch  # noqa: PLC0415 (torch enters here)
 
-    return TorchInner(run_plan, manifest, folder, threads)
+    if spec == InnerSpec() and not torch.cuda.is_available():
+        from caudal.train.inner import TorchInner  # noqa: PLC0415
+
+        return TorchInner(run_plan, manifest, folder, threads)
+    from caudal.train.group.inner import GroupInner  # noqa: PLC0415
+    from caudal.train.group.member import Setup  # noqa: PLC0415
+
+    each = max(1, threads // spec.processes)
+    return GroupInner(Setup(run_plan, manifest, str(folder), spec, each, cache))
 
 
 async def work(
     config: WorkerConfig,
     blobs: Blobs,
     reporter: Reporter,
-    make_inner: MakeInner = torch_inner,
+    make_inner: MakeInner | None = None,
     standby: Standby | None = None,
 ) -> int:
     """Take part in a run until it is finished; returns the exit code. `standby` takes over where nobody
@@ -64,8 +77,10 @@ async def work(
     run_plan = plan(config.spec, manifest)
     folder = await asyncio.to_thread(data_folder, blobs, config.prefix, manifest, Path(config.cache_dir))
 
+    make = make_inner or partial(torch_inner, config.spec.inner, config.cache_dir)
+
     def build() -> Inner:
-        return make_inner(run_plan, manifest, folder, config.threads)
+        return make(run_plan, manifest, folder, config.threads)
 
     await take_part(config, blobs, run_plan, reporter, build, standby)
     return _done(reporter)
@@ -131,10 +146,15 @@ def _done(reporter: Reporter) -> int:
     return 0
 
 
-def main(path: str, make_inner: MakeInner = torch_inner) -> int:
+def main(path: str, make_inner: MakeInner | None = None) -> int:
     """Run a worker with the configuration file; returns the exit code."""
     # At once, whatever computes: what this process knows is worth nothing that the ledger does not have.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun started several: the first takes part, these help it
+        from caudal.train.group.ranks import Ranks, follow  # noqa: PLC0415 (torch enters here)
+
+        follow(Ranks.join())
+        return 0
     reporter = Reporter()
     try:
         config = read_config(Path(path), WorkerConfig)
