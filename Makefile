@@ -32,10 +32,10 @@ up: $(VENV)/.up  ## train a model over two sites and serve it: the main job
 setup: $(VENV)/.setup  ## make .venv with everything that tests and benchmarks need
 
 test: $(VENV)/.setup  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
 
-test-cluster: $(VENV)/.setup  ## tests that need servers to be installed first: PostgreSQL
-	$(BIN)/python -m pytest tests/conformance/test_store.py
+test-cluster: $(VENV)/.setup  ## tests that need servers to be installed first: PostgreSQL, Azure's emulator (npm)
+	$(BIN)/python -m pytest tests/conformance/test_store.py tests/e2e/test_two_stores.py
 
 check: $(VENV)/.setup  ## lint, types, layers, tidy: within a minute
 	$(BIN)/ruff check .

@@ -12,18 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caudal.domain.errors import AlreadyExists, NotFound, UsageError
-from caudal.store.blobs import ObjectBlobs, open_blobs
+from caudal.ports import Blobs
+from caudal.store.blobs import open_blobs
 
 LARGE = os.urandom(12 << 20)  # beyond the size at which object stores are written in parts
 
 
-@pytest.fixture(params=["file", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectBlobs:
+@pytest.fixture(params=["file", "memory", "mirror"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     """An empty object store."""
-    return open_blobs((tmp_path / "not yet" / "blobs").as_uri() if request.param == "file" else "memory://")
+    one, other = ((tmp_path / name / "blobs").as_uri() for name in ("not yet", "nor this"))
+    return open_blobs({"file": one, "memory": "memory://", "mirror": f"{one} {other}"}[request.param])
 
 
-def test_what_is_put_is_got(blobs: ObjectBlobs) -> None:
+def test_what_is_put_is_got(blobs: Blobs) -> None:
     blobs.put("runs/starter/g1/ledger/round-00000001.json", b"{}")
     blobs.put("empty", b"")
     blobs.put("large.bin", LARGE)
@@ -32,14 +34,14 @@ def test_what_is_put_is_got(blobs: ObjectBlobs) -> None:
     assert blobs.get("large.bin") == LARGE
 
 
-def test_putting_again_replaces(blobs: ObjectBlobs) -> None:
+def test_putting_again_replaces(blobs: Blobs) -> None:
     blobs.put("a/b", b"a longer first one")
     blobs.put("a/b", b"second")
     assert blobs.get("a/b") == b"second"
     assert blobs.list("a/") == ["a/b"]
 
 
-def test_if_absent_keeps_what_is_there(blobs: ObjectBlobs) -> None:
+def test_if_absent_keeps_what_is_there(blobs: Blobs) -> None:
     blobs.put("epoch-000001.json", b"first", if_absent=True)
     with pytest.raises(AlreadyExists) as caught:
         blobs.put("epoch-000001.json", b"second", if_absent=True)
@@ -52,7 +54,7 @@ def test_if_absent_keeps_what_is_there(blobs: ObjectBlobs) -> None:
     assert blobs.get("large") == LARGE
 
 
-def test_of_many_writers_that_create_at_once_exactly_one_wins(blobs: ObjectBlobs) -> None:
+def test_of_many_writers_that_create_at_once_exactly_one_wins(blobs: Blobs) -> None:
     won: list[bytes] = []
     start = threading.Barrier(8)
 
@@ -73,7 +75,7 @@ def test_of_many_writers_that_create_at_once_exactly_one_wins(blobs: ObjectBlobs
     assert blobs.get("epoch-000002.json") == won[0]
 
 
-def test_a_reader_never_sees_half_of_a_write(blobs: ObjectBlobs) -> None:
+def test_a_reader_never_sees_half_of_a_write(blobs: Blobs) -> None:
     first, second = b"1" * 300_000, b"2" * 200_000
     blobs.put("state", first)
     done = threading.Event()
@@ -94,7 +96,7 @@ def test_a_reader_never_sees_half_of_a_write(blobs: ObjectBlobs) -> None:
     assert seen <= {first, second}
 
 
-def test_what_is_not_there(blobs: ObjectBlobs) -> None:
+def test_what_is_not_there(blobs: Blobs) -> None:
     blobs.put("models/small/v000001.json", b"{}")
     for path in ("models/large", "models/small", "models/small/v000001.json/x", "nothing/at/all"):
         with pytest.raises(NotFound) as caught:
@@ -106,7 +108,7 @@ def test_what_is_not_there(blobs: ObjectBlobs) -> None:
     assert blobs.list("") == ["models/small/v000001.json"]
 
 
-def test_listing_is_by_folder_and_sorted(blobs: ObjectBlobs) -> None:
+def test_listing_is_by_folder_and_sorted(blobs: Blobs) -> None:
     for path in ("r/b/2", "r/b/10", "r/a", "r2/c", "r/b.json"):
         blobs.put(path, b"x")
     assert blobs.list("r/") == ["r/a", "r/b.json", "r/b/10", "r/b/2"]
@@ -114,7 +116,7 @@ def test_listing_is_by_folder_and_sorted(blobs: ObjectBlobs) -> None:
     assert blobs.list("") == ["r/a", "r/b.json", "r/b/10", "r/b/2", "r2/c"]
 
 
-def test_delete(blobs: ObjectBlobs) -> None:
+def test_delete(blobs: Blobs) -> None:
     blobs.put("a/b", b"x")
     blobs.delete("a/b")
     blobs.delete("a/b")
@@ -142,7 +144,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("path", [*BAD, "x" * 1000])
-def test_a_path_stays_inside_and_is_one_that_every_store_keeps(blobs: ObjectBlobs, path: str) -> None:
+def test_a_path_stays_inside_and_is_one_that_every_store_keeps(blobs: Blobs, path: str) -> None:
     for call in (blobs.get, blobs.delete, blobs.local_path, lambda p: blobs.put(p, b"x")):
         with pytest.raises(UsageError):
             call(path)
@@ -162,7 +164,7 @@ _examples = itertools.count()
     )
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_good_path_comes_back_as_it_was(blobs: ObjectBlobs, objects: dict[str, bytes]) -> None:
+def test_any_good_path_comes_back_as_it_was(blobs: Blobs, objects: dict[str, bytes]) -> None:
     folders = {path.rsplit("/", n)[0] for path in objects for n in range(1, path.count("/") + 1)}
     here = f"{next(_examples)}/"  # the store is the same one for all examples
     kept = {here + path: data for path, data in objects.items() if path not in folders}

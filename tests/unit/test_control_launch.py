@@ -28,7 +28,7 @@ def test_a_coordinator_gets_its_run(bench: Bench) -> None:
     assert spec.processes[0].argv == ("{python}", "-m", "caudal.train.coordinator", "{dir}/config.json")
     found = config(spec)
     assert set(found) == {
-        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "host", "spec", "token",
+        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "host", "spec", "token", "certificates",
     }  # fmt: skip
     assert found["run"] == "starter" and found["host"] == "127.0.0.1"
     assert found["spec"]["stages"][0]["tokens"] == 100_000  # type: ignore[index]
@@ -37,7 +37,7 @@ def test_a_coordinator_gets_its_run(bench: Bench) -> None:
 def test_a_worker_shares_its_runs_token_and_has_threads(bench: Bench) -> None:
     worker, head = config(bench.spec("starter.worker.0-1")), config(bench.spec("starter.coordinator-1"))
     assert set(worker) == {
-        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "threads", "spec", "token",
+        "run", "generation", "site", "gang", "blobs_url", "cache_dir", "threads", "spec", "token", "certificates",
     }  # fmt: skip
     assert worker["token"] == head["token"] and worker["threads"] == 1
 

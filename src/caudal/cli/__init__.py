@@ -32,6 +32,7 @@ VERBS = {
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",
     "replay": "Train a run's rounds again from its ledger and compare every byte.",
     "certificates": "Make certificates for sites, for scripts that train over several machines.",
+    "stores": "Repair or promote a store, where everything is kept in several.",
     "schema": "Print the JSON Schema of fleet, train and service files.",
     "doctor": "Check this machine and this state directory.",
     "version": "Print the version.",

@@ -20,21 +20,38 @@ from obstore import exceptions
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from caudal.domain.errors import AlreadyExists, CaudalError, NotFound, StorageFailed, Unreachable, UsageError
+from caudal.ports import Blobs
 from caudal.store.atomic import write_atomic
 from caudal.store.blob_files import copy, download, place, upload
+from caudal.store.mirror import Mirror
 
 SCHEMES = ("file", "memory", "s3", "az", "gs")
 MAX_PATH_CHARACTERS = 900  # S3, Azure and GCS keep 1,024 bytes, the store's own prefix included
 MAX_RETRIES = 5
 RETRY_TIMEOUT_S = 60.0
+RETRY_OTHER_S = 3.0
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURITE_BLOB_STORAGE_URL", "AZURE_STORAGE_ENDPOINT")
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0  # without a byte; a large object may take longer in all
 
 _SEGMENT = re.compile(r"[\w.+=@~ ()-]+")  # what every store, and every file system, keeps as it is
 
 
-def open_blobs(url: str) -> ObjectBlobs:
-    """The object store at `file://`, `s3://`, `az://`, `gs://` or `memory://`.
+def open_blobs(url: str) -> Blobs:
+    """The object store at an address; several addresses with spaces between them are a `Mirror`: everything is
+    in all of them, the first decides. Raises as `open_store_at`."""
+    addresses = url.split()
+    if len(addresses) < 2:
+        return open_store_at(url)
+    if len(set(addresses)) < len(addresses):
+        raise UsageError(f"{url!r} names a store twice", remedy="name each once: the first decides")
+    first, *others = addresses
+    # The others are not waited for: what they miss they are given later.
+    return Mirror((open_store_at(first), *(open_store_at(other, RETRY_OTHER_S) for other in others)))
+
+
+def open_store_at(url: str, retry_s: float = RETRY_TIMEOUT_S) -> ObjectBlobs:
+    """The object store at `file://`, `s3://`, `az://`, `gs://` or `memory://`; asked again for so many seconds.
 
     A file store's folder is made if need be; every `memory://` is a store of its own. A remote store
     is not called yet: that it is there shows at the first use. Raises UsageError for a URL that names none.
@@ -57,8 +74,9 @@ def open_blobs(url: str) -> ObjectBlobs:
                 "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
                 "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
                 "timeout": timedelta(minutes=30),
+                "allow_http": _endpoint_is_here(),
             },
-            retry_config={"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)},
+            retry_config={"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=retry_s)},
         )
     except (exceptions.BaseError, ValueError) as error:
         raise UsageError(
@@ -68,6 +86,12 @@ def open_blobs(url: str) -> ObjectBlobs:
             remedy="check the address; s3:// reads AWS_*, az:// AZURE_STORAGE_* and gs:// GOOGLE_* variables",
         ) from error
     return ObjectBlobs(url, store, None)
+
+
+def _endpoint_is_here() -> bool:
+    """Whether the variables name a server on this machine: only then may it be asked without TLS."""
+    named = (os.environ.get(name, "") for name in ENDPOINTS)
+    return any(urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost") for url in named if url)
 
 
 def _open_files(url: str) -> ObjectBlobs:
