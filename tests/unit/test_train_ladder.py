@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caudal.domain.workload import OuterSpec
-from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, WINDOW, Ladder
+from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, LONG_ROUNDS, WINDOW, Ladder
 
 OUTER = OuterSpec(sync_fraction=0.25, inner_steps=8, max_inner_steps=32)
 
@@ -67,3 +67,20 @@ def test_tiny_losses_that_move_by_half_say_nothing() -> None:
 
 def test_without_overlap_sites_wait_at_every_rung() -> None:
     assert Ladder(OuterSpec(overlap=False), rung=10).tempo(0.9).waits
+
+
+def test_long_waits_are_answered_within_a_few_rounds_and_in_proportion() -> None:
+    ladder = Ladder(OUTER, rung=8)
+    see(ladder, LONG_ROUNDS - 1, done=0.5, wait=0.5)
+    assert ladder.rung == 8
+    see(ladder, 1, done=0.5, wait=0.5)
+    assert ladder.rung == 18, "twice the computing fills the time, and a tenth more"
+    see(ladder, WINDOW - 1, done=0.5, wait=0.05)
+    assert ladder.rung == 18, "short waits are looked at for longer"
+
+
+def test_one_round_without_a_wait_keeps_it_from_hurrying() -> None:
+    ladder = Ladder(OUTER, rung=8)
+    see(ladder, 1, done=0.5, wait=0.0)
+    see(ladder, LONG_ROUNDS + 1, done=0.5, wait=0.5)
+    assert ladder.rung == 8

@@ -18,6 +18,13 @@ from caudal.train.protocol.rules import Tempo
 WINDOW = 8
 """Rounds on one rung after which its waiting and its loss are judged."""
 
+LONG_ROUNDS = 3
+"""Rounds after which waiting is judged where each of them waited for LONG times the share that is allowed."""
+
+LONG = 5.0
+ROOM = 1.1
+"""Of so much more computing than would fill the time that sites wait."""
+
 CLIMB_ROUNDS = 4
 """Rounds on one rung between the end of the warm-up and the spec's `inner_steps`."""
 
@@ -79,9 +86,12 @@ class Ladder:
         if climbs and (self.rung == 1 or self._rounds >= CLIMB_ROUNDS):
             self._go(min(self.outer.inner_steps, 2 * self.rung), "the warm-up is over")
             return
+        waiting = sum(self._waits) / len(self._waits)
         if len(self._waits) < WINDOW:
+            if self._rounds >= LONG_ROUNDS and min(self._waits) > LONG * self.outer.wait_share:
+                self._link(waiting)
             return
-        waiting, mean = sum(self._waits) / WINDOW, math.inf
+        mean = math.inf
         if len(self._losses) == WINDOW:
             mean = sum(self._losses) / WINDOW
             if self._hold:
@@ -103,7 +113,8 @@ class Ladder:
         needed = math.ceil(max(self._backs) * self.rung / 0.6)
         if waiting > self.outer.wait_share:
             if not self._hold and self.rung < most:
-                self._go(min(most, math.ceil(1.5 * self.rung)), f"sites waited {waiting:.1%} of their time")
+                times = min(4.0, max(1.5, ROOM / max(0.01, 1 - waiting)))
+                self._go(min(most, math.ceil(times * self.rung)), f"sites waited {waiting:.1%} of their time")
         elif self.rung > least and self.rung > 2 and max(self._backs) < EARLY and needed < self.rung:
             lower = max(least, needed, 2)
             if lower < self.rung:
