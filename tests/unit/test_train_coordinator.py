@@ -133,6 +133,17 @@ def test_a_new_epoch_waits_a_little_for_all_and_then_begins() -> None:
     assert boss.order(1).round == 1
 
 
+def test_a_run_begins_when_its_first_state_is_at_all_sites_that_it_is_on_its_way_to() -> None:
+    boss = Boss(sites=2)
+    boss.join(1, "a")
+    boss.join(2, "b", ready=False)
+    boss.now = rules.GATHER_S + 1.0
+    boss.do(boss.machine.tick(boss.now))
+    assert not any(isinstance(s.message, Round) for s in boss.sent)
+    boss.say(2, Ready(1, 0))
+    assert boss.order(1).round == boss.order(2).round == 1
+
+
 def test_a_delta_that_comes_twice_is_not_taken_for_the_next_rounds() -> None:
     boss = boss_with_two()
     old = boss.order(1)

@@ -288,6 +288,10 @@ class Coordinator:
         if turn.evaluator:
             turn.deadline += 3 * self.evaluations.seconds
 
+    def _first_states(self) -> bool:
+        """Whether nothing is trained yet, and the state is on its way to a site."""
+        return self.round == 0 and bool(self.members.in_state([LOADING]))
+
     def _gathered(self, now: float) -> bool:
         """Whether to go on: at once, but for a new epoch's first round, which waits a little for all."""
         ready = len(self.members.in_state([IDLE, BUSY]))
@@ -295,7 +299,7 @@ class Coordinator:
             self._gather_until = -math.inf
         elif self._gather_until == math.inf:
             self._gather_until = now + rules.GATHER_S
-        elif now >= self._gather_until:
+        elif now >= self._gather_until + rules.FIRST_STATE_S * self._first_states():
             self._gather_until = -math.inf
         return self._gather_until == -math.inf
 

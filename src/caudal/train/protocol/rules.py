@@ -14,6 +14,10 @@ from statistics import median
 GATHER_S = 3.0
 """How long a new epoch waits for all sites after the first is ready, before it begins with those it has."""
 
+FIRST_STATE_S = 120.0
+"""And so much longer at a run's very beginning for sites that the state is on its way to: over a slow link it takes
+as long as many rounds of those that have it, whose updates would follow it faster than it goes."""
+
 LIVENESS_S = 10.0
 """A connection that was silent for so long is closed; sites say something every PING_S."""
 
