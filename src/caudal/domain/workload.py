@@ -104,6 +104,23 @@ class InnerSpec:
     compile: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class BaseSpec:
+    """The model that a run begins from; without `path` it begins from nothing, as a model of `model`'s shape.
+
+    `path` is a Hugging Face folder (any `AutoModelForCausalLM`), on disk or below the URL of an object store, or
+    a GGUF file. Its tokenizer and chat template are the run's. `method`: `full` trains all its parameters,
+    `lora` adapters of `rank` and `alpha` (by peft) at the layers named in `targets`; none named: all linear
+    layers but the head.
+    """
+
+    path: str = ""
+    method: Literal["full", "lora"] = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+
 PRESETS: dict[type, dict[str, dict[str, object]]] = {
     OuterSpec: {
         "short": {},
@@ -136,6 +153,7 @@ class TrainSpec:
     stages: tuple[StageSpec, ...]
     tokenizer: TokenizerSpec = field(default_factory=TokenizerSpec)
     model: ModelShape = field(default_factory=ModelShape)
+    base: BaseSpec = field(default_factory=BaseSpec)
     outer: OuterSpec = field(default_factory=OuterSpec)
     inner: InnerSpec = field(default_factory=InnerSpec)
     sites: int = 2

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
+    BaseSpec,
     InnerSpec,
     ModelShape,
     OuterSpec,
@@ -77,6 +78,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "sync_fraction": _FRACTION,
         "inner_steps": _COUNT,
     },
+    BaseSpec: {"rank": Range(1, 4_096), "alpha": Range(0, 65_536, above=True)},
     InnerSpec: {"processes": Range(1, 1_024), "accumulate": Range(1, 10_000)},
     TrainSpec: {
         "sites": Range(1, 1_024),
