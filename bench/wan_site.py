@@ -61,7 +61,9 @@ class FixedInner:
         due = started
         for step in range(steps):
             if between(step):
-                return InnerResult(self._params, 0, 0.0, step, time.monotonic() - started, stopped=True)
+                trained = step * of.batch * of.sample_tokens
+                took = time.monotonic() - started
+                return InnerResult(self._params.copy(), trained, 1.0, step, took, stopped=True)
             due += self._step_s
             self._params += self._moves
             time.sleep(max(0.0, due - time.monotonic()))

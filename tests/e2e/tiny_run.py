@@ -57,7 +57,9 @@ class TinyInner:
         started = time.monotonic()
         for step in range(steps):
             if between(step):
-                return InnerResult(self.params, 0, 0.0, step, 0.0, stopped=True)
+                trained = step * of.batch * of.sample_tokens
+                took = time.monotonic() - started
+                return InnerResult(self.params.copy(), trained, 1.0, step, took, stopped=True)
             batch = all_ids[step * of.batch : (step + 1) * of.batch]
             target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(batch) % 7) / 7)
             self.params += np.float32(rate * of.learning_rate) * (target - self.params)

@@ -22,6 +22,7 @@ from caudal.train.messages import (
     Evaluate,
     Evaluated,
     Hello,
+    Hurry,
     Message,
     Ready,
     Refused,
@@ -36,11 +37,12 @@ from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep
 from caudal.train.protocol.evaluation import Evaluations
 from caudal.train.protocol.gather import Gather
 from caudal.train.protocol.ladder import Ladder
+from caudal.train.protocol.lateness import late, may_hurry
 from caudal.train.protocol.members import Member, Members, MemberState, Phase
 from caudal.train.protocol.recent import Recent, Said, again
 from caudal.train.protocol.scribe import Scribe
 from caudal.train.protocol.terms import Terms
-from caudal.train.protocol.turns import Turn
+from caudal.train.protocol.turns import Lease, Turn
 
 BUSY, IDLE, LATE, LOADING = MemberState.BUSY, MemberState.IDLE, MemberState.LATE, MemberState.LOADING
 
@@ -134,6 +136,10 @@ class Coordinator:
         )
         if adopted:
             member.state = IDLE  # it takes part already; `_restate` says busy
+            turn, new = self.book.turns[0], self.last is None or self.last.entry.epoch != self.terms.epoch
+            lease = turn.lease_of(member.name)
+            if new and lease is not None and may_hurry(turn, lease):
+                self._hurry(turn, lease)  # a new coordinator's first commit comes soon
             self.phase = Phase.ROUND
             self._run_first(now)
 
@@ -185,11 +191,8 @@ class Coordinator:
     def tick(self, now: float) -> list[CoordinatorEffect]:
         """Time went by; to be called a few times a second."""
         for member in self.members.all():
-            owes = (
-                self.book.owes(member.name)
-                or member.name == self.evaluations.asked
-                or member.state is LOADING
-            )
+            asked_it = member.name == self.evaluations.asked
+            owes = self.book.owes(member.name) or asked_it or member.state is LOADING
             stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
                 why = "no progress for too long" if stuck else "silent for too long"
@@ -197,11 +200,13 @@ class Coordinator:
                 self._out.append(Close(member.connection, why))
         turn = self.book.turns[0] if self.book.turns else None
         if turn is not None and now > turn.deadline and len(turn.arrived) >= turn.quorum:
-            for worker in sorted(turn.waiting):
-                self._say(f"{worker} is late: its leases go back")
-                late = turn.waiting[worker].member
-                self.book.revoke_all(worker)
-                late.state = LATE
+            asked, lost = late(turn, now)
+            for lease in asked:
+                self._hurry(turn, lease)
+            for lease in lost:
+                self._say(f"{lease.worker} is late: its leases go back")
+                self.book.revoke_all(lease.worker)
+                lease.member.state = LATE
         self._advance(now)
         return self._take()
 
@@ -221,6 +226,11 @@ class Coordinator:
         if self.phase is Phase.FINAL:
             self._ask(now)
         self._restate()
+
+    def _hurry(self, turn: Turn, lease: Lease) -> None:
+        """Ask for what a site has of a round by now."""
+        lease.hurried = True
+        self._out.append(Send(lease.member.connection, Hurry(self.terms.epoch, turn.number)))
 
     def _first_turn(self, now: float) -> None:
         """Merge the first round once all who owe a delta have sent it, or give it up where nobody will."""
