@@ -82,9 +82,9 @@ def kill_site(options: Options) -> dict[str, Any]:
 
 def kill_worker(options: Options) -> dict[str, Any]:
     """`kill -9` the process that trains at one site, while its spare waits, and once more while there is none yet:
-    when the site contributes again, from the kill on, in the same gang, how long the others stand still, and what
-    a spare has of memory for itself."""
-    seen: dict[str, list[float]] = {"by_spare": [], "without_spare": [], "extra_stall": []}
+    when the spare joins, when the site contributes again (both from the kill on; the latter waits for a round to
+    begin), how long the others stand still, and what a spare has of memory for itself."""
+    seen: dict[str, list[float]] = {"joined": [], "by_spare": [], "without_spare": [], "extra_stall": []}
     memory: list[float] = []
     with running(options) as (_, run):
         gang = run.worker("west")
@@ -97,6 +97,8 @@ def kill_worker(options: Options) -> dict[str, Any]:
             end(worker_of(gang.process.pid))
             seen["by_spare"].append(run.contributes("west", at) - at)
             seen["extra_stall"].append(max(0.0, max(gaps(run.entries(), at, time.time())) - usual))
+            boss = next(p for p in run.programs if ".coordinator." in p.name)
+            seen["joined"].append((boss.said("at west joins", at) or time.time()) - at)
             again = time.time()
             end(worker_of(gang.process.pid))
             seen["without_spare"].append(run.contributes("west", again) - again)
