@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,8 @@ async def work_as_spare(
 ) -> int:
     """Load all, wait for the word, then be the worker."""
     if make_inner is None:
-        await asyncio.to_thread(load_gently)
+        with ThreadPoolExecutor(1) as once:  # a thread of its own: one that is kept would stay gentle
+            await asyncio.get_running_loop().run_in_executor(once, load_gently)
     loaded = await load(config, blobs, make_inner)
     thread = None
     if loaded is not None and _worth_building(loaded.plan, make_inner):
