@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caudal.train import worker
+from caudal.train import work, worker
 from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan
 
 
@@ -80,4 +81,4 @@ class FixedInner:
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(sys.argv[1], FixedInner))
+    sys.exit(worker.main(sys.argv[1:], partial(work.main, make_inner=FixedInner)))

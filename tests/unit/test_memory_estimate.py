@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caudal.domain.workload import ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.domain.workload import InnerSpec, ModelShape, StageSpec, TokenizerSpec, TrainSpec
 from caudal.estimate.memory import (
     activations_bytes,
     exported_bytes,
@@ -39,9 +39,14 @@ def test_parameters_by_hand() -> None:
     assert parameters(shape, 5) == 20 + 16 + 16 + 8 + 8 + 36 + 8 + 4
 
 
-def test_the_starter_needs_about_half_a_gigabyte() -> None:
+def test_the_starter_needs_about_half_a_gigabyte_and_its_spare_a_quarter() -> None:
     run = TrainSpec("starter", "builtin:tinyworld", (StageSpec("pretrain", 3_000_000),))
-    assert 400 * MIB < worker_bytes(run) < 640 * MIB
+    bare = dataclasses.replace(run, inner=InnerSpec(spare=False))
+    assert 400 * MIB < worker_bytes(bare) < 640 * MIB
+    assert 240 * MIB < worker_bytes(run) - worker_bytes(bare) < 256 * MIB
+    assert worker_bytes(run) < run.resources.memory_bytes
+    shared = dataclasses.replace(run, inner=InnerSpec(processes=2))
+    assert worker_bytes(shared) == worker_bytes(bare)
 
 
 def test_the_hungriest_stage_counts() -> None:

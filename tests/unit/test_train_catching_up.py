@@ -16,7 +16,7 @@ from caudal.train.outer import state_sha256
 from caudal.train.protocol.effects import Say, Send
 from caudal.train.protocol.ladder import LONG_ROUNDS, Ladder
 from caudal.train.protocol.site import Site
-from caudal.train.worker import _state_from_store
+from caudal.train.work import state_from_store
 from tests.support.train_world import SPEC, begin
 from tests.unit.test_train_coordinator import PLAN, Boss, boss_with_two
 
@@ -108,13 +108,13 @@ def test_a_state_from_the_store_is_the_last_committed_one(tmp_path: Path) -> Non
         run="tiny", generation=1, site="a", gang="tiny.worker.0-1", blobs_url=blobs.url, cache_dir="", spec=SPEC,
         token="t",
     )  # fmt: skip
-    assert _state_from_store(config, blobs, PLAN.parameters) is None
+    assert state_from_store(config, blobs, PLAN.parameters) is None
     begin(blobs, PLAN)
     path = blobs.list(f"{config.prefix}/manifests/")
     if not path:
         pytest.fail(f"the run was begun elsewhere: {blobs.list('')}")
-    found = _state_from_store(config, blobs, PLAN.parameters)
+    found = state_from_store(config, blobs, PLAN.parameters)
     assert found is not None and found.round == 0
     assert checkpoint.read(blobs, config.prefix, path[0])[0].state_sha256 == state_sha256(found.state)
     blobs.put(path[0], b"{")
-    assert _state_from_store(config, blobs, PLAN.parameters) is None, "the coordinator is asked then"
+    assert state_from_store(config, blobs, PLAN.parameters) is None, "the coordinator is asked then"
