@@ -212,7 +212,10 @@ def test_a_worker_without_the_token_or_with_another_plan_is_refused(fleet: Fleet
     other = msgspec.to_builtins(SPEC)
     other["seed"] = 7
     fleet.ends(fleet.start("worker", "tiny.worker.1", spec=other), 5)
-    assert "does not hold the run's token" in fleet.logs() and "the plan at 1 is" in fleet.logs()
+    assert (
+        "does not hold the run's token" in fleet.logs()
+        and "the seed at 1 is 7, at the coordinator 1" in fleet.logs()
+    )
     assert fleet.round() == 0
 
 

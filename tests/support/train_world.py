@@ -31,7 +31,7 @@ from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
 from caudal.train.protocol.coordinator import Coordinator, Terms
-from caudal.train.protocol.door import plan_sha256
+from caudal.train.protocol.door import parts, plan_sha256
 from caudal.train.protocol.effects import (
     Assess,
     Close,
@@ -126,6 +126,7 @@ def hello(run_plan: RunPlan, worker: str, incarnation: int = 1, **more: Any) -> 
             "worker": worker,
             "incarnation": incarnation,
             "plan": plan_sha256(run_plan),
+            "parts": parts(run_plan),
             "parameters": run_plan.parameters,
             "version": caudal.__version__,
             "nonce": "",

@@ -143,6 +143,7 @@ class Session:
             state_sha256=state_sha256,
             held=held,
             machine=machine(self.config.threads),
+            parts=door.parts(self.plan),
         )
         self._send(hello, b"")
         self.runner.attach(self._send, self._ending)
