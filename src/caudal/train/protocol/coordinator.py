@@ -78,7 +78,7 @@ class Coordinator:
         self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0
         self._gather_until = math.inf
-        self._strikes = door.Strikes()
+        self.strikes = door.Strikes()
         self._why = ""  # the ladder's word, not yet in the curve
         self._out: list[CoordinatorEffect] = []
 
@@ -107,7 +107,7 @@ class Coordinator:
         refusal = (
             door.refusal(hello, self.plan, self.terms.generation)
             or door.duplicate(hello, older)
-            or self._strikes.refusal(hello.worker, now)
+            or self.strikes.refusal(hello.worker, now)
         )
         if refusal is not None:
             self._say(f"{hello.worker} at {hello.site} is refused: {refusal.text}")
@@ -311,11 +311,11 @@ class Coordinator:
         if problem:
             self._refuse_delta(member, problem, now)
             return
-        self._strikes.clear(member.name)
+        self.strikes.clear(member.name)
         intake.answered(turn, lease, self.pace, now)
 
     def _refuse_delta(self, member: Member, problem: str, now: float) -> None:
-        self._strikes.add(member.name, now)
+        self.strikes.add(member.name, now)
         self._say(f"a delta of {member.name} is refused: {problem}")
         self._out += [
             Send(member.connection, Refused("bad_delta", problem)),

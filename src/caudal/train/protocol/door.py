@@ -125,6 +125,11 @@ class Strikes:
         """A good one."""
         self._counts.pop(worker, None)
 
+    def kept_out(self, now: float) -> dict[str, str]:
+        """The slots that are kept out now, each with the reason."""
+        said = {worker: self.refusal(worker, now) for worker in sorted(self._counts)}
+        return {worker: refused.text for worker, refused in said.items() if refused is not None}
+
     def refusal(self, worker: str, now: float) -> Refused | None:
         """What a slot is told that is kept out."""
         count, until = self._counts.get(worker, (0, 0.0))
