@@ -179,6 +179,23 @@ class InnerResult:
     stopped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What an inner side computes on: `count` devices that call themselves `name`, in `precision` (`bfloat16`,
+    `tf32`, `float32`, ...)."""
+
+    name: str
+    count: int
+    precision: str
+
+
+def devices_of(inner: Inner) -> Devices | None:
+    """What it computes on, where it is an accelerator that it can name: an attribute that an inner side may
+    have."""
+    found = getattr(inner, "devices", None)
+    return found if isinstance(found, Devices) else None
+
+
 Between = Callable[[int], bool]
 """Called with its number before every inner step, in the thread that computes: whether to stop. It may call
 `Inner.add` meanwhile: that is how what other sites learnt arrives while the steps go on."""

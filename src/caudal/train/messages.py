@@ -63,7 +63,8 @@ class Hello(_Message, frozen=True):
     higher `incarnation` wins), `plan` the sha256 of the plan it would train, `parts` what that is made of, so that
     a refusal can say what differs. `proof` answers the challenge.
     `round` and `state_sha256` name the state that it holds already (-1: none), `held` its unmerged work, in
-    the order of its rounds."""
+    the order of its rounds. `device` is what the `device_count` accelerators that it computes on call themselves
+    (empty: none, or not known), `precision` what they compute in."""
 
     run: str
     generation: int
@@ -81,6 +82,9 @@ class Hello(_Message, frozen=True):
     held: tuple[Held, ...] = ()
     machine: str = ""
     parts: Parts = {}
+    device: Word = ""
+    device_count: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    precision: Word = ""
 
 
 class Refused(_Message, frozen=True):

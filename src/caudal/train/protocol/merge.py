@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from caudal.catalog.accelerators import peak_flops_per_s
 from caudal.train.codec import blocks, encoded_bytes, magnitude
 from caudal.train.interface import RunPlan
 from caudal.train.ledger import FIRST, Contribution, Entry, Link
@@ -131,11 +132,30 @@ def waiting(turn: Turn) -> tuple[float, float]:
     return min(shares), max(max(d.applied, default=0) / d.steps for d in deltas)
 
 
+def flops_per_token(plan: RunPlan, stage: int) -> float:
+    """Of forward and backward pass: 6 for each parameter, and attention's 12 x layers x width x the length of a
+    sample, where the model's shape is known."""
+    attention = 0 if plan.model else 12 * plan.shape.layers * plan.shape.width
+    return 6.0 * plan.parameters + attention * plan.stages[stage].sample_tokens
+
+
+def mfu(turn: Turn, plan: RunPlan, tokens_per_s: float) -> float | None:
+    """What part of their peak all devices of a round's sites spent on the model; None where the peak of one of
+    them is not known."""
+    peaks = []
+    for said in (lease.member.hello for lease in turn.leases()):
+        peaks.append((peak_flops_per_s(said.device, said.precision) or 0.0) * said.device_count)
+    if not peaks or not all(peaks):
+        return None
+    return flops_per_token(plan, turn.stage) * tokens_per_s / sum(peaks)
+
+
 def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
     """What the run's curve shows of a round; `tokens` are all that are committed, `delta_bytes` what all sites
     sent for it, `wire_bytes` deltas and updates; `flops_per_s` 6 for each parameter and token, without
-    attention."""
+    attention; `mfu` is there where the devices' peaks are known only."""
     share, _ = waiting(turn)
+    used = mfu(turn, plan, tokens_per_s)
     return {
         "round": entry.round,
         "stage": plan.stages[entry.stage].name,
@@ -150,4 +170,5 @@ def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s
         "flops_per_s": round(6.0 * plan.parameters * tokens_per_s),
         "wait_share": round(share, 4),
         "seconds": round(max(p.seconds for p in entry.sites), 4),
+        **({} if used is None else {"mfu": round(used, 4)}),
     }

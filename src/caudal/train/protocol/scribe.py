@@ -83,7 +83,8 @@ class Scribe:
     def report(self) -> dict[str, Any]:
         """What people watch of the last committed round."""
         watched = ("loss", "inner_steps", "wait_share", "goodput")
-        return {key: self.row.get(key) for key in watched} | {"wire_bytes_total": self._wire_bytes}
+        known = {"mfu": self.row["mfu"]} if "mfu" in self.row else {}
+        return {key: self.row.get(key) for key in watched} | known | {"wire_bytes_total": self._wire_bytes}
 
     def manifest(self, round_number: int, state: Flat) -> Manifest:
         """What a checkpoint of the state after the last committed round says."""
