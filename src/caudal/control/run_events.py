@@ -48,6 +48,9 @@ def _of_row(event: Any, point: Point, now: float) -> Iterator[Event]:
     at, values = min(point.at, now), point.values
     if why := values.get("why"):
         yield event("run.steps", f"round {point.seq}: {why}", at, round=point.seq, reason=why)
+    if skipped := values.get("skipped"):
+        text = f"round {point.seq}: {skipped} samples that no site could train are set aside"
+        yield event("run.skipped", text, at, round=point.seq, ids=skipped)
 
 
 def _workers(status: Mapping[str, Any]) -> dict[str, str]:

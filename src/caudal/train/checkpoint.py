@@ -27,20 +27,24 @@ from caudal.train.outer import roll_forward, state_sha256
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """What is committed up to a round: the ids as ranges, and what they amount to."""
+    """What is committed up to a round: the ids as ranges, and what they amount to. `skipped` of the ids were set
+    aside, not trained."""
 
     committed: Ranges = ()
     tokens: int = 0
     steps: int = 0
+    skipped: int = 0
 
     def plus(self, entry: ledger.Entry) -> Totals:
         """With one more round. Raises LedgerBroken where it commits an id again."""
-        more = [IdRange(*r) for site in entry.sites for r in site.ids]
+        aside = [IdRange(*r) for skipped in entry.skipped for r in skipped.ids]
+        more = [IdRange(*r) for site in entry.sites for r in site.ids] + aside
         try:
             merged = union([IdRange(*r) for r in self.committed], more)
         except ValueError as error:
             raise ledger.broken(entry.round, str(error)) from None
-        return Totals(merged, self.tokens + entry.tokens, self.steps + entry.steps)
+        skipped = self.skipped + sum(r.size for r in aside)
+        return Totals(merged, self.tokens + entry.tokens, self.steps + entry.steps, skipped)
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -237,6 +237,7 @@ class Hub:
             stage=machine.plan.stages[machine.stage].name,
             ids_done=sum(stop - start for start, stop in machine.scribe.totals.committed),
             ids_total=machine.plan.total_ids,
+            ids_skipped=machine.scribe.totals.skipped,
             tokens_done=machine.scribe.totals.tokens,
             tokens_total=machine.plan.total_tokens,
             tokens_per_s=round(machine.scribe.tokens_per_s, 1),

@@ -256,6 +256,8 @@ class Coordinator:
             if self.pool.done:
                 self.phase = Phase.FINAL if self.settled and not turns else self.phase
                 return
+            if not turns and not size(self.pool.free):
+                return self._merge(self.book.last(self.round + 1), now) if self.settled else None
             tempo = self.ladder.tempo(self.scribe.done)
             self._tell_ladder()
             first = not turns
@@ -358,11 +360,8 @@ class Coordinator:
     def _on_evaluated(self, member: Member, message: Evaluated, now: float) -> None:
         if not self.round - AHEAD <= message.round <= self.round:
             return
-        if (
-            self.phase is Phase.ASKING
-            and member.name == self.evaluations.asked
-            and message.heldout is not None
-        ):
+        asked = self.phase is Phase.ASKING and member.name == self.evaluations.asked
+        if asked and message.heldout is not None:
             self.phase, self.evaluations.asked = Phase.TRAINED, ""
             self.evaluations.heard(message.values)
             self._out.append(Trained(message.values, message.heldout))

@@ -77,7 +77,7 @@ class Scribe:
         self._site_s += took_s * len(entry.sites)
         row = merge.curve_row(turn, entry, self.plan, self.totals.tokens, self.tokens_per_s)
         self._wire_bytes += row["wire_bytes"]
-        self.row = {**row, "goodput": round(min(1.0, self._busy_s / self._site_s), 4), **evaluated}
+        self.row = {**row, "goodput": round(min(1.0, self._busy_s / max(1e-6, self._site_s)), 4), **evaluated}
         return self.row
 
     def report(self) -> dict[str, Any]:
