@@ -200,10 +200,17 @@ def at_round(blobs: Blobs, prefix: str, links: Sequence[ledger.Link], round_numb
 
 
 def _entry_of(blobs: Blobs, prefix: str, manifest: Manifest) -> ledger.Link | None:
-    """The ledger entry that the checkpoint stands on. Raises ValueError where it is another."""
+    """The ledger entry that the checkpoint stands on. Raises ValueError where the checkpoint names another, and
+    LedgerBroken where the entry was changed: the last one has no successor that would tell."""
     if manifest.round == 0:
         return None
     link = ledger.read_entry(blobs, prefix, manifest.round)
-    if link is None or link.hash != manifest.entry:
-        raise ValueError(f"round {manifest.round} of the ledger is not the one that it was made from")
+    if link is None:
+        raise ValueError(f"round {manifest.round} of the ledger is missing")
+    if link.hash != manifest.entry:
+        after = ledger.read_entry(blobs, prefix, manifest.round + 1)
+        if after is not None and after.entry.previous == link.hash:
+            raise ValueError(f"round {manifest.round} of the ledger is not the one that it was made from")
+        where = ledger.entry_path(prefix, manifest.round)
+        raise ledger.broken(manifest.round, "its checkpoint was made from another entry", where)
     return link
