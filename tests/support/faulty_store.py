@@ -20,7 +20,7 @@ class Way:
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target).netloc
-        self.answers, self.delay_s, self.silent = 0, 0.0, False
+        self.answers, self.delay_s, self.silent, self._closed = 0, 0.0, False, False
         self.passed = self.spoilt = 0
         way = self
 
@@ -30,7 +30,9 @@ class Way:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(way.delay_s)
-                if way.silent:
+                if way._closed:
+                    self.close_connection = True
+                elif way.silent:
                     way.spoilt += 1
                     while way.silent:
                         time.sleep(0.02)
@@ -85,12 +87,14 @@ class Way:
 
     def open(self) -> None:
         """There is a way, where there was before."""
+        self._closed = False
         self._server = self._server_of(("127.0.0.1", self._port), self._handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
-        """Connections are refused."""
+        """Connections end, and are refused."""
+        self._closed = True
         self._server.shutdown()
         self._server.server_close()
 
