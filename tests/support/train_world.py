@@ -30,7 +30,7 @@ from caudal.train.layout import initial_state
 from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.door import parts, plan_sha256
 from caudal.train.protocol.effects import (
     Assess,
@@ -48,6 +48,7 @@ from caudal.train.protocol.effects import (
     Trained,
 )
 from caudal.train.protocol.site import Site
+from caudal.train.protocol.terms import Terms
 
 PREFIX = "runs/tiny/g1"
 

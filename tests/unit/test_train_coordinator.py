@@ -18,8 +18,9 @@ from caudal.train.layout import initial_state
 from caudal.train.messages import Delta, Evaluated, Held, Ready, Refused, Revoked, Round, Update, Welcome
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.effects import Close, Commit, Send, Trained
+from caudal.train.protocol.terms import Terms
 from tests.support.train_world import SPEC, hello, tiny_plan
 
 OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False)

@@ -24,10 +24,11 @@ from caudal.train.keeper import Keeper
 from caudal.train.messages import Challenge, Delta, Message, Ping, Ready, Round, Update, Welcome, encode
 from caudal.train.metrics import Metrics
 from caudal.train.outer import state_sha256
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.door import prove
 from caudal.train.protocol.effects import Rejoin
 from caudal.train.protocol.site import Site
+from caudal.train.protocol.terms import Terms
 from caudal.train.runner import Runner
 from caudal.train.session import Session
 from tests.support.train_world import PREFIX, SPEC, DictBlobs, begin, hello, tiny_plan

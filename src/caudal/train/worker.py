@@ -18,8 +18,10 @@ from caudal.domain.errors import CaudalError, Failed, Stale
 from caudal.domain.workload import InnerSpec
 from caudal.ports import Blobs
 from caudal.store.blobs import open_blobs
+from caudal.store.nearest import nearest
 from caudal.telemetry.report import Reporter
 from caudal.train import epochs
+from caudal.train.checkpoint import Restored, restore
 from caudal.train.compute import ComputeThread
 from caudal.train.config import WorkerConfig, read_config
 from caudal.train.data.prepare import load_manifest
@@ -96,8 +98,11 @@ async def take_part(
 ) -> None:
     """Train under one coordinator after the other, until the run is finished. `build` is called in the thread
     that computes. Raises Stale where this site does not fit the run."""
+    looking = asyncio.create_task(asyncio.to_thread(_state_from_store, config, blobs, run_plan.parameters))
     thread = await _started(build, run_plan)
     runner = Runner(Site(run_plan), thread, reporter)
+    if looking.done() and (found := looking.result()) is not None:
+        runner.site.begin_with(found.state, found.round)
     known: epochs.Epoch | None = None
     look_s = LOOK_S
     while known_result(blobs, config.prefix) is None:
@@ -121,6 +126,16 @@ async def take_part(
         await asyncio.sleep(max(look_s, ending.after_s))
     if standby is not None:
         await standby.end()
+
+
+def _state_from_store(config: WorkerConfig, blobs: Blobs, size: int) -> Restored | None:
+    """The run's last committed round from the nearest store, for as long as what computes is being loaded anyway:
+    what is not here by then comes from the coordinator."""
+    try:
+        return restore(nearest(blobs), config.prefix, size, say)
+    except Failed as error:
+        say(f"the state does not come from the store: {error.one_line()}")
+        return None
 
 
 async def _started(build: Callable[[], Inner], run_plan: RunPlan) -> ComputeThread:

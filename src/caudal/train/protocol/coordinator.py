@@ -11,11 +11,10 @@ first lease at a round's boundary. Does no I/O and reads no clock; knows nothing
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from msgspec import structs
 
 from caudal.train.checkpoint import Restored
-from caudal.train.interface import IdRange, RunPlan
+from caudal.train.interface import IdRange
 from caudal.train.leases import Pool, size
 from caudal.train.ledger import Entry, Link
 from caudal.train.messages import (
@@ -35,25 +34,15 @@ from caudal.train.protocol import door, intake, merge, rules
 from caudal.train.protocol.book import AHEAD, Book
 from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep, Measured, Say, Send, Trained
 from caudal.train.protocol.evaluation import Evaluations
+from caudal.train.protocol.gather import Gather
 from caudal.train.protocol.ladder import Ladder
 from caudal.train.protocol.members import Member, Members, MemberState, Phase
+from caudal.train.protocol.recent import Recent, Said, again
 from caudal.train.protocol.scribe import Scribe
+from caudal.train.protocol.terms import Terms
 from caudal.train.protocol.turns import Turn
 
 BUSY, IDLE, LATE, LOADING = MemberState.BUSY, MemberState.IDLE, MemberState.LATE, MemberState.LOADING
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a coordinator is told at its start. `sites` is how many are expected; `evaluate_every` counts
-    rounds of `inner_steps` (a synchronous round counts by its one step), `checkpoint_every` any rounds."""
-
-    plan: RunPlan
-    generation: int
-    epoch: int
-    sites: int
-    evaluate_every: int
-    checkpoint_every: int
 
 
 class Coordinator:
@@ -77,7 +66,8 @@ class Coordinator:
         self.phase = Phase.WAITING
         self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0
-        self._gather_until = math.inf
+        self._recent = Recent(4 * self.plan.parameters, self.round, state_sha256(self.outer.state))
+        self._gather = Gather(terms.sites)
         self.strikes = door.Strikes()
         self._why = ""  # the ladder's word, not yet in the curve
         self._out: list[CoordinatorEffect] = []
@@ -101,9 +91,9 @@ class Coordinator:
 
     def hello(self, connection: int, hello: Hello, proof: str, now: float) -> list[CoordinatorEffect]:
         """A site that proved it holds the token asks to join; `proof` is the coordinator's own."""
+        older = self.members.named(hello.worker)
         if self.members.of(connection) is not None:
             return self._take()  # heard twice
-        older = self.members.named(hello.worker)
         refusal = (
             door.refusal(hello, self.plan, self.terms.generation)
             or door.duplicate(hello, older)
@@ -123,17 +113,25 @@ class Coordinator:
         return self._take()
 
     def _welcome(self, member: Member, proof: str, now: float) -> None:
-        """The state, or a word that the site has it; and leases for the work that it brings."""
+        """The state, or the rounds since the one that the site has; and leases for the work that it brings."""
         hello, sha256 = member.hello, state_sha256(self.outer.state)
         keep = (hello.round, hello.state_sha256) == (self.round, sha256)
+        missed = None if keep else self._recent.since(hello.round, hello.state_sha256)
         adopted: tuple[str, ...] = ()
+        member.round = hello.round if missed else self.round
+        if missed:
+            known = Welcome(self.terms.epoch, hello.round, hello.state_sha256, proof, keep=True)
+            self._out += [Send(member.connection, known), *again(member.connection, missed)]
+            self._say(f"{member.name} at {hello.site} joins with the state of round {hello.round}")
+            return
         if keep and self.phase in (Phase.WAITING, Phase.ROUND):
             tempo = self.ladder.tempo(self.scribe.done)
             adopted = self.book.adopt(member, hello.held, self.round, tempo, now)
         welcome = Welcome(self.terms.epoch, self.round, sha256, proof, keep, adopted)
         self._out.append(Send(member.connection, welcome, b"" if keep else self.outer.state.tobytes()))
-        word = f", with {len(adopted)} rounds of work" if adopted else ""
-        self._say(f"{member.name} at {hello.site} joins at round {self.round}{word}")
+        self._say(
+            f"{member.name} at {hello.site} joins at round {self.round}, {len(adopted)} rounds of work with it"
+        )
         if adopted:
             member.state = IDLE  # it takes part already; `_restate` says busy
             self.phase = Phase.ROUND
@@ -150,6 +148,7 @@ class Coordinator:
         if isinstance(message, Delta):
             self._on_delta(member, message, payload, now)
         elif isinstance(message, Ready) and message.epoch == self.terms.epoch:
+            member.round = max(member.round, message.round)
             if message.round == self.round and member.state in (LOADING, LATE):
                 member.state = IDLE
         elif isinstance(message, Evaluated) and message.epoch == self.terms.epoch:
@@ -256,8 +255,10 @@ class Coordinator:
             if self.pool.done:
                 self.phase = Phase.FINAL if self.settled and not turns else self.phase
                 return
-            if not turns and not size(self.pool.free):
-                return self._merge(self.book.last(self.round + 1), now) if self.settled else None
+            if not turns and not size(self.pool.free):  # what is left was set aside
+                if self.settled:
+                    self._merge(self.book.last(self.round + 1), now)
+                return
             tempo = self.ladder.tempo(self.scribe.done)
             self._tell_ladder()
             first = not turns
@@ -290,20 +291,10 @@ class Coordinator:
         if turn.evaluator:
             turn.deadline += 3 * self.evaluations.seconds
 
-    def _first_states(self) -> bool:
-        """Whether nothing is trained yet, and the state is on its way to a site."""
-        return self.round == 0 and bool(self.members.in_state([LOADING]))
-
     def _gathered(self, now: float) -> bool:
         """Whether to go on: at once, but for a new epoch's first round, which waits a little for all."""
-        ready = len(self.members.in_state([IDLE, BUSY]))
-        if self._gather_until == -math.inf or ready >= self.terms.sites:
-            self._gather_until = -math.inf
-        elif self._gather_until == math.inf:
-            self._gather_until = now + rules.GATHER_S
-        elif now >= self._gather_until + rules.FIRST_STATE_S * self._first_states():
-            self._gather_until = -math.inf
-        return self._gather_until == -math.inf
+        first_states = self.round == 0 and bool(self.members.in_state([LOADING]))
+        return self._gather.over(now, len(self.members.in_state([IDLE, BUSY])), first_states)
 
     def _on_delta(self, member: Member, delta: Delta, payload: bytes, now: float) -> None:
         taken = intake.take(self.book, self.pace, self.plan, member, delta, payload)
@@ -334,14 +325,14 @@ class Coordinator:
         update = b"".join(parts)
         entry = self.scribe.merged(turn, self.outer.state, len(update), now)
         merged = tuple(lease.name for lease in turn.leases())
-        for fragment, part in enumerate(parts):
-            order = Update(
-                self.terms.epoch, self.round, merged, entry.state_sha256, fragment, turn.tempo.bits
-            )
-            self._out += [Send(m.connection, order, part) for m in self.members.all()]
+        word = Update(self.terms.epoch, self.round, merged, entry.state_sha256, bits=turn.tempo.bits)
+        said = [(structs.replace(word, fragment=f), part) for f, part in enumerate(parts)]
+        self._recent.add(Said(self.round, entry.state_sha256, said))
+        self._out += [Send(m.connection, order, part) for order, part in said for m in self.members.all()]
         self._out.append(Commit(entry, update))
         self.evaluations.stepped(entry.inner_steps)
         self.ladder.saw(entry.inner_steps, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
+        self.ladder.joining([self.round - m.round for m in self.members.in_state([LOADING])])
         if self.book.turns:
             self._run_first(now)
 

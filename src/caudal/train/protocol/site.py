@@ -100,6 +100,11 @@ class Site:
         """Whether inner steps are under way."""
         return self._computing is not None
 
+    def begin_with(self, state: Flat, round_number: int) -> None:
+        """The state after a committed round, found in a store before anybody was asked. Owns the array."""
+        assert self.round < 0 and state.shape == (self.parameters,)
+        self.state, self.round = state, round_number
+
     # ---- the connection -----------------------------------------------------------------------------------
 
     def offer(self) -> tuple[int, str, tuple[Held, ...]]:
