@@ -188,7 +188,7 @@ class Coordinator:
             owes = (
                 self.book.owes(member.name)
                 or member.name == self.evaluations.asked
-                or member.state is LOADING
+                or member.state in (LOADING, LATE)  # or a word to it was lost: it would be late for ever
             )
             stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
