@@ -6,10 +6,10 @@ twice for the same id or token is asking once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.event import Event, Point
@@ -55,6 +55,11 @@ class Change:
     events: Sequence[Event] = ()
 
 
+Notable = Callable[[Mapping[str, Any], Sequence[Point]], Sequence[Event]]
+"""The events of a report: from the status that its gang reported last (empty: none) and the points that are new.
+Pure: it is called inside a transaction."""
+
+
 class Store(Protocol):
     """The state of the fleet, in transactions."""
 
@@ -82,8 +87,11 @@ class Store(Protocol):
         """End the term now, if that epoch still leads."""
         ...
 
-    def put_report(self, report: Report, points: Sequence[Point] = ()) -> None:
-        """Keep a gang's last report, and append its points (one that is there already is left alone)."""
+    def put_report(
+        self, report: Report, points: Sequence[Point] = (), notable: Notable | None = None
+    ) -> None:
+        """Keep a gang's last report, and append its points (one that is there already is left alone). What
+        `notable` says of them is kept with them, wholly or not at all, so that it is told exactly once."""
         ...
 
     def points(self, run: str, after_seq: int = -1, limit: int = 10_000) -> list[Point]:

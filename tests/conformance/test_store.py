@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from caudal.domain.decision import IntentState
 from caudal.domain.errors import LostLeadership, Stale, StateHeld, UsageError
-from caudal.domain.event import Point
+from caudal.domain.event import Event, Point
 from caudal.domain.fleet import FleetSpec, LeaseState, SiteSpec
 from caudal.domain.gang import Report
 from caudal.domain.workload import WorkloadState
@@ -130,6 +131,33 @@ def test_points_are_appended_once_and_read_in_order(store: SqlStore) -> None:
     assert store.points("starter", limit=0) == []
     with pytest.raises(UsageError):
         store.put_report(Report("g", 3.0, {}), [Point("starter", 1 << 70, 1.0, {})])
+
+
+def test_what_is_notable_of_a_report_is_told_once_by_however_many_it_is_brought(store: SqlStore) -> None:
+    rows = [Point("starter", seq, 1.0, {}) for seq in range(3)]
+    store.put_report(Report("g", 1.0, {"phase": "waiting"}), rows[:1])
+    version = store.read().version
+
+    def notable(before: Mapping[str, Any], new: Sequence[Point]) -> list[Event]:
+        told = (
+            [Event(1.0, "phase", "starter", str(before["phase"]))] if before != {"phase": "training"} else []
+        )
+        return told + [Event(1.0, "row", "starter", str(p.seq)) for p in new]
+
+    def bring() -> None:
+        store.put_report(Report("g", 2.0, {"phase": "training"}), [*rows, rows[2]], notable)
+
+    threads = [threading.Thread(target=bring) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted((e.kind, e.text) for e in store.events()) == [
+        ("phase", "waiting"),
+        ("row", "1"),
+        ("row", "2"),
+    ]
+    assert store.read().version == version + 1, "what says nothing new changes nothing"
 
 
 def test_only_the_last_few_gangs_that_are_over_belong_to_the_state(store: SqlStore) -> None:

@@ -159,7 +159,7 @@ def test_a_gang_that_is_asked_to_end_ends_at_once(fleet: Fleet, number: signal.S
 
 
 def test_a_worker_whose_error_is_final_ends_its_gang_with_its_code(fleet: Fleet) -> None:
-    begin(fleet)
+    begin(fleet, 0.3)
     stranger = fleet.start("worker", "tiny.worker.9", token="guess")
     fleet.ends(stranger, 1)
     newer = fleet.start("worker", "tiny.worker.1", 2, given=True)  # replaces the first start of its slot

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import pytest
@@ -49,7 +50,13 @@ class Fleet:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, role: str, slot: str, incarnation: int = 1, step_s: float = 0.01, **more: object
+        self,
+        role: str,
+        slot: str,
+        incarnation: int = 1,
+        step_s: float = 0.01,
+        env: Mapping[str, str] = MappingProxyType({}),
+        **more: object,
     ) -> subprocess.Popen[bytes]:
         gang, site = f"{slot}-{incarnation}", slot.rpartition(".")[2]
         ensure_certificates(self.certificates, [site])
@@ -73,7 +80,7 @@ class Fleet:
                 [sys.executable, str(PROGRAM), role, str(path)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "TINY_STEP_S": str(step_s)},
+                env={**os.environ, "TINY_STEP_S": str(step_s), **env},
             )
         self.processes.append(process)
         return process
@@ -212,7 +219,10 @@ def test_a_worker_without_the_token_or_with_another_plan_is_refused(fleet: Fleet
     other = msgspec.to_builtins(SPEC)
     other["seed"] = 7
     fleet.ends(fleet.start("worker", "tiny.worker.1", spec=other), 5)
-    assert "does not hold the run's token" in fleet.logs() and "the plan at 1 is" in fleet.logs()
+    assert (
+        "does not hold the run's token" in fleet.logs()
+        and "the seed at 1 is 7, at the coordinator 1" in fleet.logs()
+    )
     assert fleet.round() == 0
 
 

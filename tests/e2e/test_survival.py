@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -33,6 +34,18 @@ def commits(one: Fleet) -> int:
     return len(list((one.home / "blobs" / "runs" / "tiny").rglob("ledger/*.json")))
 
 
+def events(one: Fleet, kind: str) -> list[dict[str, Any]]:
+    return [e for e in one.get("/events?subject=tiny&limit=10000")["items"] if e["kind"] == kind]
+
+
+def told_as_the_curve_says(one: Fleet) -> None:
+    """Every change of a round's steps is an event, with the curve's own words, once."""
+    rows = [p for p in one.get("/runs/tiny/points")["items"] if p["values"].get("why")]
+    told = [(e["data"]["round"], e["data"]["reason"]) for e in events(one, "run.steps")]
+    assert told == [(p["seq"], p["values"]["why"]) for p in rows] and told
+    assert told[-1][1] in one.caudal("events", "tiny", "-n", "10000").stdout.replace("\n", " ")
+
+
 def test_a_killed_site_comes_back_and_nothing_is_lost(fleet: Callable[..., Fleet]) -> None:
     one = fleet(tokens=300_000)
     one.up()
@@ -49,6 +62,12 @@ def test_a_killed_site_comes_back_and_nothing_is_lost(fleet: Callable[..., Fleet
     assert set(others) <= set(one.pids("tiny.worker.1"))  # with a spare, by now
     one.wait_finished()
     one.audit()
+    told_as_the_curve_says(one)
+    lost = [e["data"]["worker"] for e in events(one, "run.left")]
+    assert lost[:1] == ["tiny.worker.0"]
+    joined = [e["data"]["worker"] for e in events(one, "run.joined")]
+    assert joined.count("tiny.worker.0") == 2 and joined.count("tiny.worker.1") == 1
+    assert [e["data"]["epoch"] for e in events(one, "run.epoch")] == [1]
 
 
 def test_a_killed_worker_is_followed_by_its_spare_in_the_same_gang(fleet: Callable[..., Fleet]) -> None:
@@ -87,6 +106,8 @@ def test_the_control_process_may_be_dead_for_long(fleet: Callable[..., Fleet]) -
     time.sleep(2.0)
     assert all(set(pids) <= set(one.pids(slot)) for slot, pids in running.items())  # and spares, by now
     assert one.workload()["restarts"] == 0
+    told_as_the_curve_says(one)
+    assert len(events(one, "run.joined")) == 2 and events(one, "run.left") == []
 
 
 def test_everything_killed_goes_on_where_it_was(fleet: Callable[..., Fleet]) -> None:

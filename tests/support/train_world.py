@@ -32,7 +32,7 @@ from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
 from caudal.train.protocol.coordinator import Coordinator
-from caudal.train.protocol.door import plan_sha256
+from caudal.train.protocol.door import parts, plan_sha256
 from caudal.train.protocol.effects import (
     Assess,
     Close,
@@ -129,6 +129,7 @@ def hello(run_plan: RunPlan, worker: str, incarnation: int = 1, **more: Any) -> 
             "worker": worker,
             "incarnation": incarnation,
             "plan": plan_sha256(run_plan),
+            "parts": parts(run_plan),
             "parameters": run_plan.parameters,
             "version": caudal.__version__,
             "nonce": "",
@@ -184,7 +185,11 @@ class Node:
 class TrainWorld:
     """See the module. `calm` ends the faults: from then on the run has to finish."""
 
-    def __init__(self, seed: int, sites: int, spec: TrainSpec = SPEC) -> None:
+    def __init__(
+        self, seed: int, sites: int, spec: TrainSpec = SPEC, poison: frozenset[int] = frozenset()
+    ) -> None:
+        """`poison`: sample ids that make whoever trains them learn nothing but numbers that are none."""
+        self.poison = poison
         self.random = Random(seed)
         self.plan = tiny_plan(spec)
         self.spec = spec
@@ -195,6 +200,7 @@ class TrainWorld:
         self.trained: Trained | None = None
         self.adopted = 0
         self.cut_short = 0
+        self.landed: list[tuple[int, int]] = []  # (epoch, round) of each commit, in the order of time
         self.hashes: dict[tuple[int, int], str] = {}
         self.log: list[str] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -300,6 +306,7 @@ class TrainWorld:
                 self.kill_boss(boss)
                 self.new_boss()
                 return
+            self.landed.append((entry.epoch, entry.round))
             if self.fault(0.01):
                 self.crash_boss(boss)
             if not boss.alive:
@@ -404,6 +411,8 @@ class TrainWorld:
         work = next(w for w in site.works if w.order.lease == delta.lease)
         assert work.learnt is not None
         wanted = self.lesson([IdRange(*r) for r in work.order.ids])
+        if not np.isfinite(wanted).all():
+            return
         assert np.allclose(work.learnt, wanted, atol=2e-5), (
             "a delta holds what others learnt, or twice its own"
         )
@@ -411,6 +420,8 @@ class TrainWorld:
     def lesson(self, ids: Sequence[IdRange]) -> Flat:
         """What these ids teach."""
         total = sum(i for r in ids for i in range(r.start, r.stop))
+        if any(r.start <= bad < r.stop for bad in self.poison for r in ids):
+            return np.full(self.plan.parameters, np.nan, np.float32)
         return np.float32(0.01) * np.cos(
             np.arange(self.plan.parameters, dtype=np.float32) + np.float32(total)
         )
@@ -470,7 +481,8 @@ class TrainWorld:
             self.cut_short += 1
         else:
             node.params = node.params + self.lesson(order.ids)
-            result = InnerResult(node.params.copy(), count * stage.sample_tokens, 1.0, steps, seconds)
+            loss = 1.0 if np.isfinite(node.params).all() else float("nan")
+            result = InnerResult(node.params.copy(), count * stage.sample_tokens, loss, steps, seconds)
         self.site_does(node, node.site.computed(result, applied, self.now))
 
     # ---- the network --------------------------------------------------------------------------------------

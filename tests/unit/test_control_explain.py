@@ -8,6 +8,7 @@ import pytest
 
 from caudal.control.apply import stop
 from caudal.control.explain import Explained, explain
+from caudal.control.reports import accept
 from caudal.domain.errors import NotFound
 from caudal.domain.fleet import Resources
 from tests.unit.control_world import RUN, SERVICE, Bench
@@ -63,3 +64,16 @@ def test_what_is_not_there_names_what_is() -> None:
     bench = Bench(RUN)
     with pytest.raises(NotFound, match="starter"):
         said(bench, "stater")
+
+
+def test_a_run_says_why_its_rounds_have_so_many_steps_and_who_is_kept_out() -> None:
+    bench = Bench(RUN)
+    bench.run(6)
+    why = "4 → 8 inner steps a round: sites waited 9.0% of their time"
+    status = {"why": why, "kept_out": {"starter.worker.1": "3 bad deltas in a row"}}
+    accept(bench.store, "starter.coordinator-1", {"status": status}, bench.clock.now())
+    lines = {
+        (line.subject, line.code): line.text for line in explain(bench.store.read(), bench.store, "starter")
+    }
+    assert lines["starter.rounds", "steps"] == why
+    assert "3 bad deltas" in lines["starter.worker.1", "quarantined"]

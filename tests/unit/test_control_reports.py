@@ -12,6 +12,7 @@ from caudal.control.reports import accept, curve_of
 from caudal.control.routes import Routes, routes
 from caudal.domain.errors import NotFound, Stale, UsageError
 from caudal.ports import Change
+from caudal.store import history
 from tests.unit.control_world import RUN, SERVICE, Bench
 
 HEAD = "starter.coordinator-1"
@@ -128,3 +129,76 @@ def test_the_version_of_the_routes_rises_when_a_replica_gets_ready(bench: Bench)
     before = routes(bench.store.read()).version
     say(bench, REPLICA, ready=True, url="http://a")
     assert routes(bench.store.read()).version > before
+
+
+# ---- a run's events ----------------------------------------------------------------------------------------
+
+
+WHY = "4 → 8 inner steps a round: sites waited 9.0% of their time"
+
+
+def row(seq: int, why: str = "", at: float = 2.0) -> dict[str, Any]:
+    return {"seq": seq, "at": at, "values": {"loss": 3.0, **({"why": why} if why else {})}}
+
+
+def told(bench: Bench, kind: str) -> list[str]:
+    return [e.text for e in bench.store.events(limit=10_000, subject="starter") if e.kind == kind]
+
+
+def test_each_change_of_the_steps_is_an_event_with_its_reason_once(bench: Bench) -> None:
+    say(bench, HEAD, [row(1), row(2, WHY)])
+    say(bench, HEAD, [row(1), row(2, WHY)])  # the answer was lost: all of it comes again
+    say(bench, HEAD, [row(2, WHY), row(3), row(3), row(4, "8 → 4 inner steps a round: the loss rose")])
+    assert told(bench, "run.steps") == [
+        f"round 2: {WHY}",
+        "round 4: 8 → 4 inner steps a round: the loss rose",
+    ]
+    event = next(e for e in bench.store.events(limit=10_000) if e.kind == "run.steps")
+    assert (event.subject, event.at, event.data["round"], event.data["reason"]) == ("starter", 2.0, 2, WHY)
+
+
+def test_what_was_said_while_the_control_process_was_away_is_told_when_it_is_back(bench: Bench) -> None:
+    say(bench, HEAD, [row(1)], epoch=1, sites={"north": {"worker": "w0"}, "south": {"worker": "w1"}})
+    # an hour later, in one report: the steps went up and down again, one site left, another came
+    rows = [row(seq, f"change {seq}" if seq % 100 == 0 else "", at=9e9) for seq in range(2, 502)]
+    say(bench, HEAD, rows, epoch=1, sites={"north": {"worker": "w0"}, "west": {"worker": "w2"}})
+    assert told(bench, "run.steps") == [f"round {n}: change {n}" for n in (100, 200, 300, 400, 500)]
+    assert told(bench, "run.left") == ["south takes part in starter no more"]
+    assert told(bench, "run.joined")[-1:] == ["west takes part in starter"]
+    assert all(e.at <= bench.clock.now() for e in bench.store.events(limit=10_000))
+
+
+def test_sites_that_come_and_go_and_are_kept_out_are_told_once(bench: Bench) -> None:
+    north, south = {"worker": "w0"}, {"worker": "w1"}
+    for _ in range(3):
+        say(bench, HEAD, sites={"north": north, "south": south}, kept_out={})
+    assert told(bench, "run.joined") == ["north takes part in starter", "south takes part in starter"]
+    for _ in range(3):
+        say(bench, HEAD, sites={"north": north}, kept_out={"w1": "3 bad deltas in a row"})
+    assert told(bench, "run.left") == ["south takes part in starter no more"]
+    assert told(bench, "run.quarantined") == ["w1 is kept out of starter: 3 bad deltas in a row"]
+    # a second worker at a site changes what the first is called, not who it is
+    say(bench, HEAD, sites={"north/w0": north, "north/w3": {"worker": "w3"}})
+    assert len(told(bench, "run.left")) == 1 and told(bench, "run.joined")[2:] == [
+        "north takes part in starter"
+    ]
+
+
+def test_a_takeover_is_an_event(bench: Bench) -> None:
+    for epoch in (1, 1, 2, 2):
+        say(bench, HEAD, epoch=epoch)
+    assert told(bench, "run.epoch") == [
+        "north coordinates starter, in epoch 1",
+        "north takes over starter, in epoch 2",
+    ]
+
+
+def test_events_of_a_report_are_kept_with_it_or_not_at_all(bench: Bench) -> None:
+    """Whatever breaks in between, a report that comes again tells what is missing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "append_events", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            say(bench, HEAD, [row(1, WHY)], epoch=2)
+    assert bench.store.points("starter") == []
+    say(bench, HEAD, [row(1, WHY)], epoch=2)
+    assert len(told(bench, "run.steps")) == len(told(bench, "run.epoch")) == 1

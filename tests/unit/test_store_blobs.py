@@ -11,7 +11,8 @@ import pytest
 
 from caudal.domain.errors import StorageFailed, Unreachable, UsageError
 from caudal.store import blobs as module
-from caudal.store.blobs import open_blobs
+from caudal.store.blobs import open_blobs, open_store_at
+from tests.support.faulty_store import way_to
 
 
 def test_files_lie_where_the_path_says(tmp_path: Path) -> None:
@@ -92,3 +93,31 @@ def test_a_remote_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
                 call()
             assert "s3://bucket/prefix/a" in str(caught.value)
             assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [
+        (503, StorageFailed, "answers with an error"),
+        (500, StorageFailed, "answers with an error"),
+        (0, Unreachable, "does not answer"),
+    ],
+)
+def test_a_store_that_answers_with_an_error_is_not_one_that_does_not_answer(
+    status: int, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with way_to("http://127.0.0.1:9") as way:
+        way.answers = status
+        if not status:
+            way.close()
+        for key, value in (
+            ("AWS_ENDPOINT_URL", way.url),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+        ):
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        with pytest.raises(kind, match=said):
+            open_store_at("s3://bucket", retry_s=1.0).get("x")
+        if not status:
+            way.open()

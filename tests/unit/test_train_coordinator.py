@@ -313,6 +313,19 @@ def test_silence_and_standstill_end_a_connection() -> None:
     assert boss.closed == {2: "silent for too long"}
 
 
+def test_who_is_late_and_never_heard_of_again_is_sent_away_to_join_anew() -> None:
+    """Its pings come; the word that it was to answer was lost."""
+    boss = boss_with_two(QUORUM)
+    boss.delta(1)
+    boss.do(boss.machine.lost(2, "killed", 1.0))
+    assert boss.to(1, Revoked), "the round is given up, and the other was to say that it has heard"
+    while boss.now < rules.STUCK_S + 2:
+        boss.now += 5.0
+        boss.machine.heard(1, boss.now)
+        boss.do(boss.machine.tick(boss.now))
+    assert boss.closed == {1: "no progress for too long"}
+
+
 def test_speed_and_shares() -> None:
     speeds = {"a": 1.0, "b": 2.0, "c": 0.0, "d": 1.1}
     assert rules.ids_by_speed(10, 4, speeds) == {"a": 40, "b": 20, "c": 40, "d": 40}

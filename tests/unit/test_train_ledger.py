@@ -147,6 +147,35 @@ def test_a_run_comes_back_at_its_last_round_from_any_checkpoint(blobs: DictBlobs
         audit(copy, PREFIX)
 
 
+def test_a_last_entry_that_was_changed_is_not_trained_on_from(blobs: DictBlobs) -> None:
+    """No later entry names its hash; its checkpoint does."""
+    rewrite(blobs, rounds(blobs), lambda e: e.update(loss=0.125))
+    with pytest.raises(LedgerBroken, match=f"round {rounds(blobs)} "):
+        checkpoint.restore(blobs, PREFIX, _parameters(blobs), print)
+
+
+def test_a_checkpoint_that_names_another_entry_is_passed_over_where_the_chain_says_so(
+    blobs: DictBlobs,
+) -> None:
+    path = blobs.list(f"{PREFIX}/manifests/")[-1]
+    manifest = json.loads(blobs.get(path))
+    last = rounds(blobs)
+    for later in (True, False):
+        copy = DictBlobs()
+        copy.objects = dict(blobs.objects)
+        said: list[str] = []
+        other = copy.list(f"{PREFIX}/manifests/")[-2] if later else path
+        copy.put(other, json.dumps({**json.loads(copy.get(other)), "entry": "0" * 64}).encode())
+        if later:
+            copy.delete(path)
+            restored = checkpoint.restore(copy, PREFIX, _parameters(blobs), said.append)
+            assert restored is not None and restored.round == last and other in said[0]
+        else:
+            assert manifest["round"] == last, "nothing says which of the two was changed"
+            with pytest.raises(LedgerBroken, match=f"round {last} "):
+                checkpoint.restore(copy, PREFIX, _parameters(blobs), said.append)
+
+
 def test_a_checkpoint_of_nothing_usable_is_an_error(blobs: DictBlobs) -> None:
     for path in blobs.list(f"{PREFIX}/states/"):
         blobs.delete(path)

@@ -25,6 +25,7 @@ SHOWN = {
     names.RUN_BITS_PER_BYTE: ("gauge", "val_bits_per_byte"),
     names.RUN_WAIT: ("gauge", "wait_share"),
     names.RUN_GOODPUT: ("gauge", "goodput"),
+    names.RUN_MFU: ("gauge", "mfu"),
     names.RUN_WIRE: ("counter", "wire_bytes_total"),
 }
 """Metric → its type, and the key of a coordinator's report."""

@@ -19,7 +19,8 @@ def verb(root: str | None, run: str, as_json: bool) -> None:
     """Prove from the ledger that every sample of RUN was trained exactly once.
 
     Reads the object store only; needs no control process. Checks that the chain of commits is whole, that
-    every id stands in exactly one commit, and that the recorded states follow from the recorded updates.
+    every id stands in exactly one commit, and that the recorded states follow from the recorded updates. Says which
+    ids were set aside because no site could train them.
     Exit code 1 and `ledger_broken`, naming the first round that does not add up, where it does not hold.
     """
     report = audit_run(open_blobs(home(root).blobs_url), run)

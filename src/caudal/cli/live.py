@@ -59,6 +59,8 @@ def progress_text(progress: dict[str, Any]) -> str:
         parts.append(f"{count(progress['tokens_per_s'])} tokens/s")
     if progress.get("wait_share") is not None:
         parts.append(f"waits {progress['wait_share']:.1%}")
+    if progress.get("mfu") is not None:
+        parts.append(f"MFU {progress['mfu']:.1%}")
     heldout = progress.get("heldout")
     if heldout:
         parts.append(f"held-out {heldout['correct']}/{heldout['of']}")

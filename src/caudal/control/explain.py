@@ -9,7 +9,7 @@ from typing import Any
 
 from caudal.domain.decision import Choice, Decision, Reason, Rejected, SetWorkloadState, StartGang, Waiting
 from caudal.domain.errors import NotFound
-from caudal.domain.gang import Gang
+from caudal.domain.gang import Gang, Role
 from caudal.domain.snapshot import State
 from caudal.ports import Store
 
@@ -59,7 +59,7 @@ def explain(state: State, store: Store, name: str) -> list[Explained]:
     lines += _running(gangs, decisions)
     lines += _waiting(name, gangs, decisions, workload is not None)
     lines += [] if len(lines) > (workload is not None) else _last_choices(name, decisions)
-    return lines
+    return lines + (_rounds(state, gangs, name) if workload is not None else [])
 
 
 def _concerns(gang: Gang, name: str) -> bool:
@@ -89,6 +89,21 @@ def _running(gangs: Iterable[Gang], decisions: list[Decision]) -> list[Explained
         decision, choice = started[gang.id]
         reason = Reason(choice.reason.code, f"{where}: {choice.reason.text}", choice.reason.data)
         lines.append(_line(gang.slot, "runs", reason, decision.at, choice.rejected))
+    return lines
+
+
+def _rounds(state: State, gangs: list[Gang], run: str) -> list[Explained]:
+    """Why a run's rounds have as many steps as they have, in its coordinator's own words; and who is kept out."""
+    heads = {g.id for g in gangs if g.role is Role.COORDINATOR and g.workload == run and g.ended_at is None}
+    lines = []
+    for report in (r for r in state.reports if r.gang_id in heads):
+        why, kept_out = report.status.get("why"), report.status.get("kept_out") or {}
+        if isinstance(why, str) and why:
+            lines.append(Explained(f"{run}.rounds", "is", "steps", why, report.at))
+        for slot, reason in kept_out.items():
+            lines.append(
+                Explained(slot, "waits", "quarantined", f"kept out for a while: {reason}", report.at)
+            )
     return lines
 
 

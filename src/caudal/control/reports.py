@@ -6,14 +6,15 @@ A report is taken from the gang that holds its slot only. One that is fenced, ov
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caudal.control.run_events import run_events
 from caudal.domain.errors import NotFound, Stale, UsageError
 from caudal.domain.event import Event, Point
 from caudal.domain.gang import Gang, Report, Role
 from caudal.domain.snapshot import State
-from caudal.ports import Change, Store
+from caudal.ports import Store
 from caudal.telemetry.report import MAX_POINTS_SENT
 
 MAX_KEYS = 64
@@ -32,11 +33,11 @@ def accept(store: Store, gang_id: str, body: Mapping[str, Any], now: float) -> N
     gang = _reporting(state, gang_id)
     status = _mapping(body.get("status"), "status")
     points = _points(gang, body.get("points", []))
-    before = next((r.status for r in state.reports if r.gang_id == gang_id), {})
-    store.put_report(Report(gang_id, now, status), points)
-    events = _notable(gang, before, status, now)
-    if events:
-        store.commit(Change(events=events))
+
+    def notable(before: Mapping[str, Any], new: Sequence[Point]) -> list[Event]:
+        return _notable(gang, before, status, new, now)
+
+    store.put_report(Report(gang_id, now, status), points, notable)
 
 
 def curve_of(run: str, generation: int) -> str:
@@ -102,8 +103,10 @@ def _plain(value: object, what: str, depth: int) -> Any:
     return [_plain(v, what, depth + 1) for v in value]
 
 
-def _notable(gang: Gang, before: Mapping[str, Any], status: Mapping[str, Any], now: float) -> list[Event]:
-    """What is worth an event: a change from what the gang said before."""
+def _notable(
+    gang: Gang, before: Mapping[str, Any], status: Mapping[str, Any], new: Sequence[Point], now: float
+) -> list[Event]:
+    """What is worth an event: a change from what the gang said before, and what new points say."""
 
     def news(key: str) -> Any:
         value = status.get(key)
@@ -119,6 +122,7 @@ def _notable(gang: Gang, before: Mapping[str, Any], status: Mapping[str, Any], n
             tell("run.phase", gang.workload, f"{gang.workload} is {phase}", phase=phase)
         if stage := news("stage"):
             tell("run.stage", gang.workload, f"{gang.workload} begins stage {stage}", stage=stage)
+        events += run_events(gang, before, status, new, now)
     elif gang.role is Role.REPLICA and news("ready"):
         version = status.get("version", gang.model_version)
         text = f"{gang.model} version {version} answers at {gang.site}"

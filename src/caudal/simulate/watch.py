@@ -14,7 +14,7 @@ from caudal.domain.fleet import FleetSpec, Lease
 from caudal.domain.gang import Gang, Report
 from caudal.domain.snapshot import State
 from caudal.domain.workload import Workload
-from caudal.ports import Change, Holder, Store
+from caudal.ports import Change, Holder, Notable, Store
 
 
 class WatchedStore:
@@ -74,10 +74,12 @@ class WatchedStore:
         """End the term now."""
         self._store.resign(epoch)
 
-    def put_report(self, report: Report, points: Sequence[Point] = ()) -> None:
-        """Keep a gang's last report, and append its points."""
+    def put_report(
+        self, report: Report, points: Sequence[Point] = (), notable: Notable | None = None
+    ) -> None:
+        """Keep a gang's last report, its points, and what is notable of them."""
         self._state = None
-        self._store.put_report(report, points)
+        self._store.put_report(report, points, notable)
         self.reports[report.gang_id] = report
 
     def points(self, run: str, after_seq: int = -1, limit: int = 10_000) -> list[Point]:

@@ -252,6 +252,13 @@ def _explain(error: BaseException, where: str, *, remote: bool) -> CaudalError:
             why=why,
             remedy="free some space; what was stored before is still valid",
         )
+    if remote and _ANSWERED_5XX.search(why):
+        return StorageFailed(
+            "the object store answers with an error of its own",
+            where=where,
+            why=why,
+            remedy="wait, or ask who runs it; what was stored before is still valid",
+        )
     if remote and isinstance(error, exceptions.GenericError) and _NO_ANSWER.search(why):
         return Unreachable(
             "the object store does not answer",
@@ -261,6 +268,9 @@ def _explain(error: BaseException, where: str, *, remote: bool) -> CaudalError:
         )
     return StorageFailed("the store did not do what was asked", where=where, why=why)
 
+
+_ANSWERED_5XX = re.compile(r"status code: 5\d\d")
+"""Looked for first: after retries the text has `retry_timeout` in it, whatever the answer was."""
 
 _NO_ANSWER = re.compile(r"HTTP error|error sending request|timed? ?out|dns error|connect", re.IGNORECASE)
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select
 
 from caudal.domain.decision import Decision, Intent, Waiting
 from caudal.domain.event import Event, Point
+from caudal.domain.gang import Report
 from caudal.store.codec import decode, encode
 from caudal.store.rows import MAX_SEQ
-from caudal.store.tables import decision_subjects, decisions, events, intents, points
+from caudal.store.tables import decision_subjects, decisions, events, intents, points, reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,20 @@ def read_intents(connection: Connection, subject: str, limit: int) -> list[Inten
     query = select(intents.c.doc).where(below(intents.c.subject, subject))
     newest = query.order_by(intents.c.created_at.desc(), intents.c.id.desc())
     return [decode(Intent, doc) for doc in connection.execute(newest.limit(max(0, limit))).scalars()]
+
+
+def before_report(
+    connection: Connection, report: Report, brought: Sequence[Point]
+) -> tuple[Mapping[str, Any], list[Point]]:
+    """What the gang reported last (empty: nothing), and which of the points are not kept yet, each once."""
+    doc = connection.execute(select(reports.c.doc).where(reports.c.gang_id == report.gang_id)).scalar()
+    fresh = {(p.run, p.seq): p for p in reversed(brought)}
+    for run in {p.run for p in brought}:
+        asked = [p.seq for p in brought if p.run == run]
+        there = select(points.c.seq).where(points.c.run == run, points.c.seq.in_(asked))
+        for seq in connection.execute(there).scalars():
+            fresh.pop((run, seq), None)
+    return (decode(Report, doc).status if doc is not None else {}), list(fresh.values())
 
 
 def read_points(connection: Connection, run: str, after_seq: int, limit: int) -> list[Point]:

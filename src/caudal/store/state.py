@@ -17,7 +17,7 @@ from caudal.domain.errors import Stale
 from caudal.domain.event import Event, Point
 from caudal.domain.gang import Gang, Report
 from caudal.domain.snapshot import State
-from caudal.ports import Change, Holder
+from caudal.ports import Change, Holder, Notable
 from caudal.store import history, leadership
 from caudal.store.database import Database
 from caudal.store.history import Limits
@@ -96,10 +96,23 @@ class SqlStore:
         with self._database.writing() as connection:
             leadership.resign(connection, epoch)
 
-    def put_report(self, report: Report, points: Sequence[Point] = ()) -> None:
-        """Keep a gang's last report, and append its points (one that is there already is left alone)."""
+    def put_report(
+        self, report: Report, points: Sequence[Point] = (), notable: Notable | None = None
+    ) -> None:
+        """Keep a gang's last report, and append its points (one that is there already is left alone). What
+        `notable` says of the report before and of the points that are new is kept in the same transaction:
+        once, however often and by however many the report is brought."""
         said, curve = report_row(report), [point_row(point) for point in points]
         with self._database.writing() as connection:
+            if notable is not None:
+                row = leadership.locked_meta(connection)  # one report at a time
+                told = tuple(notable(*history.before_report(connection, report, points)))
+                if told:
+                    numbers = {
+                        "version": row.version + 1,
+                        **self._remember(connection, Change(events=told), row),
+                    }
+                    connection.execute(update(meta).where(meta.c.id == 1).values(numbers))
             connection.execute(self._upserts.replace(reports), said)
             if curve:
                 connection.execute(self._upserts.new_points, curve)

@@ -19,6 +19,7 @@ RUN_VAL_LOSS = "caudal_run_val_loss"
 RUN_BITS_PER_BYTE = "caudal_run_val_bits_per_byte"
 RUN_WAIT = "caudal_run_wait_share"
 RUN_GOODPUT = "caudal_run_goodput"
+RUN_MFU = "caudal_run_mfu"
 RUN_WIRE = "caudal_run_wire_bytes_total"
 RUN_SITES = "caudal_run_sites"
 
@@ -39,6 +40,7 @@ HELP = {
     RUN_BITS_PER_BYTE: "The same in bits per byte of text: comparable over tokenizers.",
     RUN_WAIT: "Share of its time that the site which waited least spent waiting, in the last round.",
     RUN_GOODPUT: "Share of the sites' time since this coordinator began that went into committed steps.",
+    RUN_MFU: "Model FLOP/s over the peak of all sites' devices; only where the peak of each is known.",
     RUN_WIRE: "Bytes of deltas and updates, of all sites, since this coordinator began.",
     RUN_SITES: "Sites that take part or did, by run.",
 }

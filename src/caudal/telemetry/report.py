@@ -4,9 +4,10 @@ Every gang reports at least once a second, so that a control process that was aw
 two. The keys of `status`, by role:
 
     coordinator  phase (preparing waiting training evaluating publishing finished failed), epoch, round,
-                 stage, ids_done, ids_total, tokens_done, tokens_total, tokens_per_s, loss, val_loss,
-                 val_bits_per_byte, inner_steps, wait_share, goodput, wire_bytes_total,
-                 heldout ({correct, of} or null), sites ({name: {state, round, loss, tokens_per_s}}), error
+                 stage, ids_done, ids_total, ids_skipped, tokens_done, tokens_total, tokens_per_s, loss, val_loss,
+                 val_bits_per_byte, inner_steps, wait_share, goodput, mfu (where known), wire_bytes_total,
+                 heldout ({correct, of} or null), sites ({name: {worker, state, round, loss, tokens_per_s}}),
+                 kept_out ({slot: reason}), why (the last word on inner_steps), error
     worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s,
                  restarts (inside its gang)
     replica      ready, url, model, version, error

@@ -16,6 +16,7 @@ from caudal.ports import Blobs
 from caudal.train import checkpoint, ledger
 from caudal.train.interface import Flat, IdRange
 from caudal.train.leases import complement, size
+from caudal.train.messages import Ranges
 from caudal.train.outer import state_sha256
 
 
@@ -23,6 +24,8 @@ from caudal.train.outer import state_sha256
 class AuditReport:
     """What was proven. `ids` ids are each in exactly one commit; while the run goes on, those of
     `ids_total` that are not are `missing` (ranges); a finished run has none (else the audit fails).
+
+    `skipped` of the ids were set aside, in `skips`: no site could train them.
 
     `states_checked` counts the states whose recorded hash was reached again by taking the rounds from the
     first checkpoint on; in between, the chain pins what was broadcast.
@@ -41,6 +44,8 @@ class AuditReport:
     checkpoints_checked: int
     state_sha256: str
     finished: bool
+    skipped: int = 0
+    skips: tuple[ledger.Skipped, ...] = ()
 
     def lines(self) -> list[str]:
         """The proof in sentences, for people."""
@@ -51,11 +56,20 @@ class AuditReport:
             f"{self.states_checked} recorded states reached again from the recorded updates; "
             f"{self.checkpoints_checked} checkpoints whole",
         ]
+        if self.skipped:
+            lines.append(f"{self.skipped} of them were set aside, not trained: no site could train them")
+            lines += [
+                f"  {_ranges(s.ids)}: {s.why} ({s.tries} tries by {', '.join(s.workers)})" for s in self.skips
+            ]
         if self.finished:
             lines.append(f"finished; the published state is {self.state_sha256[:16]}")
         elif self.missing:
             lines.append(f"not finished: {size(self.missing)} ids are still to be trained")
         return lines
+
+
+def _ranges(ids: Ranges) -> str:
+    return "ids " + ", ".join(str(a) if b == a + 1 else f"{a}..{b - 1}" for a, b in ids)
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -135,6 +149,8 @@ def audit(blobs: Blobs, prefix: str) -> AuditReport:
         checkpoints_checked=len(kept.sha256),
         state_sha256=sha256,
         finished=finished,
+        skipped=totals.skipped,
+        skips=tuple(skipped for link in links for skipped in link.entry.skipped),
     )
 
 
@@ -158,10 +174,10 @@ def _no_stray_entries(blobs: Blobs, prefix: str, rounds: int) -> None:
 
 
 def _within(entry: ledger.Entry, total_ids: int) -> None:
-    for part in entry.sites:
-        for start, stop in part.ids:
-            if start < 0 or stop > total_ids:
-                raise ledger.broken(entry.round, f"ids {start}..{stop} are not ids of the run")
+    ranges = [ids for part in entry.sites for ids in part.ids]
+    for start, stop in (*ranges, *(ids for skipped in entry.skipped for ids in skipped.ids)):
+        if start < 0 or stop > total_ids:
+            raise ledger.broken(entry.round, f"ids {start}..{stop} are not ids of the run")
     if entry.tokens != sum(p.tokens for p in entry.sites) or entry.steps != sum(p.steps for p in entry.sites):
         raise ledger.broken(entry.round, "its sums are not those of its sites")
 

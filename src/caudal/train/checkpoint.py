@@ -27,20 +27,24 @@ from caudal.train.outer import roll_forward, state_sha256
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """What is committed up to a round: the ids as ranges, and what they amount to."""
+    """What is committed up to a round: the ids as ranges, and what they amount to. `skipped` of the ids were set
+    aside, not trained."""
 
     committed: Ranges = ()
     tokens: int = 0
     steps: int = 0
+    skipped: int = 0
 
     def plus(self, entry: ledger.Entry) -> Totals:
         """With one more round. Raises LedgerBroken where it commits an id again."""
-        more = [IdRange(*r) for site in entry.sites for r in site.ids]
+        aside = [IdRange(*r) for skipped in entry.skipped for r in skipped.ids]
+        more = [IdRange(*r) for site in entry.sites for r in site.ids] + aside
         try:
             merged = union([IdRange(*r) for r in self.committed], more)
         except ValueError as error:
             raise ledger.broken(entry.round, str(error)) from None
-        return Totals(merged, self.tokens + entry.tokens, self.steps + entry.steps)
+        skipped = self.skipped + sum(r.size for r in aside)
+        return Totals(merged, self.tokens + entry.tokens, self.steps + entry.steps, skipped)
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -196,10 +200,17 @@ def at_round(blobs: Blobs, prefix: str, links: Sequence[ledger.Link], round_numb
 
 
 def _entry_of(blobs: Blobs, prefix: str, manifest: Manifest) -> ledger.Link | None:
-    """The ledger entry that the checkpoint stands on. Raises ValueError where it is another."""
+    """The ledger entry that the checkpoint stands on. Raises ValueError where the checkpoint names another, and
+    LedgerBroken where the entry was changed: the last one has no successor that would tell."""
     if manifest.round == 0:
         return None
     link = ledger.read_entry(blobs, prefix, manifest.round)
-    if link is None or link.hash != manifest.entry:
-        raise ValueError(f"round {manifest.round} of the ledger is not the one that it was made from")
+    if link is None:
+        raise ValueError(f"round {manifest.round} of the ledger is missing")
+    if link.hash != manifest.entry:
+        after = ledger.read_entry(blobs, prefix, manifest.round + 1)
+        if after is not None and after.entry.previous == link.hash:
+            raise ValueError(f"round {manifest.round} of the ledger is not the one that it was made from")
+        where = ledger.entry_path(prefix, manifest.round)
+        raise ledger.broken(manifest.round, "its checkpoint was made from another entry", where)
     return link

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from caudal.train.interface import Inner
+from caudal.train.interface import Devices, Inner, devices_of
 
 T = TypeVar("T")
 Job = tuple[Callable[[Inner], Any], Callable[[Any], None]]
@@ -26,6 +26,7 @@ class ComputeThread:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.ready: asyncio.Future[int] = self._loop.create_future()
         self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.devices: Devices | None = None  # known once it is ready
         self._thread = threading.Thread(target=self._run, args=(build,), name="compute", daemon=True)
         self._thread.start()
 
@@ -40,6 +41,7 @@ class ComputeThread:
     def _run(self, build: Callable[[], Inner]) -> None:
         try:
             inner = build()
+            self.devices = devices_of(inner)
             self._tell(self._settle, self.ready, inner.size)
             while (item := self._jobs.get()) is not None:
                 job, done = item

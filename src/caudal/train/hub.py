@@ -61,6 +61,7 @@ class Hub:
         self._numbers = itertools.count(1)
         self._strangers = 0
         self._error = ""
+        self._why = ""  # the last word on the steps of a round
         self._packed: tuple[Message | None, bytes] = None, b""
         self._trained: asyncio.Future[Trained] = asyncio.get_running_loop().create_future()
         parameters = self.machine.plan.parameters
@@ -192,6 +193,7 @@ class Hub:
                 assert self.keeper is not None
                 self.keeper.ask(effect)
             elif isinstance(effect, Measured):
+                self._why = effect.values.get("why", self._why)
                 self.metrics.add(effect.seq, time.time(), effect.values)
             elif isinstance(effect, Say):
                 self.say(effect.text)
@@ -235,6 +237,7 @@ class Hub:
             stage=machine.plan.stages[machine.stage].name,
             ids_done=sum(stop - start for start, stop in machine.scribe.totals.committed),
             ids_total=machine.plan.total_ids,
+            ids_skipped=machine.scribe.totals.skipped,
             tokens_done=machine.scribe.totals.tokens,
             tokens_total=machine.plan.total_tokens,
             tokens_per_s=round(machine.scribe.tokens_per_s, 1),
@@ -242,5 +245,7 @@ class Hub:
             val_loss=machine.evaluations.values.get("val_loss"),
             val_bits_per_byte=machine.evaluations.values.get("val_bits_per_byte"),
             sites=self._sites(),
+            kept_out=machine.strikes.kept_out(time.monotonic()),
+            why=self._why,
             error=self._error,
         )

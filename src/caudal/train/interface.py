@@ -99,6 +99,8 @@ class RunPlan:
     stages: tuple[Stage, ...]
     fragments: Cuts
     model: str = ""  # a hash of what is trained, where it is not a model of `shape`
+    made_of: dict[str, str] = field(default_factory=dict)
+    """What else has to be the same: the sha256 of the tokenizer and of each data file, a script's dtype."""
 
     @property
     def total_ids(self) -> int:
@@ -141,6 +143,7 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
             )
         )
         first_id += ids
+    stage_files = (data.files for data in manifest.stages)
     return RunPlan(
         run=spec.name,
         seed=spec.seed,
@@ -154,6 +157,9 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
             [tensor.offset for tensor in tensors(spec.model, manifest.vocab)],
             spec.outer.fragments,
         ),
+        made_of={
+            name: sha for files in (manifest.files, *stage_files) for name, sha in sorted(files.items())
+        },
     )
 
 
@@ -171,6 +177,23 @@ class InnerResult:
     steps: int
     seconds: float
     stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What an inner side computes on: `count` devices that call themselves `name`, in `precision` (`bfloat16`,
+    `tf32`, `float32`, ...)."""
+
+    name: str
+    count: int
+    precision: str
+
+
+def devices_of(inner: Inner) -> Devices | None:
+    """What it computes on, where it is an accelerator that it can name: an attribute that an inner side may
+    have."""
+    found = getattr(inner, "devices", None)
+    return found if isinstance(found, Devices) else None
 
 
 Between = Callable[[int], bool]

@@ -45,10 +45,21 @@ class Contribution(msgspec.Struct, frozen=True):
     planned: int = 0
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """Ids that were set aside: leased `tries` times, to these workers, and useless each time (`why`). No later
+    round trains them."""
+
+    ids: Ranges
+    why: str
+    workers: tuple[str, ...]
+    tries: int
+
+
 class Entry(msgspec.Struct, frozen=True):
     """A committed round. `state_sha256` is empty in rounds where it was not computed. `update_bytes` is the
     length of the update, all its fragments one after the other; `bits` what it is encoded in, as the deltas
-    were; `fragments` where each begins and ends, in numbers."""
+    were; `fragments` where each begins and ends, in numbers. `skipped` were set aside before this round: they
+    stand in this commit and in no other. A round without sites changes nothing and only says so of the last ids."""
 
     run: str
     round: int
@@ -68,11 +79,15 @@ class Entry(msgspec.Struct, frozen=True):
     at: float
     bits: int = 8
     fragments: Ranges = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 def to_bytes(entry: Entry) -> bytes:
     """Canonical JSON: the same entry has the same bytes, and so the same hash, everywhere."""
-    return json.dumps(msgspec.to_builtins(entry), sort_keys=True, separators=(",", ":")).encode()
+    said = msgspec.to_builtins(entry)
+    if not entry.skipped:  # nearly always: the bytes are those of an entry from before there was this field
+        del said["skipped"]
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 
 def entry_hash(data: bytes) -> str:

@@ -6,9 +6,10 @@ version are ignored. Deltas and updates travel in fragments: every frame carries
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from caudal.domain.errors import Failed
 
@@ -16,6 +17,12 @@ PROTOCOL = 3
 """Raised when an older program could not take part any more."""
 
 Ranges = tuple[tuple[int, int], ...]
+
+MAX_PARTS = 256
+MAX_WORD = 80
+Word = Annotated[str, Meta(max_length=MAX_WORD)]
+Parts = Annotated[dict[Word, Word], Meta(max_length=MAX_PARTS)]
+"""What a plan is made of, by name, short enough to be said: `model.layers` → `4`."""
 
 
 class BadMessage(Failed):
@@ -53,9 +60,11 @@ class Held(_Part, frozen=True):
 
 class Hello(_Message, frozen=True):
     """Site → coordinator: who asks to join. `worker` is the slot (there is one live site per slot; the
-    higher `incarnation` wins), `plan` the sha256 of the plan it would train. `proof` answers the challenge.
+    higher `incarnation` wins), `plan` the sha256 of the plan it would train, `parts` what that is made of, so that
+    a refusal can say what differs. `proof` answers the challenge.
     `round` and `state_sha256` name the state that it holds already (-1: none), `held` its unmerged work, in
-    the order of its rounds."""
+    the order of its rounds. `device` is what the `device_count` accelerators that it computes on call themselves
+    (empty: none, or not known), `precision` what they compute in."""
 
     run: str
     generation: int
@@ -72,6 +81,10 @@ class Hello(_Message, frozen=True):
     state_sha256: str = ""
     held: tuple[Held, ...] = ()
     machine: str = ""
+    parts: Parts = {}
+    device: Word = ""
+    device_count: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    precision: Word = ""
 
 
 class Refused(_Message, frozen=True):

@@ -73,6 +73,8 @@ class _Replay:
         if entry.epoch != self.epoch:
             self.outer.residual[:] = 0  # a new coordinator begins without
             self.epoch = entry.epoch
+        if not entry.sites:
+            return bytes(entry.update_bytes)  # nobody trained: zeros
         payloads = [self._site(part, entry) for part in entry.sites]
         parts = []
         for fragment in range(len(self.plan.fragments)):

@@ -19,7 +19,7 @@ from caudal.train.config import WorkerConfig
 from caudal.train.frames import pack, read_frame
 from caudal.train.interface import RunPlan
 from caudal.train.machine import machine
-from caudal.train.messages import BadMessage, Challenge, Hello, Message, Ping, Refused, Welcome
+from caudal.train.messages import MAX_WORD, BadMessage, Challenge, Hello, Message, Ping, Refused, Welcome
 from caudal.train.protocol import door, rules
 from caudal.train.protocol.effects import Rejoin
 from caudal.train.runner import Ending, Runner
@@ -128,6 +128,7 @@ class Session:
         nonce = secrets.token_hex(16)
         slot = self.config.slot[0]
         state_round, state_sha256, held = self.runner.site.offer()
+        on = self.runner.thread.devices
         hello = Hello(
             run=self.config.run,
             generation=self.config.generation,
@@ -143,6 +144,10 @@ class Session:
             state_sha256=state_sha256,
             held=held,
             machine=machine(self.config.threads),
+            parts=door.parts(self.plan),
+            device=on.name[:MAX_WORD] if on else "",
+            device_count=on.count if on else 0,
+            precision=on.precision if on else "",
         )
         self._send(hello, b"")
         self.runner.attach(self._send, self._ending)

@@ -31,6 +31,7 @@ class GroupInner:
         self._ranks.say(msgspec.to_builtins(setup))
         self._member = Member(setup, self._ranks.rank, self._ranks.world)
         self.size = setup.plan.parameters
+        self.devices = self._member.devices()
         self._steps, self._fresh = 0, False
         folder = Path(setup.folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

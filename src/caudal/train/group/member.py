@@ -22,7 +22,7 @@ from caudal.domain.workload import InnerSpec
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.group.module import LlamaModule
 from caudal.train.inner import BETAS, EPSILON, GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
-from caudal.train.interface import DataManifest, RunPlan
+from caudal.train.interface import DataManifest, Devices, RunPlan
 from caudal.train.layout import tensors
 
 VALIDATION_AT_ONCE = 4_096
@@ -64,6 +64,16 @@ def computes_in(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if asked == "bf16" or (asked == "auto" and faster) else torch.float32
 
 
+def devices_used(name: str, world: int, local: int, on_this_machine: int, dtype: torch.dtype) -> Devices:
+    """What a group of `world` processes computes on, `local` of them on each machine that has so many devices:
+    processes beyond that share. Single precision may go through tensor cores, which have a peak of their own."""
+    count = max(1, world // local) * min(local, on_this_machine)
+    precision = str(dtype).removeprefix("torch.")
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        precision = "tf32"
+    return Devices(name, count, precision)
+
+
 class Member:
     """One process' part. Every method is called at all processes of the group at the same time."""
 
@@ -84,6 +94,14 @@ class Member:
         tokens = read_tokens(folder / "validation.tokens.bin", setup.manifest)
         batches = windows(tokens, length, max(1, VALIDATION_AT_ONCE // length))
         self.validation = list(spread(batches, MAX_VALIDATION_TOKENS))
+
+    def devices(self) -> Devices | None:
+        """The group's accelerators; None on CPUs."""
+        if self._device.type != "cuda":
+            return None
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        name, here = torch.cuda.get_device_name(self._device), torch.cuda.device_count()
+        return devices_used(name, self.world, local, here, self._dtype)
 
     def _wrap(self, setup: Setup) -> Any:
         wrapped: Any = self._model

@@ -6,14 +6,15 @@ computed, and the next, leased ahead. Does no I/O; knows nothing of messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from caudal.train.interface import IdRange, RunPlan
-from caudal.train.leases import Pool, first, size
+from caudal.train.interface import IdRange, RunPlan, Stage
+from caudal.train.leases import Pool, clip, first, size
 from caudal.train.messages import Held
 from caudal.train.protocol import rules
 from caudal.train.protocol.members import Member
 from caudal.train.protocol.rules import Tempo
+from caudal.train.protocol.suspects import Aside, Suspects
 from caudal.train.protocol.turns import Lease, Turn
 
 AHEAD = 2
@@ -26,6 +27,8 @@ class Book:
     def __init__(self, plan: RunPlan, pool: Pool, epoch: int) -> None:
         self.plan, self.pool, self.epoch = plan, pool, epoch
         self.turns: list[Turn] = []
+        self.suspects = Suspects.of(plan)
+        self._aside: dict[str, Aside] = {}  # not yet in a commit, by the name of the lease that holds them
         self._leases = 0
 
     def open(self, number: int, tempo: Tempo, members: Sequence[Member], now: float) -> Turn:
@@ -52,16 +55,30 @@ class Book:
         free = self.pool.free_in(stage.first_id, stage.end_id)
         shares = rules.share_out({m.name: wanted[m.name] for m in members}, free, stage.batch)
         begun = stage.ids - free
-        progress = (begun / stage.ids, min(1.0, (begun + sum(shares.values())) / stage.ids))
         others = [size(lease.ids) for lease in turn.leases()]
-        rate = rules.rate_of([*others, *shares.values()]) if self.plan.outer.scale_rate else 1.0
-        for member in members:
-            if not shares[member.name]:
-                continue
-            name = self._name(turn)
-            ids = self.pool.lease(name, shares[member.name], stage.first_id, stage.end_id)
+        taken = self._take_ids(turn, stage, members, shares)
+        counts = [size(ids) for _, _, ids in taken]
+        progress = (begun / stage.ids, min(1.0, (begun + sum(counts)) / stage.ids))
+        rate = rules.rate_of([*others, *counts]) if self.plan.outer.scale_rate else 1.0
+        for member, name, ids in taken:
             self._enter(turn, member, name, ids, progress, rate, now)
         turn.merged.clear()
+
+    def _take_ids(
+        self, turn: Turn, stage: Stage, members: Sequence[Member], shares: Mapping[str, int]
+    ) -> list[tuple[Member, str, tuple[IdRange, ...]]]:
+        """Lease each member's share; ids that are under suspicion a few at a time, and to who has not tried them
+        first."""
+        tried = self.suspects.tried(clip(self.pool.free, stage.first_id, stage.end_id))
+        taken = []
+        for member in sorted(members, key=lambda m: m.name in tried):
+            free = clip(self.pool.free, stage.first_id, stage.end_id)
+            count = self.suspects.count(free, shares[member.name])
+            if not count:
+                continue
+            name = self._name(turn)
+            taken.append((member, name, self.pool.lease(name, count, stage.first_id, stage.end_id)))
+        return [row for row in taken if row[2]]
 
     def _name(self, turn: Turn) -> str:
         self._leases += 1
@@ -146,7 +163,24 @@ class Book:
         lease = turn.revoke(worker)
         if lease is not None:
             self.pool.give_back(lease.name)
+            if lease.aside is not None:
+                name = f"{lease.name} aside"
+                assert self.pool.lease_exactly(name, lease.aside.ids), "they were just given back"
+                self._aside[name] = lease.aside
         return lease is not None
+
+    def failed(self, turn: Turn, lease: Lease, why: str) -> None:
+        """A lease's numbers are of no use: its ids are under suspicion, and set aside when it ends if that was
+        once too often."""
+        batch = self.plan.stages[turn.stage].batch
+        lease.aside = self.suspects.failed(lease.ids, lease.worker, batch, why)
+
+    def last(self, number: int) -> Turn:
+        """A round for ids that were set aside when no others are left to be trained: it changes nothing."""
+        assert self._aside and not self.turns
+        turn = Turn(number, len(self.plan.stages) - 1, Tempo(1, 0.0, 0.0, True, self.plan.outer.bits), 0)
+        self.turns.append(turn)
+        return turn
 
     def revoke_all(self, worker: str) -> None:
         """All that a slot still owes."""
@@ -167,9 +201,13 @@ class Book:
             self.turns.pop()
 
     def merged(self) -> None:
-        """The first round's ids count as trained, from now on and for ever."""
+        """The first round's ids count as trained, from now on and for ever; with it are committed those that
+        were set aside."""
         turn = self.turns.pop(0)
-        self.pool.commit([lease.name for lease in turn.arrived.values()])
+        self.suspects.trained(r for lease in turn.arrived.values() for r in lease.ids)
+        turn.skipped, aside = tuple(self._aside.values()), list(self._aside)
+        self._aside.clear()
+        self.pool.commit([*(lease.name for lease in turn.arrived.values()), *aside])
 
     def owes(self, worker: str) -> bool:
         """Whether a slot has a delta to send."""

@@ -70,7 +70,7 @@ class Coordinator:
         self.stage = 0
         self._recent = Recent(4 * self.plan.parameters, self.round, state_sha256(self.outer.state))
         self._gather = Gather(terms.sites)
-        self._strikes = door.Strikes()
+        self.strikes = door.Strikes()
         self._why = ""  # the ladder's word, not yet in the curve
         self._out: list[CoordinatorEffect] = []
 
@@ -99,7 +99,7 @@ class Coordinator:
         refusal = (
             door.refusal(hello, self.plan, self.terms.generation)
             or door.duplicate(hello, older)
-            or self._strikes.refusal(hello.worker, now)
+            or self.strikes.refusal(hello.worker, now)
         )
         if refusal is not None:
             self._say(f"{hello.worker} at {hello.site} is refused: {refusal.text}")
@@ -191,8 +191,9 @@ class Coordinator:
     def tick(self, now: float) -> list[CoordinatorEffect]:
         """Time went by; to be called a few times a second."""
         for member in self.members.all():
-            asked_it = member.name == self.evaluations.asked
-            owes = self.book.owes(member.name) or asked_it or member.state is LOADING
+            owes = self.book.owes(member.name) or member.name == self.evaluations.asked
+            # who is late may have missed a word: it would be late for ever
+            owes = owes or member.state in (LOADING, LATE)
             stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
                 why = "no progress for too long" if stuck else "silent for too long"
@@ -265,6 +266,10 @@ class Coordinator:
             if self.pool.done:
                 self.phase = Phase.FINAL if self.settled and not turns else self.phase
                 return
+            if not turns and not size(self.pool.free):  # what is left was set aside
+                if self.settled:
+                    self._merge(self.book.last(self.round + 1), now)
+                return
             tempo = self.ladder.tempo(self.scribe.done)
             self._tell_ladder()
             first = not turns
@@ -310,11 +315,11 @@ class Coordinator:
         if problem:
             self._refuse_delta(member, problem, now)
             return
-        self._strikes.clear(member.name)
+        self.strikes.clear(member.name)
         intake.answered(turn, lease, self.pace, now)
 
     def _refuse_delta(self, member: Member, problem: str, now: float) -> None:
-        self._strikes.add(member.name, now)
+        self.strikes.add(member.name, now)
         self._say(f"a delta of {member.name} is refused: {problem}")
         self._out += [
             Send(member.connection, Refused("bad_delta", problem)),
@@ -357,11 +362,8 @@ class Coordinator:
     def _on_evaluated(self, member: Member, message: Evaluated, now: float) -> None:
         if not self.round - AHEAD <= message.round <= self.round:
             return
-        if (
-            self.phase is Phase.ASKING
-            and member.name == self.evaluations.asked
-            and message.heldout is not None
-        ):
+        asked = self.phase is Phase.ASKING and member.name == self.evaluations.asked
+        if asked and message.heldout is not None:
             self.phase, self.evaluations.asked = Phase.TRAINED, ""
             self.evaluations.heard(message.values)
             self._out.append(Trained(message.values, message.heldout))

@@ -27,13 +27,17 @@ def take(
         book.shorten(turn, lease, delta.steps)
     problem = merge.inspect(delta, payload, lease, turn.tempo.bits, plan)
     if problem:
+        if problem == merge.NOT_FINITE:
+            book.failed(turn, lease, problem)
         return turn, lease, problem
     lease.parts[delta.fragment] = payload
     if len(lease.parts) < len(plan.fragments):
         return None
     lease.delta, lease.size = delta, merge.size_of(lease, plan)
     if pace.too_large(lease.size, turn.stage, turn.tempo.inner_steps):
-        return turn, lease, "its numbers explode, against all deltas before"
+        problem = "its numbers explode, against all deltas before"
+        book.failed(turn, lease, problem)
+        return turn, lease, problem
     return turn, lease, ""
 
 

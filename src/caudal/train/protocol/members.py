@@ -78,6 +78,7 @@ class Members:
         sites = [m.hello.site for m in self.all()]
         return {
             m.hello.site if sites.count(m.hello.site) == 1 else f"{m.hello.site}/{m.name}": {
+                "worker": m.name,
                 "state": m.state.value,
                 "round": m.round,
                 "loss": round(m.loss, 4),

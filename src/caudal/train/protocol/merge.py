@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from caudal.catalog.accelerators import peak_flops_per_s
 from caudal.train.codec import blocks, encoded_bytes, magnitude
 from caudal.train.interface import RunPlan
-from caudal.train.ledger import FIRST, Contribution, Entry, Link
+from caudal.train.ledger import FIRST, Contribution, Entry, Link, Skipped
 from caudal.train.messages import Delta
-from caudal.train.outer import Outer
+from caudal.train.outer import Outer, roll_forward
 from caudal.train.protocol.turns import Lease, Turn
 
 MOST_STEPS = 1 << 20
 """No round is longer."""
+NOT_FINITE = "it is not finite"
 
 
 def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan) -> str:
@@ -34,7 +36,7 @@ def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan
         return "what it says of its round does not add up"
     large = magnitude(payload, stop - start, bits)
     if delta.loss is None or not (math.isfinite(large) and math.isfinite(delta.loss)):
-        return "it is not finite"
+        return NOT_FINITE
     lease.large += large
     return ""
 
@@ -54,13 +56,24 @@ def early(outer: Outer, turn: Turn) -> None:
 
 def finish(outer: Outer, turn: Turn) -> list[bytearray]:
     """Merge what is not merged yet, change the state, and return the update's fragments."""
-    assert turn.arrived and not turn.waiting
+    assert not turn.waiting
     leases = turn.leases()
+    if not leases:
+        return _nothing(outer, turn)
     for fragment in range(len(outer.cuts)):
         if fragment not in turn.merged:
             _merge(outer, turn, fragment, leases)
     parts = [turn.merged[fragment] for fragment in range(len(outer.cuts))]
     outer.take(b"".join(parts), turn.tempo.momentum, turn.tempo.bits)
+    return parts
+
+
+def _nothing(outer: Outer, turn: Turn) -> list[bytearray]:
+    """The update of a round that nobody trained: zeros, so that it is committed and applied as any other."""
+    parts = [bytearray(encoded_bytes(stop - start, turn.tempo.bits)) for start, stop in outer.cuts]
+    roll_forward(
+        outer.state, outer.momentum, b"".join(parts), turn.tempo.momentum, turn.tempo.bits, outer.cuts
+    )
     return parts
 
 
@@ -98,13 +111,16 @@ def entry(
         sites=parts,
         tokens=tokens,
         steps=sum(p.steps for p in parts),
-        loss=sum(p.loss * p.weight for p in parts),
+        loss=sum((p.loss * p.weight for p in parts), 0.0),
         update_sha256="",
         update_bytes=update_bytes,
         state_sha256=state_sha256,
         at=at,
         bits=turn.tempo.bits,
         fragments=plan.fragments,
+        skipped=tuple(
+            Skipped(tuple((r.start, r.stop) for r in a.ids), a.why, a.workers, a.tries) for a in turn.skipped
+        ),
     )
 
 
@@ -134,14 +150,34 @@ def waiting(turn: Turn) -> tuple[float, float]:
     update before it was applied (the latest of all)."""
     deltas = [lease.delta for lease in turn.leases() if lease.delta is not None]
     shares = [d.waited_s / max(1e-9, d.waited_s + d.seconds) for d in deltas]
-    return min(shares), max(max(d.applied, default=0) / d.steps for d in deltas)
+    backs = [max(d.applied, default=0) / d.steps for d in deltas]
+    return min(shares, default=0.0), max(backs, default=0.0)
+
+
+def flops_per_token(plan: RunPlan, stage: int) -> float:
+    """Of forward and backward pass: 6 for each parameter, and attention's 12 x layers x width x the length of a
+    sample, where the model's shape is known."""
+    attention = 0 if plan.model else 12 * plan.shape.layers * plan.shape.width
+    return 6.0 * plan.parameters + attention * plan.stages[stage].sample_tokens
+
+
+def mfu(turn: Turn, plan: RunPlan, tokens_per_s: float) -> float | None:
+    """What part of their peak all devices of a round's sites spent on the model; None where the peak of one of
+    them is not known."""
+    peaks = []
+    for said in (lease.member.hello for lease in turn.leases()):
+        peaks.append((peak_flops_per_s(said.device, said.precision) or 0.0) * said.device_count)
+    if not peaks or not all(peaks):
+        return None
+    return flops_per_token(plan, turn.stage) * tokens_per_s / sum(peaks)
 
 
 def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
     """What the run's curve shows of a round; `tokens` are all that are committed, `delta_bytes` what all sites
     sent for it, `wire_bytes` deltas and updates; `flops_per_s` 6 for each parameter and token, without
-    attention."""
+    attention; `mfu` is there where the devices' peaks are known only."""
     share, _ = waiting(turn)
+    used = mfu(turn, plan, tokens_per_s)
     return {
         "round": entry.round,
         "stage": plan.stages[entry.stage].name,
@@ -155,5 +191,7 @@ def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s
         "wire_bytes": 2 * entry.update_bytes * len(entry.sites),
         "flops_per_s": round(6.0 * plan.parameters * tokens_per_s),
         "wait_share": round(share, 4),
-        "seconds": round(max(p.seconds for p in entry.sites), 4),
+        "seconds": round(max((p.seconds for p in entry.sites), default=0.0), 4),
+        **({} if used is None else {"mfu": round(used, 4)}),
+        **({"skipped": sum(b - a for s in entry.skipped for a, b in s.ids)} if entry.skipped else {}),
     }

@@ -77,13 +77,14 @@ class Scribe:
         self._site_s += took_s * len(entry.sites)
         row = merge.curve_row(turn, entry, self.plan, self.totals.tokens, self.tokens_per_s)
         self._wire_bytes += row["wire_bytes"]
-        self.row = {**row, "goodput": round(min(1.0, self._busy_s / self._site_s), 4), **evaluated}
+        self.row = {**row, "goodput": round(min(1.0, self._busy_s / max(1e-6, self._site_s)), 4), **evaluated}
         return self.row
 
     def report(self) -> dict[str, Any]:
         """What people watch of the last committed round."""
         watched = ("loss", "inner_steps", "wait_share", "goodput")
-        return {key: self.row.get(key) for key in watched} | {"wire_bytes_total": self._wire_bytes}
+        known = {"mfu": self.row["mfu"]} if "mfu" in self.row else {}
+        return {key: self.row.get(key) for key in watched} | known | {"wire_bytes_total": self._wire_bytes}
 
     def manifest(self, round_number: int, state: Flat) -> Manifest:
         """What a checkpoint of the state after the last committed round says."""

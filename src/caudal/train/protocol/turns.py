@@ -9,6 +9,7 @@ from caudal.train.interface import IdRange
 from caudal.train.messages import Delta, Round
 from caudal.train.protocol.members import Member
 from caudal.train.protocol.rules import Tempo
+from caudal.train.protocol.suspects import Aside
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Lease:
     large: float = 0.0
     delta: Delta | None = None
     size: float = 0.0
+    aside: Aside | None = None  # those of its ids that are set aside when it ends
 
     @property
     def worker(self) -> str:
@@ -52,6 +54,7 @@ class Turn:
     grace_s: float = 0.0
     deadline: float = 0.0  # 0: not running yet
     evaluator: str = ""
+    skipped: tuple[Aside, ...] = ()  # ids that were set aside before it is merged
 
     def leases(self) -> list[Lease]:
         """All of them, in the fixed order in which deltas are merged."""

@@ -31,6 +31,10 @@ class TorchParameters:
         words = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in self._named]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
+    def dtypes(self) -> str:
+        """The types of the parameters, in words: `float32`, or several joined by `+`."""
+        return "+".join(sorted({str(p.dtype).removeprefix("torch.") for _, p in self._named}))
+
     @torch.no_grad()
     def read(self) -> Flat:
         """A copy of all parameters as one vector."""

@@ -224,6 +224,7 @@ def _plan(run: str, seed: int, parameters: TorchParameters, stage: Stage, outer:
         stages=(stage,),
         fragments=cut(parameters.size, parameters.offsets, outer.fragments),
         model=parameters.signature(),
+        made_of={"dtype": parameters.dtypes()},
     )
 
 
