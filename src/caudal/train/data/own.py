@@ -37,6 +37,8 @@ class OwnVocabulary:
 
     def dialogues(self, several: Sequence[Sequence[Message]]) -> list[tuple[Tokens, Mask]]:
         """As the protocol says. The run's tokenizer must have been learnt for chat."""
+        if not several:
+            return []
         turns = [[turn for turn in messages if turn.role in _SPEAKERS] for messages in several]
         words = iter(self.encode([turn.content.strip() for messages in turns for turn in messages]))
         heads = {role: token_id(self.tokenizer, name) for role, name in _SPEAKERS.items()}

@@ -10,6 +10,7 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tokenizers import Tokenizer
 
@@ -25,8 +26,10 @@ _MOST_BYTES = 64 << 20
 def pretrained_vocabulary(path: str, chat: bool) -> PretrainedVocabulary:
     """The vocabulary of a Hugging Face folder or a GGUF file, on disk or at the URL of an object store. `chat` says
     whether dialogues are to be encoded. Raises DataError where there is no tokenizer, or no template for them."""
-    if "://" not in path:
-        return _load(Path(path).expanduser(), path, chat)
+    parts = urlsplit(path)
+    if parts.scheme == "file" or "://" not in path:
+        local = unquote(parts.path) if parts.scheme == "file" else path
+        return _load(Path(local).expanduser(), path, chat)
     with tempfile.TemporaryDirectory(prefix="caudal-base-") as folder:
         return _load(_fetched(path, Path(folder)), path, chat)
 
@@ -42,12 +45,13 @@ def _load(path: Path, where: str, chat: bool) -> PretrainedVocabulary:
     beside: dict[str, bytes] = {}
     if not gguf:
         beside = {name: (folder / name).read_bytes() for name in _BESIDE if (folder / name).is_file()}
-    loaded = _auto(folder, path.name if gguf else "", where)
+    loaded = _of_gguf(path, where) if gguf else _auto(folder, "", where)
     try:
         if not gguf and (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         elif loaded.is_fast:
-            tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+            said = loaded.backend_tokenizer.to_str()
+            tokenizer = Tokenizer.from_str(_without_more(said) if gguf else said)
     except Exception as error:  # tokenizers raises no class of its own
         raise _no_tokenizer(where, error) from error
     if tokenizer is not None:
@@ -82,6 +86,23 @@ def _auto(folder: Path, gguf: str, where: str) -> Any:
         )
     except Exception as error:  # a folder can be wrong in ways without number, each with an error of its own
         raise _no_tokenizer(where, error) from error
+
+
+def _of_gguf(file: Path, where: str) -> Any:
+    """The tokenizer in a GGUF file, which is read by itself: of what lies beside it transformers would take half."""
+    with tempfile.TemporaryDirectory(prefix="caudal-gguf-") as alone:
+        (Path(alone) / file.name).symlink_to(file.resolve())
+        return _auto(Path(alone), file.name, where)
+
+
+def _without_more(said: str) -> str:
+    """The tokenizer without the tokens that transformers adds to a GGUF's behind its last (`<|endoftext|>`, and so
+    on): the model has no row for them."""
+    described = json.loads(said)
+    listed = described["model"]["vocab"]
+    known = set(listed) if isinstance(listed, dict) else {piece for piece, _ in listed}
+    described["added_tokens"] = [one for one in described["added_tokens"] if one["content"] in known]
+    return json.dumps(described, ensure_ascii=False)
 
 
 def _no_tokenizer(where: str, error: Exception) -> DataError:
