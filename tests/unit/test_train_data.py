@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from itertools import islice
 from pathlib import Path
@@ -201,3 +202,29 @@ def test_validation_windows_follow_each_other() -> None:
     batches = windows(np.arange(100), 16, 4)
     assert [batch.tokens.shape for batch in batches] == [(4, 16), (2, 16)]
     assert np.array_equal(np.concatenate([b.targets for b in batches]), np.arange(1, 97))
+
+
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [("bpe", "84fc141ae6eb4984"), ("characters", "7d14c72184ecf747"), ("tinyworld", "b3a46408e64bb0cc")],
+)
+def test_a_run_of_long_ago_would_be_prepared_alike(tmp_path: Path, kind: str, digest: str) -> None:
+    """Digests of what the first version made, before data was streamed."""
+    file = tmp_path / "a.txt"
+    lines = (f"Line {n * n % 977} of «{n}»,\r\n  and  more." + "\n" * (n % 4) for n in range(9_000))
+    file.write_bytes(("\ufeff" + "".join(lines)).encode())
+    stages = (
+        StageSpec("read", tokens=9_000, sample_tokens=64),
+        StageSpec("chat", tokens=4_000, kind="chat", sample_tokens=96),
+    )
+    spec = TrainSpec("a", TINYWORLD, stages, tokenizer=TokenizerSpec(entries=400))
+    if kind != "tinyworld":
+        spec = dataclasses.replace(spec, data=str(file), stages=stages[:1])
+    if kind == "characters":
+        spec = dataclasses.replace(spec, tokenizer=TokenizerSpec(kind="characters"))
+    blobs, found = open_blobs("memory://"), hashlib.sha256()
+    prepare(spec, blobs, "r")
+    for path in blobs.list("r/data/"):
+        if path != "r/data/manifest.json":
+            found.update(path.encode() + blobs.get(path))
+    assert found.hexdigest()[:16] == digest

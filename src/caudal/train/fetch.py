@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 from pathlib import Path
 
 from caudal.domain.errors import StorageFailed
@@ -32,7 +34,8 @@ def data_folder(blobs: Blobs, prefix: str, manifest: DataManifest, cache_dir: Pa
 
 def _fetch(blobs: Blobs, name: str, path: Path, sha256: str) -> None:
     """The object at `path`, which is not there before it is known to be right."""
-    came = path.with_name(f"{path.name}.unchecked")
+    # A name of its own: the sites of one machine share a cache, and fetch at the same time.
+    came = path.with_name(f"{path.name}.{os.getpid()}-{secrets.randbelow(10**9):09d}.unchecked")
     try:
         blobs.get_file(name, came)
         if _sha256(came) != sha256:

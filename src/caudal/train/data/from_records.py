@@ -57,8 +57,9 @@ def make(spec: TrainSpec, corpus: Corpus, kind: Kind, maker: Maker, kept_out: Ke
         maker.stage(number, stage, max(stage.tokens, USED_WHOLE_TOKENS))
         for number, stage in enumerate(spec.stages)
     ]
-    validation = Validation()
+    validation, characters = Validation(), 0
     for some in _batches(corpus.records()):
+        characters += sum(len(words) for record in some for words in _words(record))
         outside = [record in kept_out for record in some]
         training = [record for record, out in zip(some, outside, strict=True) if not out]
         if not validation.full:
@@ -73,7 +74,7 @@ def make(spec: TrainSpec, corpus: Corpus, kind: Kind, maker: Maker, kept_out: Ke
     for stage in stages:
         stage.close(spec.data)
     maker.validation(validation.of_at_least(spec.stages[0].sample_tokens + 1))
-    return {"source": spec.data, "licence": "", "chat": kind == "dialogues", "records": kind}
+    return {"source": spec.data, "licence": "", "characters": characters, "chat": kind == "dialogues"}
 
 
 class Validation:
