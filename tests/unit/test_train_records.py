@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from caudal.domain.errors import DataError, StorageFailed
 from caudal.domain.workload import StageSpec, TokenizerSpec, TrainSpec
 from caudal.ports import Blobs
-from caudal.store.blobs import ObjectBlobs, open_blobs
+from caudal.store.blobs import ObjectBlobs, open_blobs, open_store_at
 from caudal.train.chat import ASSISTANT, END, USER, render
 from caudal.train.data import from_records, making
 from caudal.train.data.keep_out import choose, fingerprint
@@ -25,6 +25,9 @@ from caudal.train.fetch import data_folder
 from caudal.train.interface import DataManifest
 from caudal.train.sources.base import Dialogue, Message, Text
 from caudal.train.sources.corpus import open_corpus
+from tests.support.object_stores import Server, s3
+
+__all__ = ["s3"]
 
 READ = StageSpec("read", tokens=3_000, sample_tokens=32)
 CHAT = StageSpec("chat", tokens=2_000, kind="chat", sample_tokens=48)
@@ -252,3 +255,26 @@ def test_a_folder_of_texts_is_one_corpus(tmp_path: Path) -> None:
     assert text.count(END) == 4 and text.endswith(END)
     (folder / "0.txt").rename(tmp_path / "one.txt")
     assert open_corpus(str(tmp_path / "one.txt")).single_text is not None
+
+
+@pytest.mark.cluster
+def test_data_in_an_object_store_is_prepared_as_on_disk(
+    tmp_path: Path, talks: Path, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("caudal.train.sources.text.CHUNK_BYTES", 1_000)
+    text = tmp_path / "one.txt"
+    text.write_text("".join(f"{number} «é» and more\n" for number in range(2_000)))
+    store = open_store_at("s3://fleet")
+    for file, stages in ((text, (READ,)), (talks, (READ, CHAT))):
+        store.put_file(f"data/{file.name}", file)
+        here, there = open_blobs("memory://"), open_blobs("s3://fleet/caudal")
+        manifest = prepare(spec_of(file, *stages), here, "r", shard_bytes=5_000)
+        there_too = spec_of(Path("x"), *stages)
+        address = f"s3://fleet/data/{file.name}"
+        found = prepare(dataclasses.replace(there_too, data=address), there, file.stem, shard_bytes=5_000)
+        assert (found.stages, found.files) == (manifest.stages, manifest.files)
+        folder = data_folder(there, file.stem, found, tmp_path / "cache")
+        for name in found.files:
+            assert (folder / name).read_bytes() == here.get(f"r/data/{name}")

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,9 @@ def test_reading_begins_when_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(TEXTS) + b"{broken")
     stream: Iterator[Record] = open_corpus(str(tmp_path / "a.jsonl")).records()
     assert [next(stream) for _ in TEXTS] == READ
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "caudal[huggingface]" in refused(path, "without pyarrow").remedy
