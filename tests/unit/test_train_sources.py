@@ -7,10 +7,12 @@ import io
 import json
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -174,6 +176,11 @@ def test_objects_of_a_store(tmp_path: Path, s3: Server, monkeypatch: pytest.Monk
         assert in_order(records(f"s3://fleet/corpora/{number}/{path.name}")) == READ
         assert in_order(records(f"s3://fleet/corpora/{number}/")) == READ
         assert in_order(records(f"s3://fleet/corpora/[{number}]/{path.name}")) == READ
+    for odd in ("a b,ñ.jsonl", "x%20y#1.jsonl", "c:d=e.jsonl"):
+        obstore.put(store._store, f"odd/{odd}", lines(TEXTS))
+        assert records(f"s3://fleet/odd/{odd}") == READ
+    assert len(records("s3://fleet/odd")) == len(records("s3://fleet/odd/?*.jsonl")) == 3 * len(READ)
+    assert records("s3://fleet/odd/?:*") == READ
     refused("s3://fleet/corpora/two", "no such object")
     refused("s3://fleet/corpora/*/*.txt", "no object matches")
 
@@ -268,6 +275,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "void", "folder is empty")
     refused(tmp_path / "*.txt", "no file matches")
     refused("ftp://host/data.txt", "no known kind", "s3://")
+    refused("file://here/data.txt", "no known kind", "'here'")
 
 
 def test_formats_are_not_mixed(tmp_path: Path) -> None:
@@ -321,3 +329,27 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     path = write_parquet(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "caudal[huggingface]" in refused(path, "without pyarrow").remedy
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_packed, write_parquet, write_saved])
+def test_memory_does_not_grow_with_the_data(
+    tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [{"text": "words " * 500 + str(n)} for n in range(7_000)]
+    monkeypatch.setattr(sys.modules[__name__], "TEXTS", long)
+    path = write(tmp_path)
+    if write is write_parquet:
+        pq.write_table(
+            pa.Table.from_pylist(long), path, row_group_size=500, compression="none", use_dictionary=False
+        )
+    arrow = pa.default_memory_pool()
+    before = arrow.bytes_allocated()
+    tracemalloc.start()
+    total = most = 0
+    for record in open_corpus(str(path)).records():
+        assert isinstance(record, Text)
+        total += len(record.text)
+        most = max(most, arrow.bytes_allocated() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 20 << 20 and peak + most < 8 << 20

@@ -11,7 +11,7 @@ import json
 import re
 from itertools import islice
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from caudal.domain.workload import TrainSpec
 from caudal.spec.located import Located, Problems
@@ -53,10 +53,12 @@ def check_data_name(data: str, where: str, problems: Problems) -> None:
 
 def check_data(spec: TrainSpec, tree: Located, problems: Problems) -> None:
     """Whether what is named on this machine is there, and looks like what its name says."""
-    parts = urlsplit(spec.data)
-    if not is_path(spec.data) and parts.scheme != "file":
+    if spec.data.startswith("file://"):
+        path = Path(unquote(spec.data.removeprefix("file://").removeprefix("localhost")))
+    elif is_path(spec.data):
+        path = Path(spec.data).expanduser()
+    else:
         return
-    path = Path(unquote(parts.path) if parts.scheme == "file" else spec.data).expanduser()
     fault = _fault(path)
     if fault:
         problems.add(tree.at(["data"]), f"data: {fault}", data=True)

@@ -5,6 +5,7 @@ Read some rows at a time, and of the columns only those that are known.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -54,6 +55,9 @@ def _batches(arrow: ModuleType, stream: BinaryIO, part: Part) -> Iterator[Any]:
 
     is_file = stream.read(len(_FILE_MARK)) == _FILE_MARK
     stream.seek(0)
+    if isinstance(getattr(stream, "raw", None), io.FileIO):
+        # A file of this machine is mapped: a batch can be as large as who wrote it liked.
+        stream = arrow.memory_map(stream.name)
     if is_file:
         reader = ipc.open_file(stream)
         columns = _known(reader.schema.names, part)

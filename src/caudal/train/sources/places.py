@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from caudal.domain.errors import DataError, StorageFailed
 from caudal.store.blobs import open_store_at
@@ -36,19 +36,21 @@ class Found:
 def look(data: str) -> tuple[Found, ...]:
     """All files at a path, a pattern (`*`, `?`, `[...]`, `**` for folders) or a URL, by name. Hidden ones, and what
     begins with `_`, are left out. Raises DataError where there are none, Unreachable, StorageFailed."""
-    parts = urlsplit(data)
-    if parts.scheme in REMOTE:
-        return _remote(data, parts.scheme, parts.netloc, parts.path.strip("/"))
-    if parts.scheme == "file":
-        return _local(unquote(parts.path), data)
-    if "://" in data:
-        raise DataError(
-            "the data's address is of no known kind",
-            where=data,
-            why=f"the scheme is {parts.scheme!r}",
-            remedy="use a path, or one of " + ", ".join(f"{name}://" for name in ("file", *REMOTE)),
-        )
-    return _local(data, data)
+    # Not urlsplit: to it a `?`, which is a pattern here, ends the path, and so does a `#`.
+    scheme, there, rest = data.partition("://")
+    bucket, _, path = rest.partition("/")
+    if not there:
+        return _local(data, data)
+    if scheme in REMOTE:
+        return _remote(data, scheme, bucket, path.strip("/"))
+    if scheme == "file" and bucket in ("", "localhost"):
+        return _local(unquote(f"/{path}"), data)
+    raise DataError(
+        "the data's address is of no known kind",
+        where=data,
+        why=f"the scheme is {scheme!r}" if scheme != "file" else f"{bucket!r} is no folder from the root",
+        remedy="use a path, or one of s3://, az://, gs://, file:///",
+    )
 
 
 def _local(path: str, data: str) -> tuple[Found, ...]:
