@@ -156,6 +156,6 @@ def read_small(found: Found, most: int = 1 << 24) -> bytes:
         raise DataError(f"the file is larger than {most >> 20} MiB", where=found.where)
     try:
         with found.open() as file:
-            return file.read(most)
+            return file.read(found.size)
     except OSError as error:
         raise StorageFailed("the file cannot be read", where=found.where, why=str(error)) from error
