@@ -88,7 +88,7 @@ def test_one_wrong_file_among_good_ones_keeps_all_from_being_applied(tmp_path: P
         (b" \n\t\n", "is empty"),
         (b"\x7fELF\x00\x01\x02\x03" * 100, "is not text"),
         ("¡Hola! ¿Qué tal?".encode("latin-1") * 50, "is not text in UTF-8"),
-        ("dir", "is not a file"),
+        ("dir", "is an empty folder"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused_at_once(

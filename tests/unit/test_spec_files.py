@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import time
 from pathlib import Path
 
@@ -259,10 +260,70 @@ def test_text_that_is_cut_within_a_character_is_text(tmp_path: Path) -> None:
     assert len(spec.load(tmp_path / "a.yaml")) == 1
 
 
-def test_a_folder_as_data_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(TRAIN.replace("builtin:tinyworld", "."))
-    with pytest.raises(DataError, match="is not a file"):
-        spec.load(tmp_path / "a.yaml")
+def found_in(folder: Path, data: str) -> spec.Spec:
+    """What a file in the folder says whose `data` is this."""
+    (folder / "specs").mkdir(exist_ok=True)
+    (folder / "specs" / "a.yaml").write_text(TRAIN.replace("builtin:tinyworld", f'"{data}"'))
+    (one,) = spec.load(folder / "specs" / "a.yaml")
+    return one
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["../text.txt", "../rows.jsonl", "../rows.jsonl.gz", "../table.parquet", "../some", "../some/*.md",
+     "s3://bucket/rows", "az://container/a.parquet", "gs://bucket/*.jsonl"],
+)  # fmt: skip
+def test_all_that_data_may_name(tmp_path: Path, data: str) -> None:
+    (tmp_path / "text.txt").write_text("words")
+    (tmp_path / "rows.jsonl").write_text('\n{"text": "a\u2028b"}\n' + '{"text": "b"}\n' * 9_000)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "table.parquet").write_bytes(b"PAR1...")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.md").write_text("words")
+    train = found_in(tmp_path, data)
+    assert isinstance(train, TrainSpec)
+    assert train.data == (data if "://" in data else str(tmp_path / data.removeprefix("../")))
+    assert isinstance(found_in(tmp_path, (tmp_path / "text.txt").as_uri()), TrainSpec)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("../void", "is an empty folder"),
+        ("../*.arrow", "no file matches"),
+        ("../text.tx", "cannot read .*No such file.*did you mean '.*/text.txt'"),
+        ("../false.parquet", "is not Parquet, as its name says"),
+        ("../false.jsonl.gz", "is not packed by gzip"),
+        ("../list.json", "list.json:2 is not an object; each line"),
+        ("../broken.jsonl", "broken.jsonl:1 is not JSON"),
+        ("file:///no/such/file.txt", "cannot read /no/such/file.txt"),
+        ("/dev/null", "neither a file nor a folder"),
+    ],
+)
+def test_data_that_is_not_what_it_is_called(tmp_path: Path, data: str, said: str) -> None:
+    (tmp_path / "void").mkdir()
+    (tmp_path / "void" / ".hidden").write_text("a")
+    for name in ("text.txt", "false.parquet", "false.jsonl.gz", "broken.jsonl"):
+        (tmp_path / name).write_text("words")
+    (tmp_path / "list.json").write_text("\n[1, 2]\n")
+    with pytest.raises(DataError, match=rf"a\.yaml:3: data: (?s:.)*{said}"):
+        found_in(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("s4://bucket/a", "did you mean 's3://'"),
+        ("https://host/a.txt", "known: s3://, az://, gs://, file://"),
+    ],
+)
+def test_addresses_of_no_known_kind(data: str, said: str) -> None:
+    assert said in said_of(data)
+
+
+def said_of(data: str) -> str:
+    """What is said of a spec with this data."""
+    return said(TRAIN.replace("builtin:tinyworld", data))
 
 
 def test_data_that_is_not_built_in() -> None:

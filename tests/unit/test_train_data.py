@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from itertools import islice
 from pathlib import Path
@@ -15,10 +17,11 @@ from caudal.domain.workload import StageSpec, TokenizerSpec, TrainSpec
 from caudal.store.blobs import open_blobs
 from caudal.train.chat import ASSISTANT, END, USER
 from caudal.train.data import tinyworld
-from caudal.train.data.pack import pack_dialogues
+from caudal.train.data.builtin import messages_of
+from caudal.train.data.own import OwnVocabulary
+from caudal.train.data.pack import Packer
 from caudal.train.data.prepare import TINYWORLD, load_manifest, prepare
 from caudal.train.data.samples import Samples, read_tokens, windows
-from caudal.train.data.text import read_text, split
 from caudal.train.data.tokenizer import train_tokenizer
 from caudal.train.fetch import data_folder
 
@@ -71,20 +74,32 @@ def test_what_is_not_text_is_refused_with_a_remedy(tmp_path: Path, content: byte
     file = tmp_path / "data.txt"
     file.write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
-        read_text(str(file))
+        prepare(text_spec(file), open_blobs("memory://"), "r")
     assert caught.value.remedy
     assert caught.value.where == str(file)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        read_text(str(tmp_path / "none.txt"))
-    with pytest.raises(DataError, match="folder"):
-        read_text(str(tmp_path))
+def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "void").mkdir()
+    for name, said in (("none.txt", "no such file"), ("void", "folder is empty")):
+        with pytest.raises(DataError, match=said):
+            prepare(text_spec(tmp_path / name), open_blobs("memory://"), "r")
 
 
-def test_the_end_of_a_text_is_kept_for_validation() -> None:
-    assert split("abcdefghij", 0.2) == ("abcdefgh", "ij")
+def test_the_end_of_a_text_is_kept_for_validation(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefgh" * 100 + "XYZ" * 50 + "é" * 50)
+    blobs = open_blobs("memory://")
+    manifest = prepare(
+        dataclasses.replace(text_spec(tmp_path / "a.txt"), validation_fraction=0.2), blobs, "r"
+    )
+    folder = data_folder(blobs, "r", manifest, tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    said = {
+        name: tokenizer.decode(read_tokens(folder / name, manifest).tolist())
+        for name in ("stage-0.tokens.bin", "validation.tokens.bin")
+    }
+    assert said["stage-0.tokens.bin"] == "abcdefgh" * 100
+    assert said["validation.tokens.bin"] == "XYZ" * 50 + "é" * 50
 
 
 def test_a_text_shorter_than_two_samples_is_refused(tmp_path: Path) -> None:
@@ -116,12 +131,17 @@ def test_both_tokenizers_give_the_text_back() -> None:
 
 
 def test_dialogues_are_packed_whole_and_only_the_assistants_words_count() -> None:
-    said = [turn for d in islice(tinyworld.dialogues(1), 500) for turn in d]
-    tokenizer = train_tokenizer(TokenizerSpec(entries=500), [t.question + t.answer for t in said], chat=True)
-    packed = pack_dialogues(tokenizer, tinyworld.dialogues(1), 200, 40)
+    said = [messages_of(dialogue) for dialogue in islice(tinyworld.dialogues(1), 500)]
+    words = [turn.content for messages in said for turn in messages]
+    tokenizer = train_tokenizer(TokenizerSpec(entries=500), words, chat=True)
+    packer = Packer(200, tokenizer.token_to_id(END))
+    for tokens, mask in OwnVocabulary(tokenizer).dialogues(said):
+        packer.add(tokens, mask)
+    rows = packer.take()
     user, assistant, end = (tokenizer.token_to_id(name) for name in (USER, ASSISTANT, END))
-    assert packed.tokens.shape == packed.mask.shape == (40, 200)
-    for tokens, masks in zip(packed.tokens, packed.mask, strict=True):
+    assert len(rows) > 50 and packer.take() == []
+    for tokens, masks in rows:
+        assert len(tokens) == len(masks) == 200
         assert tokens[0] == user
         counts = False
         for token, mask in zip(tokens, masks, strict=True):
@@ -182,3 +202,29 @@ def test_validation_windows_follow_each_other() -> None:
     batches = windows(np.arange(100), 16, 4)
     assert [batch.tokens.shape for batch in batches] == [(4, 16), (2, 16)]
     assert np.array_equal(np.concatenate([b.targets for b in batches]), np.arange(1, 97))
+
+
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [("bpe", "84fc141ae6eb4984"), ("characters", "7d14c72184ecf747"), ("tinyworld", "b3a46408e64bb0cc")],
+)
+def test_a_run_of_long_ago_would_be_prepared_alike(tmp_path: Path, kind: str, digest: str) -> None:
+    """Digests of what the first version made, before data was streamed."""
+    file = tmp_path / "a.txt"
+    lines = (f"Line {n * n % 977} of «{n}»,\r\n  and  more." + "\n" * (n % 4) for n in range(9_000))
+    file.write_bytes(("\ufeff" + "".join(lines)).encode())
+    stages = (
+        StageSpec("read", tokens=9_000, sample_tokens=64),
+        StageSpec("chat", tokens=4_000, kind="chat", sample_tokens=96),
+    )
+    spec = TrainSpec("a", TINYWORLD, stages, tokenizer=TokenizerSpec(entries=400))
+    if kind != "tinyworld":
+        spec = dataclasses.replace(spec, data=str(file), stages=stages[:1])
+    if kind == "characters":
+        spec = dataclasses.replace(spec, tokenizer=TokenizerSpec(kind="characters"))
+    blobs, found = open_blobs("memory://"), hashlib.sha256()
+    prepare(spec, blobs, "r")
+    for path in blobs.list("r/data/"):
+        if path != "r/data/manifest.json":
+            found.update(path.encode() + blobs.get(path))
+    assert found.hexdigest()[:16] == digest

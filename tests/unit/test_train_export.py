@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_the_card_says_what_is_known_and_unknown(exported: Exported, tmp_path: P
     assert "2.5000 nats" in card and "7 of 20 (35 %)" in card
     export(exported.state, SPEC, exported.manifest, exported.blobs, "r", tmp_path, Facts(1, 1, ("north",)))
     assert "| validation loss | unknown |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_card_of_a_users_dialogues_says_nothing_of_the_tiny_world(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n' * 99)
+    spec = dataclasses.replace(SPEC, data=str(tmp_path / "a.jsonl"), stages=SPEC.stages[1:])
+    card = (Exported(tmp_path / "model", spec).folder / "README.md").read_text()
+    assert "language:" not in card and "tiny world" not in card and "manner of the dialogues" in card
+    assert f"a.jsonl` ({99 * 7} characters)" in card
 
 
 def test_the_same_run_exports_the_same_bytes(exported: Exported, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from caudal.domain.errors import CaudalError, Failed, UsageError
 VERBS = {
     "up": "Run the fleet here: the control loop, the API, the gateway and what is applied.",
     "apply": "Make the fleet want what these files say.",
-    "train": "Train one run and wait for it: a file, or any text with --data.",
+    "train": "Train one run and wait for it: a file, or your own text and records with --data.",
     "status": "Show the fleet: sites, runs, services, models.",
     "explain": "Say why something runs where it runs, or what it waits for.",
     "events": "Show what happened; --follow goes on.",

@@ -5,7 +5,7 @@ Our own bugs are assertions. What the user or the world did wrong is one of thes
     CaudalError
     ├── UsageError            exit 2, HTTP 400   the request itself is wrong
     │   ├── SpecError                            a file that the user wrote, with its line
-    │   └── DataError                            training data that is missing, empty or not text
+    │   └── DataError                            training data that is missing or not what it should be
     ├── Unauthorized          exit 1, HTTP 401
     ├── NotFound              exit 3, HTTP 404
     ├── Impossible            exit 4, HTTP 409   it cannot be done with this fleet
@@ -84,7 +84,7 @@ class SpecError(UsageError):
 
 
 class DataError(UsageError):
-    """Training data is missing, empty, or not text."""
+    """Training data is missing, empty, or not what it should be."""
 
     code = "data"
 

@@ -145,10 +145,18 @@ PRESETS: dict[type, dict[str, dict[str, object]]] = {
 class TrainSpec:
     """What a `type: train` file says.
 
-    `data` is `builtin:tinyworld` or the path of a text file. `sites` is how many sites hold a copy of the
-    model (`at` names them, where the user wants to choose). `validation_fraction` of a text file's end is
-    kept out of training. `publish` is the id under which the finished model is served; empty: the run's
-    name. `seed` decides the weights, the order of the samples and the text of built-in data.
+    `data` is `builtin:tinyworld`, or texts or records of your own: a file, a folder of files of one format, a
+    pattern (`talks/*.jsonl`), or the URL of an object or of all below it (`s3://`, `az://`, `gs://`, `file://`).
+    Formats, by the names' ends: `.jsonl` (also `.jsonl.gz`, `.json` with a record a line), `.parquet`, what
+    Hugging Face's `datasets` saved with `save_to_disk`; all else is text in UTF-8. Records have `text`, or a dialogue:
+    `messages`, `conversations`, `prompt` + `completion`, or `instruction` (+ `input`) + `output`. Chat stages need
+    dialogues; text stages read them as the chat template says them. It has to be there for the site that
+    coordinates, which reads it once.
+
+    `sites` is how many sites hold a copy of the model (`at` names them, where the user wants to choose).
+    `validation_fraction` is kept out of training: of a single text file its end, of records those that a hash of
+    what they say chooses. `publish` is the id under which the finished model is served; empty: the run's name.
+    `seed` decides the weights, the order of the samples and the text of built-in data.
     """
 
     name: str

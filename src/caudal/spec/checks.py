@@ -1,6 +1,6 @@
 """The rules that look at several fields of a spec, and at what a file of the user's may name.
 
-Values of single fields are limits.py's. Pure but for `check_data`, which looks at the file that is named.
+Values of single fields are limits.py's; data.py looks at the data that is named. Pure.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from caudal.domain.fleet import FleetSpec
 from caudal.domain.workload import ModelShape, ServedModel, ServiceSpec, StageSpec, TrainSpec
+from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
 
-BUILTIN = "builtin:"
-BUILTIN_DATA = ("builtin:tinyworld",)
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PYPI = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
-_LOOK_BYTES = 1 << 16
 
 
 def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
@@ -53,10 +50,7 @@ def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
     _distinct("site", list(spec.at), tree, "at", problems)
     if spec.at and len(spec.at) != spec.sites:
         problems.add(tree.at(["at"]), f"at: names {len(spec.at)} sites, and `sites` is {spec.sites}")
-    if not spec.data:
-        problems.add(tree.at(["data"]), "data: builtin:tinyworld or the path of a text file is needed")
-    if spec.data.startswith(BUILTIN) and spec.data not in BUILTIN_DATA:
-        problems.add(tree.at(["data"]), f"data: {spec.data!r} is not built in; {', '.join(BUILTIN_DATA)} is")
+    check_data_name(spec.data, tree.at(["data"]), problems)
     _check_name(spec.publish, tree, ["publish"], problems)
 
 
@@ -67,26 +61,6 @@ def check_service(spec: ServiceSpec, tree: Located, problems: Problems) -> None:
     _distinct("model", [m.id for m in spec.models], tree, "models", problems)
     for number, model in enumerate(spec.models):
         _check_served(model, tree, ["models", number], problems)
-
-
-def check_data(spec: TrainSpec, tree: Located, problems: Problems) -> None:
-    """Whether the text file that is named is there and looks like text. Its trainer reads it whole."""
-    if spec.data.startswith(BUILTIN):
-        return
-    where, path = tree.at(["data"]), Path(spec.data)
-    if path.exists() and not path.is_file():
-        problems.add(where, f"data: {path} is not a file", data=True)
-        return
-    try:
-        with path.open("rb") as file:
-            start = file.read(_LOOK_BYTES)
-    except OSError as error:
-        problems.add(where, f"data: cannot read {path}: {error.strerror}", data=True)
-        return
-    if not start.strip():
-        problems.add(where, f"data: {path} is empty", data=True)
-    elif b"\0" in start or not _is_utf8(start):
-        problems.add(where, f"data: {path} is not text in UTF-8", data=True)
 
 
 def is_local_source(source: str) -> bool:
@@ -174,11 +148,3 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _is_utf8(start: bytes) -> bool:
-    try:
-        start.decode()
-    except UnicodeDecodeError as error:
-        return len(start) == _LOOK_BYTES and error.start >= len(start) - 3  # cut within a character
-    return True

@@ -15,13 +15,12 @@ from caudal.domain.fleet import FleetSpec
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.spec.build import BAD, build, unknown
 from caudal.spec.checks import (
-    BUILTIN,
-    check_data,
     check_fleet,
     check_service,
     check_train,
     is_local_source,
 )
+from caudal.spec.data import check_data, is_path, resolved
 from caudal.spec.located import Located, Problems, describe, locate
 from caudal.spec.yaml_source import MAX_TEXT_BYTES, read_documents
 
@@ -145,8 +144,9 @@ def _checked(spec: Spec, tree: Located, folder: Path | None, problems: Problems)
         check_fleet(spec, tree, problems)
     elif isinstance(spec, TrainSpec):
         check_train(spec, tree, problems)
-        if folder is not None and spec.data and not spec.data.startswith(BUILTIN):
-            spec = dataclasses.replace(spec, data=_resolve(spec.data, folder))
+        if folder is not None and is_path(spec.data):
+            spec = dataclasses.replace(spec, data=resolved(spec.data, folder))
+        if folder is not None:
             check_data(spec, tree, problems)
     else:
         check_service(spec, tree, problems)

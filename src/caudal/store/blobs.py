@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,6 +24,7 @@ from caudal.domain.errors import AlreadyExists, CaudalError, NotFound, StorageFa
 from caudal.ports import Blobs
 from caudal.store.atomic import write_atomic
 from caudal.store.blob_files import copy, download, place, upload
+from caudal.store.blob_reader import open_object
 from caudal.store.mirror import Mirror
 
 SCHEMES = ("file", "memory", "s3", "az", "gs")
@@ -174,6 +176,26 @@ class ObjectBlobs:
             pages = obstore.list(self._store, prefix=_checked(folder) if folder else None)
             found = [str(meta["path"]) for page in pages for meta in page]
         return sorted(path for path in found if not folder or path.startswith(folder + "/"))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The object named `prefix`, or all below it as a folder: their paths, sorted, with their bytes. Paths
+        are as others have named them, so they need not be such that `put` takes. Raises as `get` does, but an
+        object that is not there is an empty answer."""
+        name = prefix.strip("/")
+        with self._explained(prefix):
+            if name:
+                try:
+                    return {name: int(obstore.head(self._store, name)["size"])}
+                except FileNotFoundError:
+                    pass
+            pages = obstore.list(self._store, prefix=name or None)
+            found = {str(meta["path"]): int(meta["size"]) for page in pages for meta in page}
+        return dict(sorted(found.items()))
+
+    def open(self, path: str) -> BinaryIO:
+        """The object as a file that is read in pieces, from the store, as it is asked for. Raises NotFound, now
+        and at each read what `get` raises."""
+        return open_object(self._store, path, lambda: self._explained(path))
 
     def delete(self, path: str) -> None:
         """Remove the object; a path that is not there is fine."""

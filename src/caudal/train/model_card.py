@@ -30,8 +30,9 @@ def model_card(spec: TrainSpec, manifest: DataManifest, facts: Facts) -> str:
     header = ["---", "library_name: transformers", "tags: [caudal]"]
     if licence:
         header.insert(1, f"license: {licence.lower()}")
+    built_in = str(details.get("source", "")).startswith("builtin:")
     if details.get("chat"):
-        header.insert(1, "pipeline_tag: text-generation\nlanguage: [en, es]")
+        header.insert(1, "pipeline_tag: text-generation" + "\nlanguage: [en, es]" * built_in)
     size = state_size(spec.model, manifest.vocab)
     shape = spec.model
     lines = [
@@ -55,7 +56,7 @@ def model_card(spec: TrainSpec, manifest: DataManifest, facts: Facts) -> str:
         f"| seed | {spec.seed} |",
         f"| licence of the data | {licence or 'unknown: it is the data owner’s'} |",
         "",
-        *_limits(bool(details.get("chat"))),
+        *_limits(bool(details.get("chat")), built_in),
         *_kinds(facts.heldout),
     ]
     return "\n".join(lines) + "\n"
@@ -76,7 +77,15 @@ def _score(heldout: Mapping[str, Any] | None) -> str:
     return f"{correct} of {of} ({100 * correct / of:.0f} %), exact match, greedy"
 
 
-def _limits(chat: bool) -> list[str]:
+def _limits(chat: bool, built_in: bool) -> list[str]:
+    if chat and not built_in:
+        return [
+            "## Limits",
+            "",
+            "It answers in the manner of the dialogues that it was trained on. System messages are left out by its chat "
+            "template. Do not rely on anything that it says.",
+            "",
+        ]
     if not chat:
         return [
             "## Limits",

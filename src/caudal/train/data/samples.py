@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from caudal.train.data.shards import Shards, named
 from caudal.train.interface import DataManifest, StageData
 
 Tokens = NDArray[np.int64]
@@ -45,18 +46,17 @@ class Batch:
 
 
 class Samples:
-    """One stage's samples."""
+    """One stage's samples, in as many files as the manifest names."""
 
     def __init__(self, folder: Path, manifest: DataManifest, stage: int, seed: int) -> None:
         self._stage, self._seed = stage, seed
         self._data: StageData = manifest.stages[stage]
         dtype = np.dtype(manifest.details["dtype"]).newbyteorder("<")
-        self._tokens = np.memmap(folder / f"stage-{stage}.tokens.bin", dtype=dtype, mode="r")
-        self._mask: NDArray[np.uint8] | None = None
+        files = self._data.files
+        tokens, masks = (named(files, f"stage-{stage}.{what}") for what in ("tokens", "mask"))
+        self._tokens = Shards([folder / name for name in tokens], dtype)
+        self._mask = Shards([folder / name for name in masks], np.dtype(np.uint8))
         length = self._data.sample_tokens
-        if self._data.kind == "chat":
-            mask = np.memmap(folder / f"stage-{stage}.mask.bin", dtype=np.uint8, mode="r")
-            self._mask = mask.reshape(-1, length + 1)
         self._offsets = np.random.Generator(np.random.PCG64([seed, stage])).integers(0, length, 1024)
 
     def batch(self, positions: Sequence[int]) -> Batch:
@@ -65,12 +65,12 @@ class Samples:
         windows, masks = [], []
         for position in positions:
             number, sample = place(self._seed, self._stage, self._data.samples, position)
-            if self._mask is None:
+            if self._data.kind == "text":
                 start = sample * length + int(self._offsets[number % len(self._offsets)])
             else:
                 start = sample * (length + 1)
-                masks.append(self._mask[sample])
-            windows.append(self._tokens[start : start + length + 1])
+                masks.append(self._mask.read(start, start + length + 1))
+            windows.append(self._tokens.read(start, start + length + 1))
         both = np.stack(windows).astype(np.int64)
         targets = both[:, 1:].reshape(-1)
         rows = None
