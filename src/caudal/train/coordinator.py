@@ -25,6 +25,7 @@ from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
 from caudal.train import checkpoint, epochs
 from caudal.train.audit import RunRecord, plan_path
+from caudal.train.base.coordinator import bring_base
 from caudal.train.beat import beat
 from caudal.train.config import CoordinatorConfig, read_config
 from caudal.train.data.prepare import prepare
@@ -79,6 +80,7 @@ async def coordinate(
     result = known_result(blobs, config.prefix)
     if result is None:
         reporter.update(phase="preparing")
+        await asyncio.to_thread(bring_base, config, blobs)
         manifest = await asyncio.to_thread(prepare, config.spec, blobs, config.prefix)
         run_plan = given_plan(blobs, config.prefix) if config.given else plan(config.spec, manifest)
         run = Run(config, blobs, reporter, publish, manifest, run_plan, stop)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from caudal.domain.errors import StorageFailed
 from caudal.ports import Blobs
-from caudal.store.atomic import write_atomic
+from caudal.store.pull.base import sha256_of
 from caudal.train.interface import DataManifest
 
 
@@ -25,19 +24,16 @@ def data_folder(blobs: Blobs, prefix: str, manifest: DataManifest, cache_dir: Pa
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise StorageFailed(f"the data's manifest names {name!r}, outside its folder", where=blobs.url)
-        if path.is_file() and _sha256(path.read_bytes()) == sha256:
+        if path.is_file() and sha256_of(path) == sha256:
             continue
-        data = blobs.get(f"{prefix}/data/{name}")
-        if _sha256(data) != sha256:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blobs.get_file(f"{prefix}/data/{name}", path)  # streamed: a base may be larger than memory
+        if sha256_of(path) != sha256:
+            path.unlink()
             raise StorageFailed(
                 "a data file is not what the manifest says",
                 where=f"{blobs.url}/{prefix}/data/{name}",
                 why="its sha256 is another",
                 remedy="apply the run again: its data is made anew",
             )
-        write_atomic(path, data)
     return folder
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -20,6 +20,7 @@ from caudal.ports import Blobs
 from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
 from caudal.train import epochs
+from caudal.train.base.layout import base_of
 from caudal.train.compute import ComputeThread
 from caudal.train.config import WorkerConfig, read_config
 from caudal.train.data.prepare import load_manifest
@@ -46,11 +47,11 @@ TERMINATED = 143
 def torch_inner(
     spec: InnerSpec, cache: str, run_plan: RunPlan, manifest: DataManifest, folder: Path, threads: int
 ) -> Inner:
-    """The real one: made for one process of CPUs, or a group. Imported here: loading torch takes seconds, and
-    tests bring a smaller one. Raises UsageError where the hardware lacks what the spec asks for."""
+    """The real one: made for one process of CPUs, or a group, which trains every base. Imported here: loading
+    torch takes seconds, and tests bring a smaller one. Raises UsageError where the hardware lacks what the spec asks for."""
     import torch  # noqa: PLC0415 (torch enters here)
 
-    if spec == InnerSpec() and not torch.cuda.is_available():
+    if spec == InnerSpec() and base_of(manifest.details) is None and not torch.cuda.is_available():
         from caudal.train.inner import TorchInner  # noqa: PLC0415
 
         return TorchInner(run_plan, manifest, folder, threads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from caudal.domain.errors import AlreadyExists, DataError, NotFound
 from caudal.domain.workload import StageSpec, TrainSpec
 from caudal.ports import Blobs
+from caudal.train.base.layout import DETAILS, FOLDER, Base, begun
 from caudal.train.chat import ASSISTANT, END, USER
 from caudal.train.data import tinyworld
 from caudal.train.data.pack import Packed, pack_dialogues
@@ -64,15 +65,34 @@ def prepare(spec: TrainSpec, blobs: Blobs, prefix: str) -> DataManifest:
     found = load_manifest(blobs, prefix)
     if found is not None:
         return found
-    made = _tinyworld(spec) if spec.data == TINYWORLD else _text_file(spec)
+    base = begun(blobs, prefix) if spec.base.path else None
+    if base is not None:
+        made = _text_file(spec, _words_of(blobs, prefix))
+    else:
+        made = _tinyworld(spec) if spec.data == TINYWORLD else _text_file(spec)
     for path, data in made.files.items():
         blobs.put(f"{prefix}/{path}", data)
-    manifest = made.manifest()
+    manifest = made.manifest() if base is None else _with_base(made.manifest(), base)
     try:
         blobs.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(manifest), if_absent=True)
     except AlreadyExists:  # another coordinator was as far: the same spec gave the same bytes
         pass
     return manifest
+
+
+def _words_of(blobs: Blobs, prefix: str) -> Tokenizer:
+    """The base's own tokenizer."""
+    return Tokenizer.from_str(blobs.get(f"{prefix}/data/{FOLDER}/tokenizer.json").decode())
+
+
+def _with_base(manifest: DataManifest, base: Base) -> DataManifest:
+    """With the base's files, so that every site fetches and checks them, and its layout."""
+    return replace(
+        manifest,
+        vocab=base.vocabulary,
+        files={**manifest.files, **base.files},
+        details={**manifest.details, DETAILS: msgspec.to_builtins(base)},
+    )
 
 
 def load_manifest(blobs: Blobs, prefix: str) -> DataManifest | None:
@@ -139,7 +159,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _text_file(spec: TrainSpec) -> _Made:
+def _text_file(spec: TrainSpec, tokenizer: Tokenizer | None = None) -> _Made:
+    if spec.data.startswith("builtin:"):
+        raise DataError(
+            "built-in data is made for models that begin from nothing",
+            where=spec.data,
+            why=f"run {spec.name} begins from {spec.base.path}",
+            remedy="name a text file in `data`",
+        )
     text = read_text(spec.data)
     if any(stage.kind == "chat" for stage in spec.stages):
         raise DataError(
@@ -150,7 +177,7 @@ def _text_file(spec: TrainSpec) -> _Made:
         )
     training, validation = split(text, spec.validation_fraction)
     sample = text if spec.tokenizer.kind == "characters" else training[:_TOKENIZER_CHARACTERS]
-    tokenizer = train_tokenizer(spec.tokenizer, [sample], chat=False)
+    tokenizer = tokenizer or train_tokenizer(spec.tokenizer, [sample], chat=False)
     made = _Made(tokenizer, {"source": spec.data, "licence": "", "characters": len(text), "chat": False})
     tokens = _encode(tokenizer, _lines(training))
     for stage in spec.stages:
