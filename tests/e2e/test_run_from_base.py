@@ -72,8 +72,8 @@ class Run:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.02)
 
-    def ends(self, process: subprocess.Popen[bytes], code: int = 0) -> None:
-        self.until(lambda: process.poll() is not None)
+    def ends(self, process: subprocess.Popen[bytes], code: int = 0, seconds: float = 120.0) -> None:
+        self.until(lambda: process.poll() is not None, seconds)
         assert process.returncode == code, self.logs()
 
     def round(self) -> int:

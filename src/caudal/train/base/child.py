@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -24,7 +25,8 @@ def run(module: str, order: object) -> dict[str, Any]:
     """Run `python -m module` with the order and wait for its answer. Raises the error that it met, and Failed
     where it died."""
     command = [sys.executable, "-m", module]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    env = {**os.environ, "TQDM_DISABLE": "1"}  # no progress bars in a log
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
         assert child.stdin is not None and child.stdout is not None
         try:
             child.stdin.write(msgspec.json.encode(order) + b"\n")
@@ -55,6 +57,10 @@ def serve(kind: type[Order], task: Callable[[Order], dict[str, Any]]) -> NoRetur
         answer = task(order)
     except CaudalError as error:
         answer = {"error": error.as_dict()}
+    except BaseException:  # a bug: said here, since the thread that reads would not let the interpreter end
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     answers.write(msgspec.json.encode(answer) + b"\n")
     answers.flush()
     sys.stderr.flush()

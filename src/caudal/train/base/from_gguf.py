@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,9 +45,7 @@ def dequantise(folder: Path, name: str) -> None:
             ) from error
         except (OSError, RuntimeError) as error:
             raise ModelInvalid("the GGUF file does not load", where=name, why=str(error)[:300]) from error
-        vars(model.config).pop("quantization_config", None)
-        model.hf_quantizer = None
-        model.half().save_pretrained(folder)
+        _plain(model).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if info.tokenizer == BYTE_LEVEL:
         path = folder / "tokenizer.json"
@@ -54,6 +53,16 @@ def dequantise(folder: Path, name: str) -> None:
         words["pre_tokenizer"] = PRE_TOKENIZERS[info.pre_tokenizer or "gpt-2"]
         path.write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
     file.unlink()
+
+
+def _plain(model: Any) -> Any:
+    """The same model without the memory of having been quantised, which forbids to cast and to save it."""
+    vars(model.config).pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    return plain
 
 
 def _check_tokenizer(info: GgufInfo, file: Path) -> None:
