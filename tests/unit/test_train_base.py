@@ -297,6 +297,14 @@ def test_what_cannot_be_a_base_is_refused_in_words(bases: dict[str, Path], tmp_p
         prepare(replace(good, data="builtin:tinyworld"), blobs, "r")
 
 
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.require_libraries()
+    monkeypatch.setattr(layout, "find_spec", lambda name: None if name == "peft" else object())
+    with pytest.raises(UsageError, match="more than is installed") as missing:
+        layout.require_libraries()
+    assert "peft" in missing.value.why and "caudal[train,huggingface]" in missing.value.remedy
+
+
 def test_untied_matrices_are_both_trained(bases: dict[str, Path], tmp_path: Path) -> None:
     run = begun(tmp_path, run_on(bases["untied"], tmp_path / "text.txt", "full"))
     assert run.base.names[-1] == "lm_head.weight" and run.base.trained == run.base.whole

@@ -22,6 +22,7 @@ def bring_base(config: CoordinatorConfig, blobs: Blobs) -> None:
     and the first state. Raises what `caudal.train.base.begin` does."""
     if not config.spec.base.path or layout.begun(blobs, config.prefix) is not None:
         return
+    layout.require_libraries()
     order = {
         "spec": msgspec.to_builtins(config.spec),
         "blobs_url": config.blobs_url,

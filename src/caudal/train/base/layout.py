@@ -9,10 +9,11 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import msgspec
 
-from caudal.domain.errors import NotFound, Stale
+from caudal.domain.errors import NotFound, Stale, UsageError
 from caudal.domain.workload import BaseSpec, TrainSpec
 from caudal.ports import Blobs
 from caudal.train.layout import Parameter
@@ -98,6 +99,18 @@ def base_of(details: Mapping[str, object], spec: TrainSpec | None = None) -> Bas
             remedy="give all sites the same file, or take another run name",
         )
     return base
+
+
+def require_libraries() -> None:
+    """Raises UsageError where what loads a base is not installed."""
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            "a run that begins from a model needs more than is installed",
+            where="base",
+            why=f"{' and '.join(missing)} cannot be imported",
+            remedy="pip install 'caudal[train,huggingface]' at every site",
+        )
 
 
 def _path(prefix: str) -> str:

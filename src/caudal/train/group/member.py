@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caudal.domain.errors import UsageError
 from caudal.domain.workload import InnerSpec
-from caudal.train.base.layout import FOLDER, base_of
+from caudal.train.base.layout import FOLDER, base_of, require_libraries
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.group.module import LlamaModule
 from caudal.train.inner import BETAS, EPSILON, GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
@@ -70,6 +70,7 @@ def _module(setup: Setup) -> SharedModule:
     base, checkpoints = base_of(setup.manifest.details), setup.inner.checkpoint_activations
     if base is None:
         return LlamaModule(setup.plan.shape, setup.plan.vocab, checkpoints)
+    require_libraries()
     # transformers and peft enter here: who trains a model of a shape does without them
     from caudal.train.base.model import HubModule, built  # noqa: PLC0415 (an optional extra)
 
