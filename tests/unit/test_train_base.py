@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from caudal.domain.errors import CaudalError, DataError, Failed, ModelInvalid, PullFailed, Stale, UsageError
 from caudal.domain.workload import BaseSpec, InnerSpec, TrainSpec
-from caudal.ports import Blobs
+from caudal.ports import Blobs, EngineLaunch
+from caudal.serve.llama_cpp import LlamaCppEngine
 from caudal.store.blobs import open_blobs
 from caudal.store.models import ModelStore
 from caudal.train import checkpoint
@@ -231,7 +233,7 @@ def test_the_exported_folder_is_the_trained_model(which: str, runs: dict[str, Be
     state = inner.run(0, [IdRange(0, 40)], (0.2, 0.4), never).params
     out = tmp_path / "out"
     why = export(run.spec, run.base, run.folder / "base", state, out)
-    assert (why == "") == (out / GGUF).is_file() == which.startswith("llama")
+    assert (why == "") == (out / GGUF).is_file() == (not which.startswith("gpt2"))
     tokens = torch.arange(12).reshape(1, 12)
     trained = model.built(run.folder / "base", run.base)
     model.write(trained, state, run.base.parameters)
@@ -251,6 +253,34 @@ def test_the_exported_folder_is_the_trained_model(which: str, runs: dict[str, Be
     assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()} == bytes_of
     record = ModelStore(open_blobs("memory://"), tmp_path / "models").publish("tuned", out, source="test")
     assert record.context == POSITIONS and bool(record.gguf) == (not why)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["llama lora", "qwen2 full"])
+def test_llama_cpp_says_what_transformers_says(which: str, runs: dict[str, Begun], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the `serve` extra is not installed")
+    run = runs[which]
+    inner = GroupInner(run.setup())
+    inner.load(run.state)
+    state = inner.run(0, [IdRange(0, 160)], (0.0, 1.0), never, 2.0).params
+    assert export(run.spec, run.base, run.folder / "base", state, tmp_path) == ""
+    engine = LlamaCppEngine()
+    engine.start(EngineLaunch("tuned", tmp_path / GGUF, "127.0.0.1", 0, POSITIONS, 1, 1))
+    words = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with httpx.Client(base_url=engine.url, timeout=60, trust_env=False) as client:
+        for prompt in ("The cat of the year 19", "The dog of the year 2001 says", "others"):
+            ids = words.encode(prompt).ids
+            told = client.post("/tokenize", json={"content": prompt}).json()["tokens"]
+            assert told == ids
+            body = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": 20, "cache_prompt": False}
+            said = client.post("/completion", json=body).json()["completion_probabilities"][0]
+            with torch.no_grad():
+                wanted = whole(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            assert said["top_logprobs"]
+            for entry in said["top_logprobs"]:
+                assert entry["logprob"] == pytest.approx(float(wanted[entry["id"]]), abs=1e-3)
+    engine.stop()
 
 
 def wrong(folder: Path, spec: TrainSpec, kind: type[CaudalError], *words: str) -> None:

@@ -217,6 +217,13 @@ def _restore(run: Run) -> checkpoint.Restored:
     restored = checkpoint.restore(run.blobs, run.prefix, run.plan.parameters, say)
     if restored is not None:
         return restored
+    if run.plan.model:
+        raise Failed(
+            "the run's first state is not there",
+            where=f"{run.prefix}/manifests/",
+            why="it comes from the model that the run begins from, and somebody deleted it",
+            remedy="apply the run under another name",
+        )
     state = initial_state(run.plan.shape, run.plan.vocab, run.plan.seed)
     momentum = np.zeros_like(state)
     manifest = checkpoint.Manifest(

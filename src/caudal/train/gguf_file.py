@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -44,7 +44,8 @@ def gguf_name(name: str) -> str:
     if name in fixed:
         return fixed[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_LAYER_NAMES[rest.removesuffix('.weight')]}.weight"
+    part, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_LAYER_NAMES[part]}.{kind}"
 
 
 def side_by_side(weight: Floats, width: int) -> Floats:
@@ -68,6 +69,9 @@ class Layout:
     head_width: int
     rope_theta: float = ROPE_THETA
     epsilon: float = NORM_EPSILON
+    architecture: Literal["llama", "qwen2"] = (
+        "llama"  # qwen2: biases, and rotary positions as Hugging Face has them
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def write_llama(
     licence: str,
     dtype: str = "float32",
 ) -> None:
-    """Write a model in the Llama layout. `weights` are by Hugging Face name, in float32; matrices are written as
+    """Write a model in the Llama layout or Qwen2's. `weights` are by Hugging Face name, in float32; matrices are written as
     `dtype` (float32, float16, bfloat16), norms as they are. Raises Failed where `gguf` is not installed."""
     try:
         import gguf  # noqa: PLC0415  an optional dependency, needed by this one function
@@ -142,7 +146,7 @@ def write_llama(
             why="the package `gguf` is not installed",
             remedy="pip install 'caudal[train]'",
         ) from None
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, layout.architecture)
     writer.add_name(name)
     if licence:
         writer.add_license(licence)
@@ -156,7 +160,7 @@ def write_llama(
     _add_layout(writer, layout)
     _add_words(writer, words)
     for key, weight in weights.items():
-        turned = key.endswith(("q_proj.weight", "k_proj.weight"))
+        turned = layout.architecture == "llama" and key.endswith(("q_proj.weight", "k_proj.weight"))
         placed = side_by_side(weight, layout.head_width) if turned else weight
         if dtype == "float32" or weight.ndim == 1:
             writer.add_tensor(gguf_name(key), placed)

@@ -100,6 +100,7 @@ class RunPlan:
     stages: tuple[Stage, ...]
     fragments: Cuts
     model: str = ""  # a hash of what is trained, where it is not a model of `shape`
+    frozen: int = 0  # parameters that are computed with beside those that are trained
 
     @property
     def total_ids(self) -> int:
@@ -162,6 +163,7 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
         stages=tuple(stages),
         fragments=cut(size, [part.offset for part in parts], spec.outer.fragments),
         model=signature(spec.base, base.files) if base else "",
+        frozen=base.frozen if base else 0,
     )
 
 

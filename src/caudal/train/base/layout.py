@@ -64,6 +64,11 @@ class Base:
         """How many numbers are trained: the length of the flat vector."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    @property
+    def frozen(self) -> int:
+        """How many parameters are computed with and not trained: the whole model beside its adapters."""
+        return self.whole if self.method == "lora" else 0
+
 
 def signature(spec: BaseSpec, files: Mapping[str, str]) -> str:
     """A hash of what is trained: the bytes of the base's files, and how. It is part of the plan, so that a site

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -17,15 +17,23 @@ from caudal.train.base.words import name_of
 from caudal.train.gguf_file import CONTROL, NORMAL, UNUSED, USER_DEFINED, Layout, Words, write_llama
 from caudal.train.layout import Floats
 
+ARCHITECTURES: dict[str, Literal["llama", "qwen2"]] = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+}
+"""transformers' name and llama.cpp's."""
+
 
 def why_not(folder: Path) -> str:
     """Why no GGUF can be made of a folder; empty where one can."""
     config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer.json")
     architecture = (config.get("architectures") or ["nothing"])[0]
-    if architecture != "LlamaForCausalLM":
-        return f"it is written for LlamaForCausalLM, and this is {architecture}"
+    if architecture not in ARCHITECTURES:
+        return f"it is written for {' and '.join(ARCHITECTURES)}, and this is {architecture}"
     if config.get("attention_bias") or config.get("mlp_bias"):
         return "its layers have biases, which llama.cpp's Llama has not"
+    if config.get("use_sliding_window"):
+        return "its attention is a sliding window"
     if config.get("hidden_act", "silu") != "silu":
         return f"its activation is {config['hidden_act']}, llama.cpp's Llama has silu"
     rope = _rope(config)
@@ -56,6 +64,7 @@ def write(
         head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
         rope_theta=float(_rope(config).get("rope_theta", config.get("rope_theta", 10_000.0))),
         epsilon=float(config["rms_norm_eps"]),
+        architecture=ARCHITECTURES[config["architectures"][0]],
     )
     write_llama(path, name, layout, words_of(folder, int(config["vocab_size"])), weights, licence, dtype)
 

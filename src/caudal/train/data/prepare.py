@@ -81,8 +81,11 @@ def prepare(spec: TrainSpec, blobs: Blobs, prefix: str) -> DataManifest:
 
 
 def _words_of(blobs: Blobs, prefix: str) -> Tokenizer:
-    """The base's own tokenizer."""
-    return Tokenizer.from_str(blobs.get(f"{prefix}/data/{FOLDER}/tokenizer.json").decode())
+    """The base's own tokenizer, without what some files say of cutting texts short."""
+    tokenizer = Tokenizer.from_str(blobs.get(f"{prefix}/data/{FOLDER}/tokenizer.json").decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _with_base(manifest: DataManifest, base: Base) -> DataManifest:
