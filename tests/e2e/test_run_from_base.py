@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -23,12 +24,6 @@ from caudal.store.models import ModelStore
 from caudal.train import checkpoint, epochs, ledger
 from caudal.train.audit import audit_run
 from caudal.train.base import layout, model
-from caudal.train.data.prepare import load_manifest
-from caudal.train.fetch import data_folder
-from caudal.train.interface import Inner, plan
-from caudal.train.machine import machine
-from caudal.train.replay import replay
-from caudal.train.worker import torch_inner
 from tests.support.bases import run_on, write_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -86,19 +81,27 @@ class Run:
         found = epochs.newest(self.blobs, self.prefix)
         return found.epoch if found else 0
 
-    def replayed(self) -> int:
-        """The first round that leads elsewhere when it is trained again; 0: none."""
-        manifest = load_manifest(self.blobs, self.prefix)
-        assert manifest is not None
-        run_plan, cache = plan(self.spec, manifest), self.folder / "cache"
-        data = data_folder(self.blobs, self.prefix, manifest, cache)
-
-        def make() -> Inner:
-            return torch_inner(self.spec.inner, str(cache), run_plan, manifest, data, 1)
-
-        report = replay(self.blobs, self.prefix, run_plan, make, 1, machine(1))
-        assert report.comparable
-        return report.differs
+    def replayed(self) -> dict[str, Any]:
+        """What `caudal replay` says."""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "caudal.cli",
+                "--home",
+                str(self.folder),
+                "replay",
+                self.spec.name,
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
 
 
 @pytest.fixture
@@ -141,7 +144,9 @@ def test_adapters_over_two_sites_whatever_is_killed(
     report = audit_run(run.blobs, run.spec.name)
     assert report.finished and not report.missing and report.ids == report.ids_total == 4 * 300
     assert report.sites == ("0", "1")
-    assert run.replayed() == 0
+    again = run.replayed()
+    assert again["comparable"] and not again["differs"] and again["compared"] == report.rounds
+    assert again["state_sha256"] == report.state_sha256
 
     links = ledger.read_from(run.blobs, run.prefix, None)
     assert links[-1].entry.loss < links[0].entry.loss
