@@ -37,6 +37,7 @@ def rows() -> dict[str, Row]:
     return {
         "start": wan_speed.start,
         "kill-site": wan_faults.kill_site,
+        "kill-worker": wan_faults.kill_worker,
         "partition": wan_faults.partition,
         "kill-coordinator": wan_faults.kill_coordinator,
         "kill-everything": wan_faults.kill_everything,

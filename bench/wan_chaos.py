@@ -14,7 +14,7 @@ from typing import Any
 from harness import figure
 from wan_options import Options
 from wan_place import Wan, end, until
-from wan_run import Run, train_spec
+from wan_run import Run, train_spec, worker_of
 
 SITES = ["north", "south", "west", "east"]
 CHAOS_SITES = SITES[:3]
@@ -66,7 +66,7 @@ def goodput(options: Options) -> dict[str, Any]:
 
 
 def _kill_workers(run: Run, start: float, seconds: float, seed: int | None) -> None:
-    """Every 30 s a random site's worker, the first after a third of that; none without a seed."""
+    """Every 30 s all of a random site's gang, the first after a third of that; none without a seed."""
     chance, due = random.Random(seed), start + KILL_EVERY_S / 3
     while time.time() < start + seconds:
         if seed is not None and time.time() >= due:
@@ -126,14 +126,16 @@ def _disturb(run: Run, wan: Wan, chance: random.Random, events: int) -> int:
             ends.remove(item)
             item[1]()
         site, lasts_s = chance.choice(run.place.sites), chance.uniform(0.5, 12.0)
-        kind = chance.choice(["kill", "kill", "stop", "cut", "coordinator"])
+        kind = chance.choice(["kill", "gang", "stop", "cut", "coordinator"])
         found = run.coordinator()
         if kind == "kill":
+            end(worker_of(run.worker(site).process.pid))
+        elif kind == "gang":
             end(run.worker(site).process.pid)
         elif kind == "coordinator" and found:
             end(found[1])
         elif kind == "stop":
-            pid = found[1] if found and chance.random() < 0.3 else run.worker(site).process.pid
+            pid = found[1] if found and chance.random() < 0.3 else worker_of(run.worker(site).process.pid)
             _signal(pid, signal.SIGSTOP)
             ends.append((time.time() + lasts_s, lambda pid=pid: _signal(pid, signal.SIGCONT)))
         elif kind == "cut":

@@ -15,11 +15,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
+from caudal.train.minding import WITHIN_S
 from harness import figure
 from wan_options import Options
 from wan_peers import Peers, longest_pause
 from wan_place import Wan, end, until
-from wan_run import Run, gaps, train_spec
+from wan_run import Run, gaps, train_spec, worker_of
 
 SITES = ["north", "south", "west"]
 PEER_SITES = ["north", "south"]
@@ -75,6 +78,42 @@ def kill_site(options: Options) -> dict[str, Any]:
             options.say(str({name: values[-1:] for name, values in seen.items()}))
         run.audit()
     return summary(seen)
+
+
+def kill_worker(options: Options) -> dict[str, Any]:
+    """`kill -9` the process that trains at one site, while its spare waits, and once more while there is none yet:
+    when the spare joins, when the site contributes again (both from the kill on; the latter waits for a round to
+    begin), how long the others stand still, and what a spare has of memory for itself."""
+    seen: dict[str, list[float]] = {"joined": [], "by_spare": [], "without_spare": [], "extra_stall": []}
+    memory: list[float] = []
+    with running(options) as (_, run):
+        gang = run.worker("west")
+        again = time.time()
+        for _ in range(options.repeats):
+            until(lambda since=again: gang.said("the spare is ready", since), 240.0, run.tails)
+            run.reach(run.round + 6)
+            memory.append(spare_mb(gang.process.pid))
+            usual, at = usual_gap_s(run), time.time()
+            end(worker_of(gang.process.pid))
+            seen["by_spare"].append(run.contributes("west", at) - at)
+            seen["extra_stall"].append(max(0.0, max(gaps(run.entries(), at, time.time())) - usual))
+            boss = next(p for p in run.programs if ".coordinator." in p.name)
+            seen["joined"].append((boss.said("at west joins", at) or time.time()) - at)
+            again = time.time()
+            end(worker_of(gang.process.pid))
+            seen["without_spare"].append(run.contributes("west", again) - again)
+            options.say(str({name: values[-1:] for name, values in seen.items()}))
+            if len(memory) < options.repeats:
+                time.sleep(max(0.0, at + WITHIN_S + 1.0 - time.time()))  # three deaths within it end the gang
+        assert gang.alive, run.tails()
+        run.audit()
+    return {**summary(seen), "spare_own_memory": figure(memory, "MB")}
+
+
+def spare_mb(gang: int) -> float:
+    """What the gang's newest process, its spare, shares with nobody."""
+    spare = max(psutil.Process(gang).children(), key=lambda p: (p.create_time(), p.pid))
+    return float(spare.memory_full_info().uss) / 1e6
 
 
 def partition(options: Options) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -128,7 +129,7 @@ class Run:
             self.start("worker", site)
 
     def worker(self, site: str) -> Program:
-        """The site's newest worker."""
+        """The site's newest worker: its gang's first process, with which all of the gang ends."""
         return next(p for p in reversed(self.programs) if p.name.startswith(f"bench.worker.{site}-"))
 
     def coordinator(self) -> tuple[str, int] | None:
@@ -234,15 +235,25 @@ class Run:
         shutil.rmtree(self.objects / self.prefix / "updates", ignore_errors=True)  # gigabytes, else
 
 
-def standby_of(worker: int) -> int | None:
-    """The pid of a worker's standby coordinator."""
-    try:
-        for child in psutil.Process(worker).children():
-            if "caudal.train.standby" in child.cmdline():
-                return child.pid
-    except psutil.Error:
-        pass  # one of them has just ended
-    return None
+def standby_of(gang: int) -> int | None:
+    """The pid of a gang's standby coordinator, by that of the gang's first process."""
+    return next((p.pid for p, words in _children(gang) if "caudal.train.standby" in words), None)
+
+
+def worker_of(gang: int) -> int:
+    """The pid of the process that takes part: of those that are no standby the oldest, for the spare came later.
+    Where there is none, the gang's first process."""
+    others = [p for p, words in _children(gang) if words and "caudal.train.standby" not in words]
+    return min(others, key=lambda p: (p.create_time(), p.pid)).pid if others else gang
+
+
+def _children(gang: int) -> list[tuple[psutil.Process, list[str]]]:
+    found = []
+    with contextlib.suppress(psutil.Error):  # one of them has just ended
+        for child in psutil.Process(gang).children():
+            with contextlib.suppress(psutil.Error):
+                found.append((child, child.cmdline()))
+    return found
 
 
 def gaps(entries: list[ledger.Entry], start: float, stop: float) -> list[float]:

@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caudal.train import worker
+from caudal.train import work, worker
 from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan
 
 
@@ -61,7 +62,9 @@ class FixedInner:
         due = started
         for step in range(steps):
             if between(step):
-                return InnerResult(self._params, 0, 0.0, step, time.monotonic() - started, stopped=True)
+                trained = step * of.batch * of.sample_tokens
+                took = time.monotonic() - started
+                return InnerResult(self._params.copy(), trained, 1.0, step, took, stopped=True)
             due += self._step_s
             self._params += self._moves
             time.sleep(max(0.0, due - time.monotonic()))
@@ -78,4 +81,4 @@ class FixedInner:
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(sys.argv[1], FixedInner))
+    sys.exit(worker.main(sys.argv[1:], partial(work.main, make_inner=FixedInner)))

@@ -1,9 +1,9 @@
 """A coordinator or a worker as a real process, with a model of a few hundred numbers instead of a network.
 
-    python tests/e2e/tiny_run.py coordinator|worker CONFIG
+    python tests/e2e/tiny_run.py coordinator|worker CONFIG [PART]
 
 What it computes is a pure function of the state, the ids and the schedule, so that two runs can be compared.
-`TINY_STEP_S` (environment) is how long an inner step takes.
+`TINY_STEP_S` (environment) is how long an inner step takes, `TINY_SPARE_S` when a worker's spare is started.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from caudal.domain.errors import AlreadyExists
 from caudal.domain.workload import TrainSpec
 from caudal.ports import Blobs
-from caudal.train import coordinator, worker
+from caudal.train import coordinator, minding, work, worker
 from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData
 
 
@@ -57,7 +58,9 @@ class TinyInner:
         started = time.monotonic()
         for step in range(steps):
             if between(step):
-                return InnerResult(self.params, 0, 0.0, step, 0.0, stopped=True)
+                trained = step * of.batch * of.sample_tokens
+                took = time.monotonic() - started
+                return InnerResult(self.params.copy(), trained, 1.0, step, took, stopped=True)
             batch = all_ids[step * of.batch : (step + 1) * of.batch]
             target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(batch) % 7) / 7)
             self.params += np.float32(rate * of.learning_rate) * (target - self.params)
@@ -90,7 +93,10 @@ def publish(*_: object) -> int:
 
 
 if __name__ == "__main__":
-    role, path = sys.argv[1:]
+    role, *words = sys.argv[1:]
+    minding.SPARE_AFTER_S = float(os.environ.get("TINY_SPARE_S", minding.SPARE_AFTER_S))
     sys.exit(
-        coordinator.main(path, prepare, publish) if role == "coordinator" else worker.main(path, TinyInner)
+        coordinator.main(words[0], prepare, publish)
+        if role == "coordinator"
+        else worker.main(words, partial(work.main, make_inner=TinyInner))
     )

@@ -27,16 +27,18 @@ from caudal.train.audit import RunRecord, plan_path
 from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData, plan
 from caudal.train.keeper import Fenced, Keeper, Overtaken
 from caudal.train.layout import initial_state
+from caudal.train.leases import first
 from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.door import plan_sha256
 from caudal.train.protocol.effects import (
     Assess,
     Close,
     Commit,
     Compute,
+    CutShort,
     Done,
     Forget,
     Keep,
@@ -48,6 +50,7 @@ from caudal.train.protocol.effects import (
     Trained,
 )
 from caudal.train.protocol.site import Site
+from caudal.train.protocol.terms import Terms
 
 PREFIX = "runs/tiny/g1"
 
@@ -171,6 +174,7 @@ class Node:
     heard_at: float = 0.0
     jobs_until: float = 0.0
     stop: list[bool] = field(default_factory=list)
+    finish: Callable[[], None] = field(default=lambda: None)
     shifts: list[Shift] = field(default_factory=list)
     params: Any = None
     pace: float = 1.0
@@ -190,6 +194,7 @@ class TrainWorld:
         self.calm = False
         self.trained: Trained | None = None
         self.adopted = 0
+        self.cut_short = 0
         self.hashes: dict[tuple[int, int], str] = {}
         self.log: list[str] = []
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -371,11 +376,20 @@ class TrainWorld:
                 self.job(node, 0.0, partial(self.shifted, node, effect))
             elif isinstance(effect, Compute):
                 seconds = node.pace * 0.05 * sum(r.size for r in effect.ids) * self.random.uniform(0.7, 1.5)
-                node.stop = [False]
-                self.job(node, seconds, partial(self.computed, node, effect, node.stop, seconds))
+                if self.fault(0.03):
+                    seconds *= 50  # alive, and slow for once
+                node.stop, over = [False, False], [False]
+                node.finish = partial(
+                    self.once, over, partial(self.computed, node, effect, node.stop, seconds)
+                )
+                self.job(node, seconds, node.finish)
             elif isinstance(effect, StopCompute):
                 assert site.computing
                 node.stop[0] = True
+            elif isinstance(effect, CutShort):
+                assert site.computing
+                node.stop[1] = True
+                self.finish_soon(node)
             elif isinstance(effect, Assess):
                 self.job(node, 0.2, partial(self.assessed, node, effect))
             elif isinstance(effect, Rejoin):
@@ -416,6 +430,17 @@ class TrainWorld:
         heldout = {"correct": 1, "of": 2} if order.heldout else None
         self.site_does(node, node.site.assessed(order.round, {"val_loss": 1.0}, heldout))
 
+    def finish_soon(self, node: Node) -> None:
+        """The steps under way end after the one that they are at."""
+        incarnation, finish = node.incarnation, node.finish
+        self.at(self.random.uniform(0.01, 0.2), lambda: finish() if node.incarnation == incarnation else None)
+
+    def once(self, over: list[bool], what: Callable[[], None]) -> None:
+        """What ends early does not end again."""
+        if not over[0]:
+            over[0] = True
+            what()
+
     def job(self, node: Node, seconds: float, what: Callable[[], None]) -> None:
         incarnation = node.incarnation
         node.jobs_until = max(node.jobs_until, self.now) + seconds
@@ -434,6 +459,15 @@ class TrainWorld:
             applied[shift.key] = self.random.randrange(steps)
         if stop[0]:
             result = InnerResult(node.params.copy(), 0, 0.0, 0, seconds, stopped=True)
+        elif stop[1] and steps > 1:
+            done = self.random.randrange(1, steps)
+            some = first(order.ids, done * stage.batch)
+            node.params = node.params + self.lesson(some)
+            count = sum(r.size for r in some)
+            applied = {key: min(step, done) for key, step in applied.items()}
+            tokens = count * stage.sample_tokens
+            result = InnerResult(node.params.copy(), tokens, 1.0, done, seconds, stopped=True)
+            self.cut_short += 1
         else:
             node.params = node.params + self.lesson(order.ids)
             result = InnerResult(node.params.copy(), count * stage.sample_tokens, 1.0, steps, seconds)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caudal.domain.workload import BaseSpec, ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.domain.workload import BaseSpec, InnerSpec, ModelShape, StageSpec, TokenizerSpec, TrainSpec
 from caudal.estimate.memory import (
     activations_bytes,
     base_worker_bytes,
@@ -41,9 +41,14 @@ def test_parameters_by_hand() -> None:
     assert parameters(shape, 5) == 20 + 16 + 16 + 8 + 8 + 36 + 8 + 4
 
 
-def test_the_starter_needs_about_half_a_gigabyte() -> None:
+def test_the_starter_needs_about_half_a_gigabyte_and_its_spare_a_quarter() -> None:
     run = TrainSpec("starter", "builtin:tinyworld", (StageSpec("pretrain", 3_000_000),))
-    assert 400 * MIB < worker_bytes(run) < 640 * MIB
+    bare = dataclasses.replace(run, inner=InnerSpec(spare=False))
+    assert 400 * MIB < worker_bytes(bare) < 640 * MIB
+    assert 240 * MIB < worker_bytes(run) - worker_bytes(bare) < 256 * MIB
+    assert worker_bytes(run) < run.resources.memory_bytes
+    shared = dataclasses.replace(run, inner=InnerSpec(processes=2))
+    assert worker_bytes(shared) == worker_bytes(bare)
 
 
 def test_the_hungriest_stage_counts() -> None:

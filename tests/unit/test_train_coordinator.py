@@ -18,8 +18,9 @@ from caudal.train.layout import initial_state
 from caudal.train.messages import Delta, Evaluated, Held, Ready, Refused, Revoked, Round, Update, Welcome
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.effects import Close, Commit, Send, Trained
+from caudal.train.protocol.terms import Terms
 from tests.support.train_world import SPEC, hello, tiny_plan
 
 OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False)
@@ -108,6 +109,13 @@ def boss_with_two(plan: RunPlan = PLAN) -> Boss:
     boss.join(1, "a")
     boss.join(2, "b")
     return boss
+
+
+def tick_twice(boss: Boss) -> None:
+    """The grace is over, and then what a late site is given to send what it has."""
+    boss.do(boss.machine.tick(boss.now))
+    boss.now += rules.HURRY_S + 0.1
+    boss.do(boss.machine.tick(boss.now))
 
 
 def test_a_round_needs_all_deltas_and_is_committed_with_their_ids() -> None:
@@ -211,7 +219,7 @@ def test_a_late_delta_is_left_out_and_counts_for_nothing() -> None:
     boss.now += 60.0
     boss.say(1, Ready(1, 0))
     boss.say(2, Ready(1, 0))
-    boss.do(boss.machine.tick(boss.now))
+    tick_twice(boss)
     assert [p.site for p in boss.entries[-1].sites] == ["a"] and len(boss.entries) == 4
     assert boss.order(2) == late, "no lease before it is heard of again"
     boss.delta(2)
@@ -352,7 +360,7 @@ def test_who_is_late_loses_both_leases() -> None:
     boss.now = rules.FIRST_GRACE_S + 1
     for connection in (1, 2):
         boss.say(connection, Ready(1, 0))
-    boss.do(boss.machine.tick(boss.now))
+    tick_twice(boss)
     assert [p.worker for p in boss.entries[0].sites] == ["a"]
     again = {r for o in boss.to(1, Round)[2:] for r in o.ids}
     assert again and all(any(a <= x[0] and x[1] <= b for a, b in mine) for x in again), "its ids come first"

@@ -10,11 +10,14 @@ import pytest
 
 from caudal.domain.workload import ModelShape, StageSpec, TokenizerSpec, TrainSpec
 from caudal.store.blobs import open_blobs
+from caudal.train.codec import Encoder
 from caudal.train.data.prepare import TINYWORLD, prepare
 from caudal.train.fetch import data_folder
 from caudal.train.inner import TorchInner
 from caudal.train.interface import IdRange, RunPlan, plan
 from caudal.train.layout import initial_state
+from caudal.train.ledger import Contribution, Entry
+from caudal.train.replay import _Replay
 from caudal.train.schedule import fresh_factor, learning_rate
 
 SPEC = TrainSpec(
@@ -136,3 +139,32 @@ def test_bits_per_byte_are_of_the_text_itself(
     assert values["val_bits_per_byte"] == pytest.approx(values["val_loss"] / math.log(2))
     world = made[1].evaluate()  # a token is several
     assert 1.2 < world["val_loss"] / math.log(2) / world["val_bits_per_byte"] < 8.0
+
+
+def test_steps_that_are_cut_short_are_found_again_by_a_replay(
+    made: tuple[RunPlan, TorchInner, TorchInner],
+) -> None:
+    of, one, two = made
+    state = initial_state(of.shape, of.vocab, of.seed)
+    for inner in (one, two):
+        inner.forget()
+        inner.load(state)
+    ids, batch = IdRange(200, 226), of.stages[0].batch
+    result = one.run(0, [ids], (0.3, 0.5), lambda step: step == 3, 1.4)
+    assert result.stopped and (result.steps, result.tokens) == (3, 3 * batch * 32)
+    whole = two.run(0, [IdRange(200, 200 + 3 * batch)], (0.3, 0.5), never, 1.4)
+    assert not np.array_equal(result.params, whole.params), "its schedule is that of all seven steps"
+
+    encoder, zeros = Encoder(), np.zeros(of.parameters, np.float32)
+    said = [
+        encoder.encode((result.params - state)[a:b], zeros[a:b], zeros[a:b].copy()) for a, b in of.fragments
+    ]
+    part = Contribution(
+        site="a", worker="a", ids=((200, 200 + 3 * batch),), tokens=result.tokens, steps=3, loss=result.loss,
+        seconds=1.0, weight=1.0, joined=True, progress=(0.3, 0.5), rate=1.4, planned=7,
+    )  # fmt: skip
+    again = _Replay(of, state.copy(), zeros.copy(), lambda: two)
+    entry = Entry(
+        "r", 1, 1, "", 0, 7, 1.0, 0.0, (part,), result.tokens, 3, 1.0, "", 0, "", 0.0, 8, of.fragments
+    )
+    assert again._site(part, entry) == said

@@ -61,7 +61,14 @@ class Place:
     def welcome(self, state: np.ndarray, round_number: int = 0, epoch: int = 1) -> None:
         self.hear(Welcome(epoch, round_number, state_sha256(state), ""), state.tobytes())
 
-    def compute(self, taught: np.ndarray, took: str = "within", stopped: bool = False) -> None:
+    def compute(
+        self,
+        taught: np.ndarray,
+        took: str = "within",
+        stopped: bool = False,
+        steps: int = 4,
+        tokens: int = 64,
+    ) -> None:
         """End the steps under way; `took`: whether shifts came in between them or behind."""
         assert self.computing is not None
         applied = {}
@@ -69,7 +76,7 @@ class Place:
         for shift in self.shifts if took == "within" else []:
             self.params[shift.start : shift.start + len(shift.change)] += shift.change
             applied[shift.key] = 2
-        result = InnerResult(self.params.copy(), 64, 1.0, 4, 0.4, stopped=stopped)
+        result = InnerResult(self.params.copy(), tokens, 1.0, steps, 0.4, stopped=stopped)
         for shift in self.shifts if took == "behind" else []:
             self.params[shift.start : shift.start + len(shift.change)] += shift.change
         self.computing, self.shifts = None, []

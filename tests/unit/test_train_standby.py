@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from caudal.domain.errors import NotFound, StorageFailed, UsageError
 from caudal.domain.workload import ModelShape, OuterSpec
 from caudal.store.blobs import ObjectBlobs, open_blobs
-from caudal.train import checkpoint, epochs, spare, standby
+from caudal.train import call, checkpoint, epochs, standby
 from caudal.train.beat import beat, beat_path, beats
 from caudal.train.compute import ComputeThread
 from caudal.train.config import CoordinatorConfig
@@ -105,7 +105,7 @@ def test_a_word_starts_a_standby_once_and_one_that_ended_again(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", instead)
 
     async def story() -> None:
-        one = spare.Standby("some.json")
+        one = call.Standby("some.json")
         await one.end()
         await one.lost(4)
         await one.lost(4)  # told just now

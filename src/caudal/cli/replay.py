@@ -15,7 +15,7 @@ from caudal.train.fetch import data_folder
 from caudal.train.interface import Inner, plan
 from caudal.train.machine import machine
 from caudal.train.replay import ReplayReport, replay
-from caudal.train.worker import torch_inner
+from caudal.train.work import torch_inner
 
 
 @click.command("replay")

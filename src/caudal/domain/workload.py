@@ -92,8 +92,10 @@ class InnerSpec:
     holds the whole model) or `fsdp2` (each a part of it); over gloo on CPUs, nccl on CUDA. `accumulate`: a
     process takes its part of a batch in so many turns. `checkpoint_activations`: layers are computed again on
     the way back instead of being kept. `precision`: `auto` is bfloat16 where the hardware is faster with it.
-    `compile`: by torch.compile, whose results are kept. As it stands here, a site's CPUs compute in one process by
-    the trainer that is made for them.
+    `compile`: by torch.compile, whose results are kept. `spare`: where one process computes, a second one has
+    loaded all and waits, and goes on within seconds where the first is killed; it takes 240 MB of a site's memory,
+    and more for a larger model; a run with a `base` has none. As it stands here, a site's CPUs compute in one
+    process by the trainer that is made for them.
     """
 
     processes: int = 1
@@ -102,6 +104,7 @@ class InnerSpec:
     checkpoint_activations: bool = False
     precision: Literal["auto", "float32", "bf16"] = "auto"
     compile: bool = False
+    spare: bool = True
 
 
 @dataclass(frozen=True, slots=True)

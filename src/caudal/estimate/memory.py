@@ -9,6 +9,8 @@ ffn width, H heads, G key/value heads of width D/H, and V entries in the vocabul
                                                             term is for attention weights that are kept
     logits       4·B·T·V·3                                  logits, their softmax, their gradient
     process      PROCESS_BYTES                              Python, the libraries, the allocator's slack
+    beside it    BESIDE_BYTES + SPARE_BYTES + 4·P·2         the gang's first process, the idle standby, and the
+                                                            spare, where there is one: weights and a mask
 
 and a replica the weights as they lie in the file, the keys and values of its whole context in fp16
 (2 · 2 · L · context · D·G/H), and its process. It is an upper estimate of what the formula knows; it does
@@ -25,6 +27,11 @@ FP16_BYTES = 2
 TRAIN_PROCESS_BYTES = 320 << 20
 """Python with torch 2.13 for CPUs after one backward pass: 242 MB resident, measured 2026-11-22 (Linux,
 x86-64); the rest is slack for its allocator."""
+
+BESIDE_BYTES = 48 << 20
+SPARE_BYTES = 240 << 20
+"""Of their own (unique set size): 10 and 33 MB; and 236 MB at 1.1 million parameters, 266 MB at 5 million, measured
+2026-11-25 (Linux, x86-64, torch 2.13 for CPUs). The libraries themselves are shared with the worker."""
 
 REPLICA_PROCESS_BYTES = 128 << 20
 """Python with xllamacpp: 62 MB resident, measured 2026-11-22 (Linux, x86-64); the rest is for llama.cpp's
@@ -70,12 +77,20 @@ def logits_bytes(stage: StageSpec, vocab: int) -> int:
 
 
 def worker_bytes(spec: TrainSpec) -> int:
-    """What one worker of the run needs at its hungriest stage. Of a run that begins from nothing: see
-    `base_worker_bytes` for the others."""
+    """What one worker of the run needs at its hungriest stage, with the processes beside it. A standby that
+    coordinates takes more. Of a run that begins from nothing: see `base_worker_bytes` for the others."""
     assert not spec.base.path, "a base is not of the spec's shape"
     vocab = vocabulary(spec.tokenizer)
     passes = [activations_bytes(spec.model, s) + logits_bytes(s, vocab) for s in spec.stages]
-    return training_states_bytes(spec.model, vocab) + max(passes, default=0) + TRAIN_PROCESS_BYTES
+    own = training_states_bytes(spec.model, vocab) + max(passes, default=0) + TRAIN_PROCESS_BYTES
+    return own + BESIDE_BYTES + spare_bytes(spec, vocab)
+
+
+def spare_bytes(spec: TrainSpec, vocab: int) -> int:
+    """What a worker's spare takes for itself; 0 where the run has none."""
+    if not spec.inner.spare or spec.inner.processes > 1:
+        return 0
+    return SPARE_BYTES + 2 * FP32_BYTES * parameters(spec.model, vocab)
 
 
 def base_worker_bytes(spec: TrainSpec, whole: int, trained: int, vocab: int) -> int:
@@ -87,7 +102,7 @@ def base_worker_bytes(spec: TrainSpec, whole: int, trained: int, vocab: int) -> 
     """
     frozen = whole if spec.base.method == "lora" else 0
     logits = max((logits_bytes(stage, vocab) for stage in spec.stages), default=0)
-    return FP32_BYTES * (frozen + 8 * trained) + logits + TRAIN_PROCESS_BYTES
+    return FP32_BYTES * (frozen + 8 * trained) + logits + TRAIN_PROCESS_BYTES + BESIDE_BYTES
 
 
 def kv_cache_bytes(layers: int, kv_width: int, context: int) -> int:

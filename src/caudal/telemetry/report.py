@@ -7,7 +7,8 @@ two. The keys of `status`, by role:
                  stage, ids_done, ids_total, tokens_done, tokens_total, tokens_per_s, loss, val_loss,
                  val_bits_per_byte, inner_steps, wait_share, goodput, wire_bytes_total,
                  heldout ({correct, of} or null), sites ({name: {state, round, loss, tokens_per_s}}), error
-    worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s
+    worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s,
+                 restarts (inside its gang)
     replica      ready, url, model, version, error
     gateway      ready, url, requests, streams
 
@@ -46,10 +47,11 @@ MAX_POINTS_SENT = 1_000
 class Reporter:
     """Posts the newest status and the points not yet taken, from a thread of its own.
 
-    Without `CAUDAL_REPORT_URL` it keeps quiet, so that the same program runs alone.
+    Without `CAUDAL_REPORT_URL` it keeps quiet, so that the same program runs alone. One process of a gang may
+    report; one that may have to later is made with `begin` False.
     """
 
-    def __init__(self, interval_s: float = 1.0) -> None:
+    def __init__(self, interval_s: float = 1.0, *, begin: bool = True) -> None:
         self._url = os.environ.get(REPORT_URL, "")
         self._token_file = os.environ.get(TOKEN_FILE, "")
         self._interval_s = interval_s
@@ -59,6 +61,11 @@ class Reporter:
         self._closing = threading.Event()
         self._news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        if begin:
+            self.begin()
+
+    def begin(self) -> None:
+        """From now on this process reports for its gang."""
         if self._url:
             self._thread.start()
 

@@ -10,6 +10,9 @@ import msgspec
 from caudal.domain.errors import UsageError
 from caudal.domain.workload import TrainSpec
 
+MOST_RESTARTS = 999
+"""So often a worker is started again inside its gang; then the gang is."""
+
 
 class GangConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What coordinator and worker are both told."""
@@ -46,11 +49,19 @@ class CoordinatorConfig(GangConfig, frozen=True, kw_only=True):
 
 
 class WorkerConfig(GangConfig, frozen=True, kw_only=True):
-    """What a worker is told. Its standby coordinator listens on `host`; `standby` False: it has none."""
+    """What a worker is told. Its standby coordinator listens on `host`; `standby` False: it has none. `restart`
+    is not in the file: which start inside its gang a worker is, from 0."""
 
     threads: int = 1
     host: str = "127.0.0.1"
     standby: bool = True
+    restart: int = 0
+
+    @property
+    def incarnation(self) -> int:
+        """Of two workers of a slot the coordinator keeps that with the higher one: the later start inside a
+        gang, and the gang that was started later."""
+        return self.slot[1] * (MOST_RESTARTS + 1) + self.restart
 
 
 C = TypeVar("C", bound=GangConfig)

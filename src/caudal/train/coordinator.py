@@ -38,9 +38,10 @@ from caudal.train.layout import initial_state
 from caudal.train.log import say
 from caudal.train.metrics import Metrics
 from caudal.train.outer import state_sha256
-from caudal.train.protocol.coordinator import Coordinator, Terms
+from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.door import plan_sha256
 from caudal.train.protocol.effects import Trained
+from caudal.train.protocol.terms import Terms
 from caudal.train.tls import server_context
 
 Prepare = Callable[[TrainSpec, Blobs, str], DataManifest]

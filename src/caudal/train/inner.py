@@ -88,11 +88,11 @@ class TorchInner:
         of = self._plan.stages[stage]
         positions = [sample_id - of.first_id for some in ids for sample_id in range(some.start, some.stop)]
         steps = -(-len(positions) // of.batch)
-        total, counted, stopped = 0.0, 0, False
+        total, counted, done = 0.0, 0, steps
         with _no_subnormals():
             for step in range(steps):
                 if between(step):
-                    stopped = True
+                    done = step
                     break
                 batch = self._samples[stage].batch(positions[step * of.batch : (step + 1) * of.batch])
                 at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
@@ -100,11 +100,11 @@ class TorchInner:
                 counted += len(batch.targets)
         return InnerResult(
             params=self._flat.detach().numpy().copy(),
-            tokens=len(positions) * of.sample_tokens,
+            tokens=min(len(positions), done * of.batch) * of.sample_tokens,
             loss=total / max(counted, 1),
-            steps=steps,
+            steps=done,
             seconds=time.perf_counter() - started,
-            stopped=stopped,
+            stopped=done < steps,
         )
 
     @torch.no_grad()

@@ -172,7 +172,7 @@ class InnerResult:
     """What the inner steps of one round did.
 
     `params` are the parameters after them; `tokens` the positions trained; `loss` the mean nats per
-    predicted token; `stopped` says that `between` was obeyed and the result must not be used.
+    predicted token; `stopped` says that `between` was obeyed: all of it is of the `steps` taken until then.
     """
 
     params: Flat

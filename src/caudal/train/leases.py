@@ -16,6 +16,17 @@ def size(ranges: Iterable[IdRange]) -> int:
     return sum(r.size for r in ranges)
 
 
+def first(ranges: Iterable[IdRange], count: int) -> tuple[IdRange, ...]:
+    """The first `count` ids of the ranges, in their order."""
+    taken: list[IdRange] = []
+    for r in ranges:
+        if count <= 0:
+            break
+        taken.append(IdRange(r.start, min(r.stop, r.start + count)))
+        count -= taken[-1].size
+    return tuple(taken)
+
+
 def union(ranges: Sequence[IdRange], more: Iterable[IdRange]) -> tuple[IdRange, ...]:
     """Disjoint ranges joined, sorted, neighbours melted together. Raises ValueError naming the first id that
     would be in it twice."""
@@ -71,17 +82,12 @@ class Pool:
     def lease(self, name: str, count: int, start: int, stop: int) -> tuple[IdRange, ...]:
         """Take the `count` lowest free ids of start ... stop - 1 (fewer where there are fewer)."""
         assert name not in self.leases, f"lease {name} exists"
-        taken: list[IdRange] = []
-        for r in clip(self.free, start, stop):
-            if count <= 0:
-                break
-            taken.append(IdRange(r.start, min(r.stop, r.start + count)))
-            count -= taken[-1].size
+        taken = first(clip(self.free, start, stop), count)
         busy = union(self.committed, (*taken, *(r for ranges in self.leases.values() for r in ranges)))
         self.free = complement(busy, self.total)
         if taken:
-            self.leases[name] = tuple(taken)
-        return tuple(taken)
+            self.leases[name] = taken
+        return taken
 
     def lease_exactly(self, name: str, ranges: Sequence[IdRange]) -> bool:
         """Take just these ids, if all of them are free; returns whether they were."""
@@ -97,6 +103,15 @@ class Pool:
         self.free = complement(busy, self.total)
         self.leases[name] = wanted
         return True
+
+    def shorten(self, name: str, count: int) -> tuple[IdRange, ...]:
+        """Keep the first `count` ids of a lease; those behind them are free again. Returns what is kept."""
+        held = self.leases[name]
+        kept = first(held, count)
+        rest = complement(union((), kept), self.total)
+        self.free = union(self.free, [part for r in held for part in clip(rest, r.start, r.stop)])
+        self.leases[name] = kept
+        return kept
 
     def give_back(self, name: str) -> tuple[IdRange, ...]:
         """End a lease without training: its ids are free again. Returns them; none for an unknown lease."""

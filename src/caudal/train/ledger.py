@@ -26,7 +26,8 @@ class Contribution(msgspec.Struct, frozen=True):
     """One site's part of a round. `weight` is its share of the merge. `joined`: the first since it joined,
     so its inner optimiser and its residual started empty. `progress` is what its schedule read. `applied`:
     before which step each fragment of the round before was applied (empty: all of it before the site went
-    on). `machine`: the kind of processor and its threads, where the site knows them."""
+    on). `planned`: it was cut short, and its schedule is that of so many steps (0: all were taken).
+    `machine`: the kind of processor and its threads, where the site knows them."""
 
     site: str
     worker: str
@@ -41,6 +42,7 @@ class Contribution(msgspec.Struct, frozen=True):
     applied: tuple[int, ...] = ()
     machine: str = ""
     rate: float = 1.0
+    planned: int = 0
 
 
 class Entry(msgspec.Struct, frozen=True):

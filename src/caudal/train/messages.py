@@ -12,7 +12,7 @@ import msgspec
 
 from caudal.domain.errors import Failed
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when an older program could not take part any more."""
 
 Ranges = tuple[tuple[int, int], ...]
@@ -120,12 +120,21 @@ class Round(_Message, frozen=True):
     rate: float = 1.0
 
 
+class Hurry(_Message, frozen=True):
+    """Coordinator → site: end this round's steps after the one under way. What was trained counts; the ids
+    behind it go back."""
+
+    epoch: int
+    round: int
+
+
 class Delta(_Message, frozen=True):
     """Site → coordinator, with one fragment of what it learnt, encoded. All fragments of a delta say the
     same of it: `loss` in nats per predicted token (JSON has no word for a number that is none, so that is
     None), `seconds` of computing, `waited_s` for updates. `applied`: before which of these steps each
     fragment of the round before was applied (empty: all before the first). `fresh`: the site's moments and
-    residual began with this round."""
+    residual began with this round. `planned`: it was cut short, and was to be so many steps; then it is of
+    the first `steps` batches of the ids that were leased (0: of all of them)."""
 
     epoch: int
     round: int
@@ -139,6 +148,7 @@ class Delta(_Message, frozen=True):
     waited_s: float = 0.0
     applied: tuple[int, ...] = ()
     fresh: bool = False
+    planned: int = 0
 
 
 class Update(_Message, frozen=True):
@@ -192,6 +202,7 @@ Message = (
     | Welcome
     | Ready
     | Round
+    | Hurry
     | Delta
     | Update
     | Revoked

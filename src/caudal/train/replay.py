@@ -121,8 +121,14 @@ class _Replay:
             site.inner.load(self.before)
         changes = self._changes(site, entry.round) if late else []
         ids = [IdRange(*r) for r in part.ids]
+        if part.planned:  # its schedule is that of all that it was to do: any ids will do behind the last one
+            of = self.plan.stages[entry.stage]
+            missing = (part.planned - 1) * of.batch + 1 - sum(r.size for r in ids)
+            ids.append(IdRange(of.first_id, of.first_id + missing))
 
         def between(step: int) -> bool:
+            if part.planned and step == part.steps:
+                return True
             for fragment, at in enumerate(late):
                 if at == step:
                     site.inner.add(self.plan.fragments[fragment][0], changes[fragment])

@@ -20,6 +20,7 @@ from caudal.train.messages import Message
 from caudal.train.protocol.effects import (
     Assess,
     Compute,
+    CutShort,
     Done,
     Forget,
     Load,
@@ -29,7 +30,8 @@ from caudal.train.protocol.effects import (
     SiteEffect,
     StopCompute,
 )
-from caudal.train.protocol.site import Applied, Site
+from caudal.train.protocol.site import Site
+from caudal.train.protocol.work import Applied
 
 Ending = Done | Rejoin
 Carry = Callable[[Message, Any], None]
@@ -69,6 +71,7 @@ class Runner:
         self.site, self.thread = site, thread
         self._reporter = reporter
         self._stop = threading.Event()
+        self._short = threading.Event()
         self._shifts = Shifts()
         self._carry: Carry | None = None
         self._over: asyncio.Future[Ending] | None = None
@@ -94,11 +97,14 @@ class Runner:
                 self._shifts.put(effect)
                 self.thread.submit(partial(_add, effect, self._shifts), _nothing)
             elif isinstance(effect, Compute):
-                self._stop = threading.Event()
-                self.thread.submit(partial(_compute, effect, self._stop, self._shifts), self._computed)
+                self._stop, self._short = threading.Event(), threading.Event()
+                job = partial(_compute, effect, self._stop, self._short, self._shifts)
+                self.thread.submit(job, self._computed)
                 self._reporter.update(phase="computing")
             elif isinstance(effect, StopCompute):
                 self._stop.set()
+            elif isinstance(effect, CutShort):
+                self._short.set()
             elif isinstance(effect, Done | Rejoin):
                 if self._over is not None and not self._over.done():
                     self._over.set_result(effect)
@@ -141,7 +147,7 @@ def _add(shift: Shift, shifts: Shifts, inner: Inner) -> None:
 
 
 def _compute(
-    order: Compute, stop: threading.Event, shifts: Shifts, inner: Inner
+    order: Compute, stop: threading.Event, short: threading.Event, shifts: Shifts, inner: Inner
 ) -> tuple[InnerResult, Applied]:
     applied: Applied = {}
 
@@ -149,7 +155,7 @@ def _compute(
         for shift in shifts.take():
             inner.add(shift.start, shift.change)
             applied[shift.key] = step
-        return stop.is_set()
+        return stop.is_set() or (step > 0 and short.is_set())
 
     return inner.run(order.stage, order.ids, order.progress, between, order.rate), applied
 

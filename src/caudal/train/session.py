@@ -126,14 +126,14 @@ class Session:
         if not isinstance(challenge, Challenge):
             raise BadMessage("a coordinator that does not begin with a challenge")
         nonce = secrets.token_hex(16)
-        slot, incarnation = self.config.slot
+        slot = self.config.slot[0]
         state_round, state_sha256, held = self.runner.site.offer()
         hello = Hello(
             run=self.config.run,
             generation=self.config.generation,
             site=self.config.site,
             worker=slot,
-            incarnation=incarnation,
+            incarnation=self.config.incarnation,
             plan=door.plan_sha256(self.plan),
             parameters=self.plan.parameters,
             version=caudal.__version__,

@@ -1,9 +1,10 @@
-"""A site's standby coordinator, started by its worker: `python -m caudal.train.standby CONFIG`.
+"""A site's standby coordinator: `python -m caudal.train.standby CONFIG`.
 
-It has loaded all it needs and waits. Its worker writes the number of an epoch to its standard input when that
-epoch's coordinator cannot be reached; if the coordinator is gone indeed, this process claims the next epoch
-and coordinates, until the run is finished or a newer epoch fences it; then it waits again. It ends with its
-worker, whose end closes its input.
+It has loaded all it needs and waits. The number of an epoch comes by its standard input when the site's worker
+cannot reach that epoch's coordinator; if the coordinator is gone indeed, this process claims the next epoch and
+coordinates, until the run is finished or a newer epoch fences it; then it waits again. It ends with the process
+that started it, whose end closes its input: the worker, or the one that minds the worker (minder.py); then it goes
+on when the worker dies.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ async def _run(config: CoordinatorConfig) -> int:
 
 
 class _Words(asyncio.StreamReaderProtocol):
-    """Ends the process when its worker has ended, whatever it is doing."""
+    """Ends the process when the one that started it has ended, whatever it is doing."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The worker is gone; what is committed is in the store."""
+        """It is gone; what is committed is in the store."""
         os._exit(TERMINATED)
 
 

@@ -71,10 +71,10 @@ class GroupInner:
         of = self._plan.stages[stage]
         positions = [sample_id - of.first_id for some in ids for sample_id in range(some.start, some.stop)]
         steps = -(-len(positions) // of.batch)
-        total, counted, stopped = 0.0, 0, False
+        total, counted, done = 0.0, 0, steps
         for step in range(steps):
             if between(step):
-                stopped = True
+                done = step
                 break
             at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
             now = rate * learning_rate(of, at) * (fresh_factor(self._steps) if self._fresh else 1.0)
@@ -83,11 +83,11 @@ class GroupInner:
             total, counted = total + loss, counted + positions_counted
         return InnerResult(
             params=self._read(),
-            tokens=len(positions) * of.sample_tokens,
+            tokens=min(len(positions), done * of.batch) * of.sample_tokens,
             loss=total / max(counted, 1),
-            steps=steps,
+            steps=done,
             seconds=time.perf_counter() - started,
-            stopped=stopped,
+            stopped=done < steps,
         )
 
     def _step(self, stage: int, positions: list[int], rate: float, weight_decay: float) -> tuple[float, int]:

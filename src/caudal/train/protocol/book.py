@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caudal.train.interface import IdRange, RunPlan
-from caudal.train.leases import Pool, size
+from caudal.train.leases import Pool, first, size
 from caudal.train.messages import Held
 from caudal.train.protocol import rules
 from caudal.train.protocol.members import Member
@@ -117,6 +117,9 @@ class Book:
         ids = tuple(IdRange(*r) for r in work.ids)
         there = turn.lease_of(member.name)
         if there is not None:
+            kept = size(ids) // self.plan.stages[turn.stage].batch
+            if there.ids != ids and ids and first(there.ids, size(ids)) == ids and not there.parts:
+                self.shorten(turn, there, kept)  # it was cut short before its delta was on its way
             if there.ids != ids:
                 return ""
             there.member = member
@@ -130,6 +133,13 @@ class Book:
         self._enter(turn, member, name, ids, work.progress, work.rate, now)
         turn.merged.clear()
         return name
+
+    def shorten(self, turn: Turn, lease: Lease, steps: int) -> None:
+        """A lease's holder ended after so many of its steps: the ids behind them are free again."""
+        stage = self.plan.stages[turn.stage]
+        lease.ids = self.pool.shorten(lease.name, steps * stage.batch)
+        lease.steps, lease.tokens = steps, size(lease.ids) * stage.sample_tokens
+        turn.merged.clear()
 
     def revoke(self, turn: Turn, worker: str) -> bool:
         """A lease whose delta did not come ends: its ids are free again."""

@@ -11,11 +11,10 @@ first lease at a round's boundary. Does no I/O and reads no clock; knows nothing
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from msgspec import structs
 
 from caudal.train.checkpoint import Restored
-from caudal.train.interface import IdRange, RunPlan
+from caudal.train.interface import IdRange
 from caudal.train.leases import Pool, size
 from caudal.train.ledger import Entry, Link
 from caudal.train.messages import (
@@ -23,6 +22,7 @@ from caudal.train.messages import (
     Evaluate,
     Evaluated,
     Hello,
+    Hurry,
     Message,
     Ready,
     Refused,
@@ -35,25 +35,16 @@ from caudal.train.protocol import door, intake, merge, rules
 from caudal.train.protocol.book import AHEAD, Book
 from caudal.train.protocol.effects import Close, Commit, CoordinatorEffect, Keep, Measured, Say, Send, Trained
 from caudal.train.protocol.evaluation import Evaluations
+from caudal.train.protocol.gather import Gather
 from caudal.train.protocol.ladder import Ladder
+from caudal.train.protocol.lateness import late, may_hurry
 from caudal.train.protocol.members import Member, Members, MemberState, Phase
+from caudal.train.protocol.recent import Recent, Said, again
 from caudal.train.protocol.scribe import Scribe
-from caudal.train.protocol.turns import Turn
+from caudal.train.protocol.terms import Terms
+from caudal.train.protocol.turns import Lease, Turn
 
 BUSY, IDLE, LATE, LOADING = MemberState.BUSY, MemberState.IDLE, MemberState.LATE, MemberState.LOADING
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a coordinator is told at its start. `sites` is how many are expected; `evaluate_every` counts
-    rounds of `inner_steps` (a synchronous round counts by its one step), `checkpoint_every` any rounds."""
-
-    plan: RunPlan
-    generation: int
-    epoch: int
-    sites: int
-    evaluate_every: int
-    checkpoint_every: int
 
 
 class Coordinator:
@@ -77,7 +68,8 @@ class Coordinator:
         self.phase = Phase.WAITING
         self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0
-        self._gather_until = math.inf
+        self._recent = Recent(4 * self.plan.parameters, self.round, state_sha256(self.outer.state))
+        self._gather = Gather(terms.sites)
         self._strikes = door.Strikes()
         self._why = ""  # the ladder's word, not yet in the curve
         self._out: list[CoordinatorEffect] = []
@@ -101,9 +93,9 @@ class Coordinator:
 
     def hello(self, connection: int, hello: Hello, proof: str, now: float) -> list[CoordinatorEffect]:
         """A site that proved it holds the token asks to join; `proof` is the coordinator's own."""
+        older = self.members.named(hello.worker)
         if self.members.of(connection) is not None:
             return self._take()  # heard twice
-        older = self.members.named(hello.worker)
         refusal = (
             door.refusal(hello, self.plan, self.terms.generation)
             or door.duplicate(hello, older)
@@ -123,19 +115,31 @@ class Coordinator:
         return self._take()
 
     def _welcome(self, member: Member, proof: str, now: float) -> None:
-        """The state, or a word that the site has it; and leases for the work that it brings."""
+        """The state, or the rounds since the one that the site has; and leases for the work that it brings."""
         hello, sha256 = member.hello, state_sha256(self.outer.state)
         keep = (hello.round, hello.state_sha256) == (self.round, sha256)
+        missed = None if keep else self._recent.since(hello.round, hello.state_sha256)
         adopted: tuple[str, ...] = ()
+        member.round = hello.round if missed else self.round
+        if missed:
+            known = Welcome(self.terms.epoch, hello.round, hello.state_sha256, proof, keep=True)
+            self._out += [Send(member.connection, known), *again(member.connection, missed)]
+            self._say(f"{member.name} at {hello.site} joins with the state of round {hello.round}")
+            return
         if keep and self.phase in (Phase.WAITING, Phase.ROUND):
             tempo = self.ladder.tempo(self.scribe.done)
             adopted = self.book.adopt(member, hello.held, self.round, tempo, now)
         welcome = Welcome(self.terms.epoch, self.round, sha256, proof, keep, adopted)
         self._out.append(Send(member.connection, welcome, b"" if keep else self.outer.state.tobytes()))
-        word = f", with {len(adopted)} rounds of work" if adopted else ""
-        self._say(f"{member.name} at {hello.site} joins at round {self.round}{word}")
+        self._say(
+            f"{member.name} at {hello.site} joins at round {self.round}, {len(adopted)} rounds of work with it"
+        )
         if adopted:
             member.state = IDLE  # it takes part already; `_restate` says busy
+            turn, new = self.book.turns[0], self.last is None or self.last.entry.epoch != self.terms.epoch
+            lease = turn.lease_of(member.name)
+            if new and lease is not None and may_hurry(turn, lease):
+                self._hurry(turn, lease)  # a new coordinator's first commit comes soon
             self.phase = Phase.ROUND
             self._run_first(now)
 
@@ -150,6 +154,7 @@ class Coordinator:
         if isinstance(message, Delta):
             self._on_delta(member, message, payload, now)
         elif isinstance(message, Ready) and message.epoch == self.terms.epoch:
+            member.round = max(member.round, message.round)
             if message.round == self.round and member.state in (LOADING, LATE):
                 member.state = IDLE
         elif isinstance(message, Evaluated) and message.epoch == self.terms.epoch:
@@ -186,11 +191,8 @@ class Coordinator:
     def tick(self, now: float) -> list[CoordinatorEffect]:
         """Time went by; to be called a few times a second."""
         for member in self.members.all():
-            owes = (
-                self.book.owes(member.name)
-                or member.name == self.evaluations.asked
-                or member.state is LOADING
-            )
+            asked_it = member.name == self.evaluations.asked
+            owes = self.book.owes(member.name) or asked_it or member.state is LOADING
             stuck = owes and now - member.since > rules.STUCK_S
             if stuck or now - member.heard_at > rules.LIVENESS_S:
                 why = "no progress for too long" if stuck else "silent for too long"
@@ -198,11 +200,13 @@ class Coordinator:
                 self._out.append(Close(member.connection, why))
         turn = self.book.turns[0] if self.book.turns else None
         if turn is not None and now > turn.deadline and len(turn.arrived) >= turn.quorum:
-            for worker in sorted(turn.waiting):
-                self._say(f"{worker} is late: its leases go back")
-                late = turn.waiting[worker].member
-                self.book.revoke_all(worker)
-                late.state = LATE
+            asked, lost = late(turn, now)
+            for lease in asked:
+                self._hurry(turn, lease)
+            for lease in lost:
+                self._say(f"{lease.worker} is late: its leases go back")
+                self.book.revoke_all(lease.worker)
+                lease.member.state = LATE
         self._advance(now)
         return self._take()
 
@@ -222,6 +226,11 @@ class Coordinator:
         if self.phase is Phase.FINAL:
             self._ask(now)
         self._restate()
+
+    def _hurry(self, turn: Turn, lease: Lease) -> None:
+        """Ask for what a site has of a round by now."""
+        lease.hurried = True
+        self._out.append(Send(lease.member.connection, Hurry(self.terms.epoch, turn.number)))
 
     def _first_turn(self, now: float) -> None:
         """Merge the first round once all who owe a delta have sent it, or give it up where nobody will."""
@@ -288,20 +297,10 @@ class Coordinator:
         if turn.evaluator:
             turn.deadline += 3 * self.evaluations.seconds
 
-    def _first_states(self) -> bool:
-        """Whether nothing is trained yet, and the state is on its way to a site."""
-        return self.round == 0 and bool(self.members.in_state([LOADING]))
-
     def _gathered(self, now: float) -> bool:
         """Whether to go on: at once, but for a new epoch's first round, which waits a little for all."""
-        ready = len(self.members.in_state([IDLE, BUSY]))
-        if self._gather_until == -math.inf or ready >= self.terms.sites:
-            self._gather_until = -math.inf
-        elif self._gather_until == math.inf:
-            self._gather_until = now + rules.GATHER_S
-        elif now >= self._gather_until + rules.FIRST_STATE_S * self._first_states():
-            self._gather_until = -math.inf
-        return self._gather_until == -math.inf
+        first_states = self.round == 0 and bool(self.members.in_state([LOADING]))
+        return self._gather.over(now, len(self.members.in_state([IDLE, BUSY])), first_states)
 
     def _on_delta(self, member: Member, delta: Delta, payload: bytes, now: float) -> None:
         taken = intake.take(self.book, self.pace, self.plan, member, delta, payload)
@@ -332,14 +331,14 @@ class Coordinator:
         update = b"".join(parts)
         entry = self.scribe.merged(turn, self.outer.state, len(update), now)
         merged = tuple(lease.name for lease in turn.leases())
-        for fragment, part in enumerate(parts):
-            order = Update(
-                self.terms.epoch, self.round, merged, entry.state_sha256, fragment, turn.tempo.bits
-            )
-            self._out += [Send(m.connection, order, part) for m in self.members.all()]
+        word = Update(self.terms.epoch, self.round, merged, entry.state_sha256, bits=turn.tempo.bits)
+        said = [(structs.replace(word, fragment=f), part) for f, part in enumerate(parts)]
+        self._recent.add(Said(self.round, entry.state_sha256, said))
+        self._out += [Send(m.connection, order, part) for order, part in said for m in self.members.all()]
         self._out.append(Commit(entry, update))
         self.evaluations.stepped(entry.inner_steps)
         self.ladder.saw(entry.inner_steps, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
+        self.ladder.joining([self.round - m.round for m in self.members.in_state([LOADING])])
         if self.book.turns:
             self._run_first(now)
 

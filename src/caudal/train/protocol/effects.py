@@ -113,6 +113,11 @@ class StopCompute:
 
 
 @dataclass(frozen=True, slots=True)
+class CutShort:
+    """Have the inner steps under way end after at least one: what they did counts. They answer as stopped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Assess:
     """Evaluate `state`, which is that of `round`, load `back` again, and answer with `assessed`. The arrays are
     the shell's own."""
@@ -137,4 +142,4 @@ class Done:
     """The run is finished: end."""
 
 
-SiteEffect = Send | Load | Shift | Forget | Compute | StopCompute | Assess | Rejoin | Done
+SiteEffect = Send | Load | Shift | Forget | Compute | StopCompute | CutShort | Assess | Rejoin | Done

@@ -23,6 +23,8 @@ def take(
         return None
     if (delta.epoch, delta.lease) != (book.epoch, lease.name):
         return None
+    if 1 <= delta.steps < min(lease.steps, delta.planned) and not lease.parts:
+        book.shorten(turn, lease, delta.steps)
     problem = merge.inspect(delta, payload, lease, turn.tempo.bits, plan)
     if problem:
         return turn, lease, problem

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from caudal.domain.workload import OuterSpec
@@ -52,6 +53,7 @@ class Ladder:
     _backs: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _best: float = math.inf
+    _lags: deque[int] = field(default_factory=lambda: deque(maxlen=LONG_ROUNDS + 1))
     _stage: int = -1
     _rounds: int = 0  # on this rung
     _hold: int = 0
@@ -104,11 +106,25 @@ class Ladder:
             self._best = min(self._best, mean)
         self._link(waiting)
 
+    def joining(self, lags: Sequence[int]) -> None:
+        """A round was merged: sites that join are so many rounds behind it. One that does not come nearer gets
+        the updates more slowly than they are made: longer rounds make fewer of them."""
+        if not lags:
+            self._lags.clear()
+            return
+        self._lags.append(max(lags))
+        full = len(self._lags) == self._lags.maxlen
+        if full and self._lags[-1] > 1 and self._lags[-1] >= self._lags[0] and self.rung < self._most:
+            self._lags.clear()
+            self._go(min(self._most, math.ceil(1.5 * self.rung)), "a site that joins does not catch up")
+
+    @property
+    def _most(self) -> int:
+        return max(self.outer.max_inner_steps, self.outer.inner_steps)
+
     def _link(self, waiting: float) -> None:
         """What the network asks for."""
-        most = (
-            self.outer.inner_steps if self._warm else max(self.outer.max_inner_steps, self.outer.inner_steps)
-        )
+        most = self.outer.inner_steps if self._warm else self._most
         least = 1 if self._warm else self.outer.inner_steps
         needed = math.ceil(max(self._backs) * self.rung / 0.6)
         if waiting > self.outer.wait_share:

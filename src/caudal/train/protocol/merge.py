@@ -12,6 +12,9 @@ from caudal.train.messages import Delta
 from caudal.train.outer import Outer
 from caudal.train.protocol.turns import Lease, Turn
 
+MOST_STEPS = 1 << 20
+"""No round is longer."""
+
 
 def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan) -> str:
     """What is wrong with one fragment of a delta, against what was leased: its place and length, its tokens,
@@ -25,6 +28,8 @@ def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan
         return f"fragment {delta.fragment} has {len(payload)} bytes, not {encoded_bytes(stop - start, bits)}"
     if delta.tokens != lease.tokens or not 1 <= delta.steps <= lease.steps or delta.seconds < 0:
         return f"{delta.tokens} tokens in {delta.steps} steps are not what was leased"
+    if delta.planned and not delta.steps < delta.planned <= MOST_STEPS:
+        return f"it was cut short after {delta.steps} of {delta.planned} steps"
     if len(delta.applied) not in (0, len(plan.fragments)) or delta.waited_s < 0:
         return "what it says of its round does not add up"
     large = magnitude(payload, stop - start, bits)
@@ -120,6 +125,7 @@ def _contribution(lease: Lease, weight: float) -> Contribution:
         applied=delta.applied,
         machine=lease.member.hello.machine[:64],
         rate=lease.rate,
+        planned=delta.planned,
     )
 
 

@@ -29,6 +29,12 @@ FIRST_GRACE_S = 60.0
 GRACE_FLOOR_S = 2.0
 """Never less than this beyond the median: a busy machine is late for a moment, and a late delta is lost work."""
 
+HURRY_S = 2.0
+"""How long a late site that is alive has to send what it has, when it is asked to cut its round short."""
+
+HURRY_HEARD_S = 2.5 * PING_S
+"""Who was heard within so long is alive."""
+
 GRACE_MADS = 6.0
 """How many median absolute deviations a step may take longer than the median."""
 

@@ -13,7 +13,6 @@ torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 from msgspec import structs
@@ -21,11 +20,11 @@ from msgspec import structs
 from caudal.train.codec import Encoder, decode, encoded_bytes
 from caudal.train.interface import Flat, IdRange, InnerResult, RunPlan
 from caudal.train.messages import (
-    Delta,
     Evaluate,
     Evaluated,
     Finished,
     Held,
+    Hurry,
     Message,
     Ping,
     Ready,
@@ -39,6 +38,7 @@ from caudal.train.outer import state_sha256
 from caudal.train.protocol.effects import (
     Assess,
     Compute,
+    CutShort,
     Done,
     Forget,
     Load,
@@ -48,23 +48,7 @@ from caudal.train.protocol.effects import (
     SiteEffect,
     StopCompute,
 )
-
-Applied = dict[tuple[int, int], int]
-"""Before which step each fragment, (round, fragment), was added to the inner side's parameters."""
-
-
-@dataclass(slots=True)
-class Work:
-    """One round's share of a site, until its update has come. `learnt` is what was cut from the parameters."""
-
-    order: Round
-    started: bool = False
-    fresh: bool = False
-    waited_s: float = 0.0
-    result: InnerResult | None = None
-    applied: Applied = field(default_factory=dict)
-    learnt: Flat | None = None
-    payloads: list[bytearray] = field(default_factory=list)
+from caudal.train.protocol.work import Applied, Work
 
 
 class Site:
@@ -73,7 +57,7 @@ class Site:
 
     def __init__(self, plan: RunPlan) -> None:
         self.parameters = plan.parameters
-        self.cuts = plan.fragments
+        self.cuts, self._stages = plan.fragments, plan.stages
         self.epoch = 0  # 0: nobody coordinates
         self.round = -1  # of the state; -1: none yet
         self.state: Flat = np.zeros(self.parameters, np.float32)
@@ -89,6 +73,7 @@ class Site:
         self._computing: Work | None = None
         self._shifts: dict[tuple[int, int], tuple[int, Flat]] = {}  # asked for, and not yet known where
         self._shares = True  # whether the update that arrives is of a round that we take part in, if at all
+        self._hurried = False  # the steps under way are cut short
         self._lost = False  # our work does not count: begin again from the state
         self._fresh = True
         self._idle_since = 0.0
@@ -99,6 +84,11 @@ class Site:
     def computing(self) -> bool:
         """Whether inner steps are under way."""
         return self._computing is not None
+
+    def begin_with(self, state: Flat, round_number: int) -> None:
+        """The state after a committed round, found in a store before anybody was asked. Owns the array."""
+        assert self.round < 0 and state.shape == (self.parameters,)
+        self.state, self.round = state, round_number
 
     # ---- the connection -----------------------------------------------------------------------------------
 
@@ -114,11 +104,7 @@ class Site:
             self._lost = True
         if self._lost:
             return self.round, state_sha256(self.state), ()
-        orders = [work.order for work in self.works]
-        held = tuple(
-            Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate) for o in orders
-        )
-        return self.round, state_sha256(self.state), held
+        return self.round, state_sha256(self.state), tuple(work.held() for work in self.works)
 
     def message(self, message: Message, payload: bytes, now: float) -> list[SiteEffect]:
         """The coordinator says something."""
@@ -131,7 +117,7 @@ class Site:
             return self._refused(message)
         if isinstance(message, Welcome):
             return self._welcome(message, payload, now)
-        if self.epoch == 0 or not isinstance(message, Update | Round | Revoked | Evaluate):
+        if self.epoch == 0 or not isinstance(message, Update | Round | Hurry | Revoked | Evaluate):
             return self._rejoin(f"{type(message).__name__} was not expected")
         if message.epoch != self.epoch:
             return self._rejoin(f"a message of epoch {message.epoch} in epoch {self.epoch}")
@@ -139,6 +125,8 @@ class Site:
             return self._update(message, payload, now)
         if isinstance(message, Round):
             return self._round(message, now)
+        if isinstance(message, Hurry):
+            return self._hurry(message)
         if message.round != self.round or self._arrived:
             return self._rejoin(f"a word on round {message.round} with the state of {self.round}")
         if isinstance(message, Revoked):
@@ -184,7 +172,7 @@ class Site:
         for lease, work in zip(leases, self.works, strict=True):
             work.order = structs.replace(work.order, lease=lease, epoch=self.epoch)
             if work.learnt is not None:
-                out += self._frames(work)
+                out += work.frames()
         return out + self._advance(now)
 
     # ---- rounds -------------------------------------------------------------------------------------------
@@ -198,6 +186,13 @@ class Site:
         self.works.append(Work(message))
         return self._advance(now)
 
+    def _hurry(self, message: Hurry) -> list[SiteEffect]:
+        work = self._computing
+        if work is None or work.order.round != message.round or self._hurried or self._lost:
+            return []
+        self._hurried = True
+        return [CutShort()]
+
     def computed(self, result: InnerResult, applied: Applied, now: float) -> list[SiteEffect]:
         """The inner steps ended, or were stopped; `applied` says where the shifts meanwhile came in."""
         work, self._computing = self._computing, None
@@ -205,8 +200,12 @@ class Site:
         self._idle_since = now
         self._local = result.params
         shifts, self._shifts = self._shifts, {}
-        if self._lost or result.stopped:
+        if result.stopped and self._hurried and result.steps > 0 and not self._lost:
+            work.shorten(result.steps, self._stages[work.order.stage].batch)
+        elif result.stopped:
             self._lost = True
+        self._hurried = False
+        if self._lost:
             return self._begin_again(now)
         for key, (start, change) in shifts.items():
             if key not in applied:
@@ -228,7 +227,7 @@ class Site:
                     break
                 self._cut(work)
                 if self.epoch:
-                    out += self._frames(work)
+                    out += work.frames()
             if not work.started:
                 behind = work.order.round - 1 - self.round  # updates that are still to come
                 all_cut = all(w.learnt is not None for w in self.works[:at])
@@ -259,26 +258,6 @@ class Site:
             )
             for start, stop in self.cuts
         ]
-
-    def _frames(self, work: Work) -> list[SiteEffect]:
-        order, result = work.order, work.result
-        assert result is not None
-        steps = [work.applied.get((order.round - 1, f), 0) for f in range(len(self.cuts))]
-        late = any((order.round - 1, f) in work.applied for f in range(len(self.cuts)))
-        delta = Delta(
-            order.epoch,
-            order.round,
-            order.lease,
-            result.tokens,
-            float(result.loss) if math.isfinite(result.loss) else None,
-            result.steps,
-            result.seconds,
-            bits=order.bits,
-            waited_s=round(work.waited_s, 4),
-            applied=tuple(steps) if late else (),
-            fresh=work.fresh,
-        )
-        return [Send(0, structs.replace(delta, fragment=f), p) for f, p in enumerate(work.payloads)]
 
     def _update(self, message: Update, payload: bytes, now: float) -> list[SiteEffect]:
         """Apply one fragment of a round, to the state and to the inner side."""

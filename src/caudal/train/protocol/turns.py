@@ -14,7 +14,7 @@ from caudal.train.protocol.rules import Tempo
 @dataclass(slots=True)
 class Lease:
     """One site's share of a round. `parts` are the fragments of its delta that are here, `large` their sums of
-    squares; `delta` is what they say of it."""
+    squares; `delta` is what they say of it. `hurried`: its holder was asked to cut it short."""
 
     name: str
     member: Member
@@ -24,6 +24,7 @@ class Lease:
     progress: tuple[float, float]
     leased_at: float
     rate: float = 1.0
+    hurried: bool = False
     parts: dict[int, bytes] = field(default_factory=dict)
     large: float = 0.0
     delta: Delta | None = None

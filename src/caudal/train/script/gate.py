@@ -164,10 +164,7 @@ class Gate:
         for step, ticket in enumerate(tickets):
             self._wait(ticket.begins)
             if between(step):
-                for void in tickets[step:]:
-                    void.void = True
-                    void.ready.set()
-                return InnerResult(np.zeros(self.size, np.float32), 0, 0.0, step, 0.0, stopped=True)
+                return self._stopped(tickets, step, total, started)
             ticket.ready.set()
             self._wait(ticket.done)
             total += ticket.loss * len(ticket.ids)
@@ -176,6 +173,17 @@ class Gate:
             ticket.taken.set()
         seconds = time.perf_counter() - started
         return InnerResult(params, len(positions), total / len(positions), len(tickets), seconds)
+
+    def _stopped(self, tickets: list[Ticket], step: int, total: float, started: float) -> InnerResult:
+        """What was done until now; the script, which waits meanwhile, is told that the rest is void."""
+        self.settle()
+        params = self._parameters.read()
+        for void in tickets[step:]:
+            void.void = True
+            void.ready.set()
+        trained = sum(len(ticket.ids) for ticket in tickets[:step])
+        seconds = time.perf_counter() - started
+        return InnerResult(params, trained, total / max(1, trained), step, seconds, stopped=True)
 
     def evaluate(self) -> dict[str, float]:
         """A script evaluates when it likes."""

@@ -32,6 +32,7 @@ from caudal.domain.errors import AlreadyExists, CaudalError, UsageError
 from caudal.domain.workload import ModelShape, OuterSpec, StageSpec, TrainSpec
 from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
+from caudal.train.call import Standby
 from caudal.train.config import WorkerConfig
 from caudal.train.data.samples import place
 from caudal.train.fragments import cut
@@ -39,9 +40,8 @@ from caudal.train.given import give
 from caudal.train.interface import RunPlan, Stage
 from caudal.train.script.gate import Closed, Gate, Ticket
 from caudal.train.script.model import TorchParameters
-from caudal.train.spare import Standby
 from caudal.train.tls import server_context
-from caudal.train.worker import take_part
+from caudal.train.work import take_part
 
 SETTINGS = OuterSpec(learning_rate=0.8, momentum=0.5, scale_rate=False)
 """A script's optimiser keeps its learning rate, so the outer step has to be the longer one."""

@@ -1,19 +1,36 @@
-"""The worker's side of its standby coordinator: started once it takes part, told when nobody coordinates."""
+"""How a worker calls on its site's standby coordinator: started once it takes part, told when nobody coordinates."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from dataclasses import dataclass, field
+from typing import Protocol
 
 AGAIN_S = 2.0
 """So often it is told of the same epoch again."""
 
 
+class Call(Protocol):
+    """What a worker says; whose child the standby is, it need not know."""
+
+    async def start(self) -> None:
+        """This site takes part."""
+        ...
+
+    async def lost(self, epoch: int) -> None:
+        """The coordinator of this epoch cannot be reached."""
+        ...
+
+    async def end(self) -> None:
+        """The run is finished."""
+        ...
+
+
 @dataclass
 class Standby:
-    """`config` is the worker's configuration file, which says all that a coordinator needs. One that ended is
-    started again at the next word."""
+    """The standby as a child of this process. `config` is the worker's configuration file, which says all that a
+    coordinator needs. One that ended is started again at the next word."""
 
     config: str
     _process: asyncio.subprocess.Process | None = None
