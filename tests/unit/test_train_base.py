@@ -352,6 +352,21 @@ def test_a_base_may_lie_in_an_object_store(bases: dict[str, Path], tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize("which", ["llama full", "qwen2 full"])
+def test_a_gguf_is_the_folder_that_it_was_made_from(
+    which: str, runs: dict[str, Begun], tmp_path: Path
+) -> None:
+    run = runs[which]
+    export(run.spec, run.base, run.folder / "base", run.state, tmp_path / "out")
+    again = begun(tmp_path, run_on(tmp_path / "out" / GGUF, tmp_path / "text.txt", "full"))
+    assert (again.base.names, again.base.dtype) == (run.base.names, "float16")
+    assert np.abs(again.state - run.state).max() < 1e-3  # half precision, and nothing else
+    ours, theirs = (Tokenizer.from_file(str(r.folder / "base/tokenizer.json")) for r in (again, run))
+    for text in ("In 2024, 12 of 3,456!\n\n  ok", "<|end|>a", "¿Qué? 日本"):
+        assert ours.encode(text).ids == theirs.encode(text).ids
+    assert again.manifest.vocab == run.manifest.vocab
+
+
 def test_half_precision_is_exported_as_it_came(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "half")
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)

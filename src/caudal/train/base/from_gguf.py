@@ -51,6 +51,9 @@ def dequantise(folder: Path, name: str) -> None:
         path = folder / "tokenizer.json"
         words = json.loads(path.read_bytes())
         words["pre_tokenizer"] = PRE_TOKENIZERS[info.pre_tokenizer or "gpt-2"]
+        # transformers adds tokens of its own (`<|endoftext|>`), for which the model has no row
+        known = words["model"]["vocab"]
+        words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] in known]
         path.write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
     file.unlink()
 
