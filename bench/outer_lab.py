@@ -51,13 +51,16 @@ class Way:
     momentum: float = 0.0
     levels: int = 0
     rate: float = 2**0.5
-    rate_end: float = 2**0.5
+    rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5
 
     def rate_at(self, done: float) -> float:
-        """What sites multiply their rates by: from `rate_from` of the tokens on it goes to `rate_end`."""
+        """What sites multiply their rates by: the root of two in step, then `rate`, which goes from `rate_from` of the
+        tokens on to `rate_end`."""
+        if done < self.sync:
+            return 2**0.5
         part = max(0.0, (done - self.rate_from) / (1 - self.rate_from))
-        return self.rate + (self.rate_end - self.rate) * part
+        return self.rate + ((self.rate_end or self.rate) - self.rate) * part
 
     def at(self, done: float) -> tuple[int, int, float, float]:
         """Inner steps, how late, and the outer step's two numbers."""

@@ -76,7 +76,14 @@ def files() -> str:
         (
             "train",
             workload.TrainSpec,
-            (workload.StageSpec, workload.TokenizerSpec, workload.ModelShape, workload.OuterSpec),
+            (
+                workload.StageSpec,
+                workload.TokenizerSpec,
+                workload.ModelShape,
+                workload.BaseSpec,
+                workload.OuterSpec,
+                workload.InnerSpec,
+            ),
         ),
         ("service", workload.ServiceSpec, (workload.ServedModel, fleet.Resources)),
     )

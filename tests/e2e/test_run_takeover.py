@@ -43,7 +43,12 @@ def again(fleet: Fleet, wanted: int = 1, kind: type[TinyInner] = TinyInner) -> R
     run_plan = planned(fleet)
     manifest = prepare(SPEC, fleet.blobs, PREFIX)
     return replay(
-        fleet.blobs, PREFIX, run_plan, lambda: kind(run_plan, manifest, fleet.folder, 1), wanted, "here"
+        fleet.blobs,
+        PREFIX,
+        run_plan,
+        lambda: kind(run_plan, manifest, fleet.folder, 1),
+        wanted,
+        lambda: "here",
     )
 
 

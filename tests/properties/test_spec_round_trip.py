@@ -12,6 +12,7 @@ from caudal import spec
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
+    BaseSpec,
     InnerSpec,
     ModelShape,
     OuterSpec,
@@ -51,27 +52,39 @@ def stages(draw: st.DrawFn) -> StageSpec:
     )
 
 
+BASES = st.just(BaseSpec()) | st.builds(
+    BaseSpec,
+    path=st.sampled_from(["/models/mine", "s3://bucket/models/mine", "hf:org/name", "pypi:a==1", "/m.gguf"]),
+    method=st.just("lora"),
+    rank=st.integers(1, 4096),
+    alpha=st.floats(0.1, 65536),
+    targets=st.lists(st.sampled_from(["q_proj", "k_proj", "c_attn"]), unique=True).map(tuple),
+)
+
+
 @st.composite
 def runs(draw: st.DrawFn) -> TrainSpec:
     """Any run that may be."""
     kv_heads, groups, head_width = (draw(st.integers(1, 4)) for _ in range(3))
     at = draw(st.lists(NAMES, max_size=3, unique=True))
+    base = draw(BASES)
+    shape = ModelShape(
+        layers=draw(st.integers(1, 9)),
+        heads=kv_heads * groups,
+        kv_heads=kv_heads,
+        width=kv_heads * groups * head_width * 2,
+        tie_embeddings=draw(st.booleans()),
+    )
+    words = draw(st.builds(TokenizerSpec, st.sampled_from(["bpe", "characters"]), st.integers(272, 9999)))
     return TrainSpec(
         name=draw(NAMES),
         data=draw(
             st.just("builtin:tinyworld") | st.text("abc é/._:#'\"-", min_size=1).map(lambda t: "/" + t)
         ),
         stages=tuple(draw(st.lists(stages(), min_size=1, max_size=3, unique_by=lambda s: s.name))),
-        tokenizer=draw(
-            st.builds(TokenizerSpec, st.sampled_from(["bpe", "characters"]), st.integers(272, 9999))
-        ),
-        model=ModelShape(
-            layers=draw(st.integers(1, 9)),
-            heads=kv_heads * groups,
-            kv_heads=kv_heads,
-            width=kv_heads * groups * head_width * 2,
-            tie_embeddings=draw(st.booleans()),
-        ),
+        tokenizer=TokenizerSpec() if base.path else words,
+        model=ModelShape() if base.path else shape,
+        base=base,
         outer=draw(
             st.builds(
                 OuterSpec,

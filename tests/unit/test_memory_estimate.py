@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caudal.domain.workload import InnerSpec, ModelShape, StageSpec, TokenizerSpec, TrainSpec
+from caudal.domain.workload import BaseSpec, InnerSpec, ModelShape, StageSpec, TokenizerSpec, TrainSpec
 from caudal.estimate.memory import (
     activations_bytes,
+    base_worker_bytes,
     exported_bytes,
     kv_cache_bytes,
     logits_bytes,
@@ -54,6 +56,17 @@ def test_the_hungriest_stage_counts() -> None:
     run = TrainSpec("x", "builtin:tinyworld", (small, large))
     assert worker_bytes(run) == worker_bytes(dataclasses.replace(run, stages=(large,)))
     assert worker_bytes(run) > worker_bytes(dataclasses.replace(run, stages=(small,)))
+
+
+def test_adapters_cost_their_own_copies_and_the_frozen_model_once() -> None:
+    spec = TrainSpec("x", "d", (StageSpec("a", 100_000),), base=BaseSpec("/m", "lora"))
+    lora = base_worker_bytes(spec, whole=1_000_000, trained=10_000, vocab=500)
+    full = base_worker_bytes(
+        dataclasses.replace(spec, base=BaseSpec("/m", "full")), whole=1_000_000, trained=1_000_000, vocab=500
+    )
+    assert full - lora == 4 * (8_000_000 - 1_000_000 - 80_000)
+    with pytest.raises(AssertionError):
+        worker_bytes(spec)
 
 
 def test_logits_are_three_copies() -> None:

@@ -12,7 +12,7 @@ import pytest
 from caudal import spec
 from caudal.domain.errors import DataError, NotFound, SpecError
 from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
-from caudal.domain.workload import ServedModel, ServiceSpec, StageSpec, TrainSpec
+from caudal.domain.workload import BaseSpec, ServedModel, ServiceSpec, StageSpec, TrainSpec
 
 TRAIN = """\
 type: train
@@ -324,6 +324,37 @@ def test_addresses_of_no_known_kind(data: str, said: str) -> None:
 def said_of(data: str) -> str:
     """What is said of a spec with this data."""
     return said(TRAIN.replace("builtin:tinyworld", data))
+
+
+def test_a_base_is_taken_from_the_files_own_folder_and_decides_its_shape(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text\n")
+    (tmp_path / "mine").mkdir()
+    text = TRAIN.replace("builtin:tinyworld", "text.txt")
+    (train,) = spec.parse(text + "base: {path: mine, method: lora}\n", "f.yaml", tmp_path)
+    assert isinstance(train, TrainSpec) and train.base == BaseSpec(str(tmp_path / "mine"), "lora")
+    (far,) = spec.parse(text + "base: {path: 's3://b/mine'}\n", "f.yaml", tmp_path)
+    assert isinstance(far, TrainSpec) and far.base.path == "s3://b/mine"
+    long = TRAIN + "    sample_tokens: 2048\n"
+    assert spec.parse(long + "base: {path: /mine}\n", "f.yaml")  # its own context counts, not `model`'s
+    with pytest.raises(DataError, match="there is no base at"):
+        spec.parse(text + "base: {path: yours}\n", "f.yaml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ("base: {method: lora}", "a path is needed"),
+        ("base: {rank: 8}", "a path is needed"),
+        ("base: {path: /m, method: lore}", "did you mean 'lora'?"),
+        ("base: {path: /m, targets: [q_proj]}", "they are for `lora`"),
+        ("base: {path: /m, method: lora, rank: 0}", "from 1 to 4,096"),
+        ("base: {path: 'ftp://x/m'}", "path: 'ftp://x/m' is none of"),
+        ("base: {path: /m}\nmodel: {layers: 2}", "model: the base at /m decides that"),
+        ("base: {path: /m}\ntokenizer: {kind: characters}", "tokenizer: the base at /m decides that"),
+    ],
+)
+def test_bases_that_cannot_be(rest: str, expected: str) -> None:
+    assert expected in said(f"{TRAIN}{rest}\n")
 
 
 def test_data_that_is_not_built_in() -> None:

@@ -10,19 +10,12 @@ from urllib.parse import quote
 
 import httpx
 
-from caudal.domain import errors
-from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound
+from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, from_dict
 from caudal.store.home import Home
 
 PREFIX = "/api/v1"
 ADDRESS_FILE = "control.url"
 """Below the state directory: where its control process listens; written when it starts."""
-
-
-def _kinds(base: type[CaudalError]) -> Iterator[type[CaudalError]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _kinds(kind)
 
 
 def path(*names: str) -> str:
@@ -39,10 +32,7 @@ def rebuild(body: Any, status: int) -> CaudalError:
                 "the control process knows nothing of that name", remedy="caudal status lists all"
             )
         return Failed(f"the control process answered HTTP {status}", why=str(body)[:200])
-    by_code = {kind.code: kind for kind in _kinds(errors.CaudalError)}
-    kind = by_code.get(str(found.get("code")), Failed)
-    texts = {key: str(found.get(key, "")) for key in ("where", "why", "remedy")}
-    return kind(str(found.get("what", "")), **texts)
+    return from_dict(found)
 
 
 def _text(file: Path) -> str:

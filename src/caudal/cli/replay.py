@@ -44,7 +44,7 @@ def verb(root: str | None, run: str, first: int, threads: int, as_json: bool) ->
     def make_inner() -> Inner:
         return torch_inner(asked, str(where.cache), run_plan, manifest, folder, threads)
 
-    report = replay(blobs, prefix, run_plan, make_inner, first, machine(threads))
+    report = replay(blobs, prefix, run_plan, make_inner, first, lambda: machine(threads))
     _show(report, as_json)
     if report.differs and report.comparable:
         raise LedgerBroken(

@@ -26,6 +26,7 @@ Our own bugs are assertions. What the user or the world did wrong is one of thes
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 
@@ -191,3 +192,17 @@ class Unreachable(Failed):
     """A provider, a driver or a site does not answer. Says nothing about what runs there."""
 
     code = "unreachable"
+
+
+def from_dict(found: Mapping[str, object]) -> CaudalError:
+    """The error that `as_dict` wrote; Failed where its code is none of ours."""
+    by_code = {kind.code: kind for kind in _kinds(CaudalError)}
+    kind = by_code.get(str(found.get("code")), Failed)
+    texts = {key: str(found.get(key, "")) for key in ("where", "why", "remedy")}
+    return kind(str(found.get("what", "")), **texts)
+
+
+def _kinds(base: type[CaudalError]) -> Iterator[type[CaudalError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)

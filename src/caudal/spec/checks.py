@@ -9,9 +9,18 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from caudal.domain.fleet import FleetSpec
-from caudal.domain.workload import ModelShape, ServedModel, ServiceSpec, StageSpec, TrainSpec
+from caudal.domain.workload import (
+    BaseSpec,
+    ModelShape,
+    ServedModel,
+    ServiceSpec,
+    StageSpec,
+    TokenizerSpec,
+    TrainSpec,
+)
 from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
@@ -45,13 +54,24 @@ def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
         problems.add(tree.at(["stages"]), "stages: at least one is needed")
     _distinct("stage", [s.name for s in spec.stages], tree, "stages", problems)
     _check_shape(spec.model, tree, problems)
+    _check_base(spec, tree, problems)
     for number, stage in enumerate(spec.stages):
-        _check_stage(stage, spec.model, tree, ["stages", number], problems)
+        shape = (
+            None if spec.base.path else spec.model
+        )  # how much a base can see is known when it is brought in
+        _check_stage(stage, shape, tree, ["stages", number], problems)
     _distinct("site", list(spec.at), tree, "at", problems)
     if spec.at and len(spec.at) != spec.sites:
         problems.add(tree.at(["at"]), f"at: names {len(spec.at)} sites, and `sites` is {spec.sites}")
     check_data_name(spec.data, tree.at(["data"]), problems)
     _check_name(spec.publish, tree, ["publish"], problems)
+
+
+def check_base(spec: TrainSpec, tree: Located, problems: Problems) -> None:
+    """Whether something lies where the base is said to be, on this machine."""
+    path = spec.base.path
+    if is_local_source(path) and not Path(path).exists():
+        problems.add(tree.at(["base", "path"]), f"path: there is no base at {path}", data=True)
 
 
 def check_service(spec: ServiceSpec, tree: Located, problems: Problems) -> None:
@@ -66,6 +86,27 @@ def check_service(spec: ServiceSpec, tree: Located, problems: Problems) -> None:
 def is_local_source(source: str) -> bool:
     """Whether a model's source is a path of this machine."""
     return bool(source) and not source.startswith(SOURCE_SCHEMES) and "://" not in source
+
+
+def _check_base(spec: TrainSpec, tree: Located, problems: Problems) -> None:
+    """A base has its own shape and tokenizer; without one there is nothing to adapt."""
+    base = spec.base
+    if not base.path:
+        if base != BaseSpec():
+            problems.add(
+                tree.at(["base"]),
+                f"base: a path is needed: there is no model for `{base.method}` to begin from",
+            )
+        return
+    _check_source(base.path, tree.at(["base", "path"]), problems, "path")
+    for key, value, default in (
+        ("model", spec.model, ModelShape()),
+        ("tokenizer", spec.tokenizer, TokenizerSpec()),
+    ):
+        if value != default:
+            problems.add(tree.at([key]), f"{key}: the base at {base.path} decides that; leave it out")
+    if base.method == "full" and base.targets:
+        problems.add(tree.at(["base", "targets"]), "targets: `full` trains everything; they are for `lora`")
 
 
 def _check_shape(shape: ModelShape, tree: Located, problems: Problems) -> None:
@@ -83,9 +124,9 @@ def _check_shape(shape: ModelShape, tree: Located, problems: Problems) -> None:
 
 
 def _check_stage(
-    stage: StageSpec, shape: ModelShape, tree: Located, path: list[str | int], problems: Problems
+    stage: StageSpec, shape: ModelShape | None, tree: Located, path: list[str | int], problems: Problems
 ) -> None:
-    if stage.sample_tokens > shape.context:
+    if shape is not None and stage.sample_tokens > shape.context:
         problems.add(
             tree.at([*path, "sample_tokens"]),
             f"sample_tokens: {stage.sample_tokens} is more than the model's context of {shape.context}",
@@ -121,13 +162,13 @@ def _check_served(model: ServedModel, tree: Located, path: list[str | int], prob
         )
 
 
-def _check_source(source: str, where: str, problems: Problems) -> None:
+def _check_source(source: str, where: str, problems: Problems, key: str = "source") -> None:
     if source.startswith("pypi:") and not _PYPI.fullmatch(source):
-        problems.add(where, f"source: {source!r} is not of the form pypi:NAME==VERSION")
+        problems.add(where, f"{key}: {source!r} is not of the form pypi:NAME==VERSION")
     elif source.startswith("hf:") and not re.fullmatch(r"hf:[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?", source):
-        problems.add(where, f"source: {source!r} is not of the form hf:ORG/NAME, hf:ORG/NAME:FILE.gguf")
+        problems.add(where, f"{key}: {source!r} is not of the form hf:ORG/NAME, hf:ORG/NAME:FILE.gguf")
     elif "://" in source and not source.startswith(SOURCE_SCHEMES):
-        problems.add(where, f"source: {source!r} is none of {', '.join(SOURCE_SCHEMES)} or a path")
+        problems.add(where, f"{key}: {source!r} is none of {', '.join(SOURCE_SCHEMES)} or a path")
 
 
 def _check_name(name: str, tree: Located, path: list[str | int], problems: Problems) -> None:

@@ -15,6 +15,7 @@ from caudal.domain.fleet import FleetSpec
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.spec.build import BAD, build, unknown
 from caudal.spec.checks import (
+    check_base,
     check_fleet,
     check_service,
     check_train,
@@ -81,6 +82,7 @@ def check(spec: Spec, where: str = "") -> None:
     _spec(tree, None, problems)
     if isinstance(spec, TrainSpec):
         check_data(spec, tree, problems)
+        check_base(spec, tree, problems)
     problems.raise_if_any()
 
 
@@ -148,6 +150,10 @@ def _checked(spec: Spec, tree: Located, folder: Path | None, problems: Problems)
             spec = dataclasses.replace(spec, data=resolved(spec.data, folder))
         if folder is not None:
             check_data(spec, tree, problems)
+        if folder is not None and is_local_source(spec.base.path):
+            base = dataclasses.replace(spec.base, path=_resolve(spec.base.path, folder))
+            spec = dataclasses.replace(spec, base=base)
+            check_base(spec, tree, problems)
     else:
         check_service(spec, tree, problems)
         if folder is not None:

@@ -51,7 +51,7 @@ FILE_TYPE_FLOAT32 = 0
 class GgufInfo:
     """What the header says. `context` is the longest that the model was trained for (0: not said);
     `vocabulary` counts the tokenizer's entries; `licence` as its maker wrote it, or empty; `float32`
-    whether all weights are in full precision."""
+    whether all weights are in full precision; `tokenizer` and `pre_tokenizer` are llama.cpp's names."""
 
     architecture: str
     name: str
@@ -62,6 +62,8 @@ class GgufInfo:
     has_chat_template: bool
     licence: str
     float32: bool = False
+    tokenizer: str = ""
+    pre_tokenizer: str = ""
 
 
 def read_gguf(path: Path) -> GgufInfo:
@@ -122,6 +124,8 @@ class _Header:
             has_chat_template=bool(self._text("tokenizer.chat_template")),
             licence=self._text("general.license"),
             float32=self._values.get("general.file_type") == FILE_TYPE_FLOAT32,
+            tokenizer=self._text("tokenizer.ggml.model"),
+            pre_tokenizer=self._text("tokenizer.ggml.pre"),
         )
 
     def _key(self) -> None:

@@ -21,7 +21,25 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 MAX_JSON_BYTES = 256 << 20
 MAX_FILES = 10_000
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "embed_in.weight",
+)
+_OLDER_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+}
+"""What GPT-2 and its kin call the same in config.json."""
+
+CONVERT = (
+    "where you trust the files, convert them with transformers: "
+    "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` writes safetensors"
+)
+
 _LAYER = re.compile(r"((?:.*\.)?)(?:layers|h|blocks)\.(\d{1,6})\.")
 _LICENCE = re.compile(r"^license:\s*([\w.+-]+)\s*$", re.MULTILINE)
 
@@ -112,7 +130,7 @@ def _check_directory(folder: Path, files: list[str]) -> tuple[int, str]:
         shapes |= read_shapes(folder / name)
     _check_shapes(folder, shapes, vocab, width, layers)
     _check_tokenizer(folder, files, vocab)
-    context = config.get("max_position_embeddings", 0)
+    context = _said(config, "max_position_embeddings")
     return (context if type(context) is int and context > 0 else 0), _card_licence(folder)
 
 
@@ -124,7 +142,7 @@ def _weight_files(folder: Path, files: list[str]) -> list[str]:
         why = "there is no *.safetensors file"
         if pickles:
             why = f"{why}, only a pickle ({pickles[0]}), which can run any code; it was not opened"
-        raise _unfit(folder, why, "convert the weights to safetensors, or name another model")
+        raise _unfit(folder, why, CONVERT)
     if "model.safetensors.index.json" in files:
         weight_map = _json(folder / "model.safetensors.index.json").get("weight_map")
         if not isinstance(weight_map, dict):
@@ -176,8 +194,12 @@ def _check_tokenizer(folder: Path, files: list[str], vocab: int) -> None:
         raise _unfit(folder, f"tokenizer.json has ids that are not below vocab_size ({vocab})")
 
 
+def _said(config: dict[str, Any], key: str) -> Any:
+    return config.get(key, config.get(_OLDER_NAMES.get(key, "")))
+
+
 def _positive(folder: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
+    value = _said(config, key)
     if type(value) is not int or value <= 0:
         raise _unfit(folder, f"config.json has no usable {key}")
     return value

@@ -25,6 +25,7 @@ from caudal.store.blobs import open_blobs
 from caudal.telemetry.report import Reporter
 from caudal.train import checkpoint, epochs
 from caudal.train.audit import RunRecord, plan_path
+from caudal.train.base.coordinator import bring_base
 from caudal.train.beat import beat
 from caudal.train.config import CoordinatorConfig, read_config
 from caudal.train.data.prepare import prepare
@@ -80,6 +81,7 @@ async def coordinate(
     result = known_result(blobs, config.prefix)
     if result is None:
         reporter.update(phase="preparing")
+        await asyncio.to_thread(bring_base, config, blobs)
         manifest = await asyncio.to_thread(prepare, config.spec, blobs, config.prefix)
         run_plan = given_plan(blobs, config.prefix) if config.given else plan(config.spec, manifest)
         run = Run(config, blobs, reporter, publish, manifest, run_plan, stop)
@@ -216,6 +218,13 @@ def _restore(run: Run) -> checkpoint.Restored:
     restored = checkpoint.restore(run.blobs, run.prefix, run.plan.parameters, say)
     if restored is not None:
         return restored
+    if run.plan.model:
+        raise Failed(
+            "the run's first state is not there",
+            where=f"{run.prefix}/manifests/",
+            why="it comes from the model that the run begins from, and somebody deleted it",
+            remedy="apply the run under another name",
+        )
     state = initial_state(run.plan.shape, run.plan.vocab, run.plan.seed)
     momentum = np.zeros_like(state)
     manifest = checkpoint.Manifest(

@@ -18,6 +18,8 @@ from caudal.domain.errors import AlreadyExists, NotFound
 from caudal.ports import Blobs
 from caudal.store.models import ModelStore
 from caudal.train.audit import result_path
+from caudal.train.base.coordinator import export_base
+from caudal.train.base.layout import base_of
 from caudal.train.checkpoint import Restored
 from caudal.train.config import CoordinatorConfig
 from caudal.train.export import GGUF, export
@@ -67,15 +69,21 @@ def publish_model(
     """Export the state and publish it under the run's model id."""
     folder = Path(config.cache_dir) / "exports" / f"{config.run}-g{config.generation}-{config.gang}"
     shutil.rmtree(folder, ignore_errors=True)
-    export(state, config.spec, manifest, blobs, config.prefix, folder, facts)
+    base = base_of(manifest.details)
+    gguf, context, licence = GGUF, config.spec.model.context, str(manifest.details.get("licence") or "")
+    if base is None:
+        export(state, config.spec, manifest, blobs, config.prefix, folder, facts)
+    else:
+        gguf = GGUF if export_base(config, base, manifest, blobs, state, folder, facts) else ""
+        context, licence = base.positions, base.licence
     record = ModelStore(blobs, Path(config.cache_dir) / "models").publish(
         config.spec.model_id,
         folder,
         source=f"run:{config.run}",
         run=config.run,
-        context=config.spec.model.context,
-        licence=str(manifest.details.get("licence") or ""),
-        gguf=GGUF,
+        context=context,
+        licence=licence,
+        gguf=gguf,
     )
     shutil.rmtree(folder, ignore_errors=True)
     return record.version

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caudal.domain.workload import ModelShape, OuterSpec, TrainSpec
+from caudal.train.base.layout import base_of, signature
 from caudal.train.fragments import Cuts, cut
-from caudal.train.layout import state_size, tensors
+from caudal.train.layout import Parameter, tensors
 
 Flat = NDArray[np.float32]
 """All parameters one after the other, in the order of `layout.tensors`."""
@@ -101,6 +102,7 @@ class RunPlan:
     model: str = ""  # a hash of what is trained, where it is not a model of `shape`
     made_of: dict[str, str] = field(default_factory=dict)
     """What else has to be the same: the sha256 of the tokenizer and of each data file, a script's dtype."""
+    frozen: int = 0  # parameters that are computed with beside those that are trained
 
     @property
     def total_ids(self) -> int:
@@ -120,8 +122,15 @@ class RunPlan:
         raise AssertionError(f"no stage owns id {sample_id}")
 
 
+def trained_parameters(shape: ModelShape, manifest: DataManifest) -> tuple[Parameter, ...]:
+    """What is trained, in the order of the flat vector: as the base's layout says, or the model's shape."""
+    base = base_of(manifest.details)
+    return base.parameters if base else tensors(shape, manifest.vocab)
+
+
 def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
-    """The run that the spec asks for on this data: a stage has ceil(tokens / sample_tokens) ids."""
+    """The run that the spec asks for on this data: a stage has ceil(tokens / sample_tokens) ids. Raises Stale
+    where the data was prepared with another base."""
     assert len(spec.stages) == len(manifest.stages), "the data was prepared for another spec"
     stages: list[Stage] = []
     first_id = 0
@@ -144,19 +153,20 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
         )
         first_id += ids
     stage_files = (data.files for data in manifest.stages)
+    base = base_of(manifest.details, spec)
+    parts = trained_parameters(spec.model, manifest)
+    size = parts[-1].offset + parts[-1].size
     return RunPlan(
         run=spec.name,
         seed=spec.seed,
         vocab=manifest.vocab,
         shape=spec.model,
-        parameters=state_size(spec.model, manifest.vocab),
+        parameters=size,
         outer=spec.outer,
         stages=tuple(stages),
-        fragments=cut(
-            state_size(spec.model, manifest.vocab),
-            [tensor.offset for tensor in tensors(spec.model, manifest.vocab)],
-            spec.outer.fragments,
-        ),
+        fragments=cut(size, [part.offset for part in parts], spec.outer.fragments),
+        model=signature(spec.base, base.files) if base else "",
+        frozen=base.frozen if base else 0,
         made_of={
             name: sha for files in (manifest.files, *stage_files) for name, sha in sorted(files.items())
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caudal.domain.workload import TrainSpec
+from caudal.train.base.layout import Base
 from caudal.train.interface import DataManifest
 from caudal.train.layout import state_size
 
@@ -58,6 +59,38 @@ def model_card(spec: TrainSpec, manifest: DataManifest, facts: Facts) -> str:
         "",
         *_limits(bool(details.get("chat")), built_in),
         *_kinds(facts.heldout),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def base_card(spec: TrainSpec, base: Base, manifest: DataManifest, facts: Facts) -> str:
+    """The card of a model that a run made of a base."""
+    how = "all of its parameters"
+    if base.method == "lora":
+        how = f"LoRA adapters of rank {base.rank} and alpha {base.alpha:g}, merged (alone: `adapter/`)"
+    header = ["---", "library_name: transformers", "tags: [caudal]"]
+    if base.licence:
+        header.insert(1, f"license: {base.licence.lower()}")
+    lines = [
+        *header,
+        "---",
+        f"# {spec.model_id}",
+        "",
+        f"`{base.source}`, trained further by Caudal's run `{spec.name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| architecture | {base.architecture}, {base.whole:,} parameters |",
+        f"| what was trained | {how}: {base.trained:,} numbers |",
+        f"| data | `{manifest.details.get('source', 'unknown')}` |",
+        f"| trained on | {facts.tokens:,} tokens in {facts.rounds:,} rounds over {len(facts.sites)} "
+        f"site(s): {', '.join(facts.sites) or 'unknown'} |",
+        f"| training loss, last round | {_nats(facts.loss)} |",
+        f"| validation loss | {_nats(facts.val_loss)} |",
+        f"| seed | {spec.seed} |",
+        f"| licence of the base | {base.licence or 'unknown: it is the base owner’s'} |",
+        "",
+        "Its limits are those of the base and of the data.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -179,9 +179,10 @@ def beginning(links: Sequence[ledger.Link], wanted: int) -> int:
 
 
 def replay(
-    blobs: Blobs, prefix: str, plan: RunPlan, make_inner: MakeInner, wanted: int, machine: str
+    blobs: Blobs, prefix: str, plan: RunPlan, make_inner: MakeInner, wanted: int, machine: Callable[[], str]
 ) -> ReplayReport:
-    """Take a run's rounds again and compare those from `wanted` on. Raises UsageError where there is no such
+    """Take a run's rounds again and compare those from `wanted` on. `machine` is asked when all is computed: what it
+    says depends on what was loaded for that. Raises UsageError where there is no such
     round, LedgerBroken where the record itself does not add up."""
     links = ledger.read_from(blobs, prefix, None)
     if not 1 <= wanted <= len(links):
@@ -213,6 +214,6 @@ def replay(
         last - wanted + 1,
         differs,
         state_sha256(again.outer.state),
-        machine,
+        machine(),
         tuple(sorted(machines)),
     )

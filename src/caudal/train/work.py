@@ -28,6 +28,7 @@ from caudal.store.blobs import open_blobs
 from caudal.store.nearest import nearest
 from caudal.telemetry.report import Reporter
 from caudal.train import epochs
+from caudal.train.base.layout import base_of
 from caudal.train.call import Call, Standby
 from caudal.train.checkpoint import Restored, restore
 from caudal.train.compute import ComputeThread
@@ -62,9 +63,10 @@ ALONE, SPARE = "alone", "spare"
 def torch_inner(
     spec: InnerSpec, cache: str, run_plan: RunPlan, manifest: DataManifest, folder: Path, threads: int
 ) -> Inner:
-    """The real one: made for one process of CPUs, or a group. Imported here: loading torch takes seconds, and
-    tests bring a smaller one. Raises UsageError where the hardware lacks what the spec asks for."""
-    if not on_cuda() and replace(spec, spare=True) == InnerSpec():
+    """The real one: made for one process of CPUs, or a group, which trains every base. Imported here: loading
+    torch takes seconds, and tests bring a smaller one. Raises UsageError where the hardware lacks what the spec asks for."""
+    own = base_of(manifest.details) is None and replace(spec, spare=True) == InnerSpec()
+    if own and not on_cuda():
         from caudal.train.inner import TorchInner  # noqa: PLC0415 (torch enters here)
 
         return TorchInner(run_plan, manifest, folder, threads)

@@ -7,8 +7,8 @@ Where the run wants a spare (`inner.spare`), this is the gang's first process, w
     ├── python -m caudal.train.worker CONFIG spare    has loaded all and waits to become the worker
     └── python -m caudal.train.standby CONFIG         has loaded what a coordinator needs and waits
 
-Otherwise, and where several processes share a site's steps, the worker is this process itself, and the standby
-its child.
+Otherwise, where several processes share a site's steps, and where the run begins from a base, the worker is this
+process itself, and the standby its child.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def _to_be_minded(path: str) -> WorkerConfig | None:
     except CaudalError:
         return None
     inner = config.spec.inner
-    return config if inner.spare and inner.processes == 1 else None
+    # a spare of a base would hold all of a model that may be as large as the machine
+    return config if inner.spare and inner.processes == 1 and not config.spec.base.path else None
 
 
 if __name__ == "__main__":

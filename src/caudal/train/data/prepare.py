@@ -10,6 +10,7 @@ no harm, nor does dying half-way. No data but the built-in is ever whole in memo
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from caudal.domain.errors import AlreadyExists, NotFound, StorageFailed
 from caudal.domain.workload import TrainSpec
 from caudal.ports import Blobs
+from caudal.train.base.layout import DETAILS, FOLDER, Base, begun
 from caudal.train.data import builtin, from_records, from_text, keep_out
 from caudal.train.data.making import SHARD_BYTES, Maker
 from caudal.train.data.vocabularies import vocabulary_of
@@ -40,7 +42,9 @@ def prepare(spec: TrainSpec, blobs: Blobs, prefix: str, shard_bytes: int = SHARD
         return found
     try:
         with tempfile.TemporaryDirectory(prefix="caudal-data-") as folder:
-            manifest = _made(spec, blobs, prefix, Path(folder), shard_bytes)
+            base = begun(blobs, prefix) if spec.base.path else None
+            asked = spec if base is None else _words_of(spec, base, blobs, prefix, Path(folder))
+            manifest = _made(asked, blobs, prefix, Path(folder), shard_bytes)
     except OSError as error:
         raise StorageFailed(
             "the data cannot be written down",
@@ -48,11 +52,34 @@ def prepare(spec: TrainSpec, blobs: Blobs, prefix: str, shard_bytes: int = SHARD
             why=error.strerror or str(error),
             remedy="make room, or name another folder in TMPDIR",
         ) from error
+    if base is not None:
+        manifest = _with_base(manifest, base)
     try:
         blobs.put(f"{prefix}/{MANIFEST}", msgspec.json.encode(manifest), if_absent=True)
     except AlreadyExists:  # another coordinator was as far: the same spec gave the same bytes
         return load_manifest(blobs, prefix) or manifest
     return manifest
+
+
+def _words_of(spec: TrainSpec, base: Base, blobs: Blobs, prefix: str, folder: Path) -> TrainSpec:
+    """The spec with the base's small files, which say what its words are, in `folder`: those that were brought in, from
+    wherever that was."""
+    for name in base.files:
+        if not name.endswith(".safetensors"):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            blobs.get_file(f"{prefix}/data/{name}", target)
+    return replace(spec, base=replace(spec.base, path=str(folder / FOLDER)))
+
+
+def _with_base(manifest: DataManifest, base: Base) -> DataManifest:
+    """With the base's files, so that every site fetches and checks them, and its layout."""
+    return replace(
+        manifest,
+        vocab=base.vocabulary,
+        files={**manifest.files, **base.files},
+        details={**manifest.details, DETAILS: msgspec.to_builtins(base)},
+    )
 
 
 def load_manifest(blobs: Blobs, prefix: str) -> DataManifest | None:

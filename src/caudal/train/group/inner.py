@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from caudal.train.base.layout import base_of
 from caudal.train.group.member import Member, Setup
 from caudal.train.group.ranks import Ranks
 from caudal.train.heldout import load_questions, score
@@ -26,7 +27,7 @@ class GroupInner:
     """See `caudal.train.interface.Inner`. Raises UsageError where the hardware lacks what is asked for."""
 
     def __init__(self, setup: Setup) -> None:
-        self._plan = setup.plan
+        self._plan, self._manifest = setup.plan, setup.manifest
         self._ranks = Ranks.start(setup.inner.processes)
         self._ranks.say(msgspec.to_builtins(setup))
         self._member = Member(setup, self._ranks.rank, self._ranks.world)
@@ -114,7 +115,9 @@ class GroupInner:
         }
 
     def heldout(self) -> dict[str, Any]:
-        """As `TorchInner.heldout`: by this process alone."""
+        """As `TorchInner.heldout`: by this process alone. A base is asked nothing."""
+        if base_of(self._manifest.details) is not None:
+            return {"correct": 0, "of": 0, "kinds": {}, "samples": []}
         model = Llama(self._plan.shape, self._plan.vocab)
         return score(model, torch.from_numpy(self._read()), self._questions, self._tokenizer)
 

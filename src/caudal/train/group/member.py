@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caudal.domain.errors import UsageError
 from caudal.domain.workload import InnerSpec
+from caudal.train.base.layout import FOLDER, base_of, require_libraries
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.group.module import LlamaModule
 from caudal.train.inner import BETAS, EPSILON, GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
-from caudal.train.interface import DataManifest, Devices, RunPlan
-from caudal.train.layout import tensors
+from caudal.train.interface import DataManifest, Devices, RunPlan, trained_parameters
+from caudal.train.module import SharedModule
 
 VALIDATION_AT_ONCE = 4_096
 
@@ -74,6 +75,18 @@ def devices_used(name: str, world: int, local: int, on_this_machine: int, dtype:
     return Devices(name, count, precision)
 
 
+def _module(setup: Setup) -> SharedModule:
+    """The model: of the plan's shape, or the base that the data came with."""
+    base, checkpoints = base_of(setup.manifest.details), setup.inner.checkpoint_activations
+    if base is None:
+        return LlamaModule(setup.plan.shape, setup.plan.vocab, checkpoints)
+    require_libraries()
+    # transformers and peft enter here: who trains a model of a shape does without them
+    from caudal.train.base.model import HubModule, built  # noqa: PLC0415 (an optional extra)
+
+    return HubModule(built(Path(setup.folder) / FOLDER, base), base.names, checkpoints)
+
+
 class Member:
     """One process' part. Every method is called at all processes of the group at the same time."""
 
@@ -82,9 +95,8 @@ class Member:
         self.plan, self.rank, self.world = setup.plan, rank, world
         self._inner, self._device = setup.inner, device_of(rank)
         self._dtype = computes_in(setup.inner.precision, self._device)
-        self._parts = tensors(self.plan.shape, self.plan.vocab)
-        model = LlamaModule(self.plan.shape, self.plan.vocab, setup.inner.checkpoint_activations)
-        self._model = model.to(self._device)
+        self._parts = trained_parameters(self.plan.shape, setup.manifest)
+        self._model = _module(setup).to(self._device)
         self._wrapped = self._wrap(setup)
         self.forget()
         folder = Path(setup.folder)

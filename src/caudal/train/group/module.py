@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from caudal.domain.workload import ModelShape
 from caudal.train.layout import NORM_EPSILON, ROPE_THETA, head_width
+from caudal.train.module import SharedModule
 
 
 class Layer(nn.Module):
@@ -53,7 +54,7 @@ class Layer(nn.Module):
         return x + functional.linear(wide, self.down)
 
 
-class LlamaModule(nn.Module):
+class LlamaModule(SharedModule):
     """The whole model. `checkpoints`: layers are computed again on the way back instead of being kept."""
 
     def __init__(self, shape: ModelShape, vocabulary: int, checkpoints: bool = False) -> None:

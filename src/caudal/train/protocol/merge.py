@@ -174,8 +174,8 @@ def mfu(turn: Turn, plan: RunPlan, tokens_per_s: float) -> float | None:
 
 def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s: float) -> dict[str, Any]:
     """What the run's curve shows of a round; `tokens` are all that are committed, `delta_bytes` what all sites
-    sent for it, `wire_bytes` deltas and updates; `flops_per_s` 6 for each parameter and token, without
-    attention; `mfu` is there where the devices' peaks are known only."""
+    sent for it, `wire_bytes` deltas and updates; `flops_per_s` 6 for each parameter and token, 4
+    where the parameter is frozen, without attention; `mfu` is there where the devices' peaks are known only."""
     share, _ = waiting(turn)
     used = mfu(turn, plan, tokens_per_s)
     return {
@@ -189,7 +189,7 @@ def curve_row(turn: Turn, entry: Entry, plan: RunPlan, tokens: int, tokens_per_s
         "update_bytes": entry.update_bytes,
         "delta_bytes": entry.update_bytes * len(entry.sites),
         "wire_bytes": 2 * entry.update_bytes * len(entry.sites),
-        "flops_per_s": round(6.0 * plan.parameters * tokens_per_s),
+        "flops_per_s": round((6.0 * plan.parameters + 4.0 * plan.frozen) * tokens_per_s),
         "wait_share": round(share, 4),
         "seconds": round(max((p.seconds for p in entry.sites), default=0.0), 4),
         **({} if used is None else {"mfu": round(used, 4)}),
