@@ -1,7 +1,7 @@
 """What a way of agreeing costs in loss, without a network: sites in one process, with the real inner steps, codec and
 outer step, against synchronous DDP at equal tokens.
 
-    python bench/outer_lab.py '{"inner_steps": 10, "bits": 4, "late": 1}' '{"settle": 0.1}' ...
+    python bench/outer_lab.py '{"qsr": 4, "bits": 4, "late": 1}' '{"inner_steps": 10}' ...
 
 Each argument is one way, as JSON; see `Way`. SHAPE=small|middle, TOKENS, SEED, DATA (builtin:tinyworld or a text file).
 The last line is one JSON object. A round's update is applied `late` steps into the next round, as over a link that takes
@@ -26,12 +26,15 @@ from caudal.store.blobs import open_blobs
 from caudal.train.codec import Encoder
 from caudal.train.data.prepare import prepare
 from caudal.train.inner import TorchInner
-from caudal.train.interface import IdRange, RunPlan, plan
+from caudal.train.interface import IdRange, RunPlan, Stage, plan
 from caudal.train.layout import initial_state
 from caudal.train.outer import Outer
+from caudal.train.schedule import learning_rate
 from wan_run import MIDDLE, SMALL
 
 SITES = 2
+LIKE = Stage("text", "text", 0, 1, 1, 8, 128, 2e-3, 2e-4, 0.05, 0.1)
+"""The stage's learning rate: it falls to a tenth by a cosine, as ours do by default."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Way:
     learning_rate: float = 1.0
     momentum: float = 0.0
     levels: int = 0
+    qsr: float = 0.0  # > 0: rounds of so many steps at the highest rate, more as its square falls
+    most: int = 32
     rate: float = 2**0.5
     rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5
@@ -66,6 +71,9 @@ class Way:
         """Inner steps, how late, and the outer step's two numbers."""
         if done < self.sync:
             return self.sync_steps, 0, 1.0, 0.0
+        if self.qsr:
+            rate = learning_rate(LIKE, max(0.05, done)) / LIKE.learning_rate
+            return min(self.most, round(self.qsr / rate**2)), self.late, self.learning_rate, self.momentum
         if done >= 1 - self.settle:
             return self.settle_steps, self.settle_late, self.learning_rate, self.momentum
         return self.inner_steps, self.late, self.learning_rate, self.momentum
@@ -79,11 +87,9 @@ def ddp(inner: TorchInner, run: RunPlan, state: Any) -> float:
     each = stage.batch * SITES
     for start in range(0, stage.ids, each):
         stop = min(stage.ids, start + each)
-        wide = inner._step  # one step over the whole of it: a stage's batch is per site
+        # one step over the whole of it: a stage's batch is per site
         batch = inner._samples[0].batch(range(start, stop))
-        from caudal.train.schedule import learning_rate
-
-        wide(batch, learning_rate(stage, (start + stop) / 2 / stage.ids), stage.weight_decay)
+        inner._step(batch, learning_rate(stage, (start + stop) / 2 / stage.ids), stage.weight_decay)
     return inner.evaluate()["val_loss"]
 
 
@@ -113,7 +119,9 @@ def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -
         inner.forget()
         inner.load(state)
     encoder = Encoder()
+    rounds = 0
     while done < stage.ids:
+        rounds += done / stage.ids >= way.sync
         steps, late, outer_rate, momentum = way.at(done / stage.ids)
         each = min(stage.batch * steps, -(-(stage.ids - done) // SITES))
         begin, progress = done, (done / stage.ids, min(1.0, (done + each * SITES) / stage.ids))
@@ -177,6 +185,7 @@ def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -
         for site, mine in learnt:
             shifts[site] = change - mine
         done = begin
+    print("rounds behind the part in step:", rounds, flush=True)
     inners[0].load(outer.state)
     return inners[0].evaluate()["val_loss"]
 
@@ -204,7 +213,7 @@ def main() -> None:
         reference = float(os.environ.get("REFERENCE", "0")) or ddp(inners[0], run, state)
         out["ddp"] = round(reference, 5)
         print(json.dumps(out), round(time.process_time() - started), flush=True)
-        for told in sys.argv[1:]:
+        for told in sys.argv[1:] or ['{"qsr": 4, "bits": 4, "late": 1}', "{}"]:
             started = time.process_time()
             loss = caudal(inners, run, state, Way(**json.loads(told)))
             out[told] = {"val_loss": round(loss, 5), "gap_percent": round(100 * (loss / reference - 1), 3)}

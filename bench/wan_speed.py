@@ -12,10 +12,14 @@ from typing import Any
 from harness import figure
 from wan_options import Options
 from wan_peers import KINDS, Peers
-from wan_place import Loopback, Place, Wan, cpu_s
+from wan_place import Loopback, Place, Wan, cpu_s, until
 from wan_run import Run, rate, train_spec
 
 SITES = ["north", "south"]
+BATCH_TOKENS = 8 * 128
+"""Of one site's step: what `train_spec` says."""
+
+WIRE_STEP_S = 0.2
 ENDLESS = 400_000_000
 """Tokens: a run that does not end while it is measured."""
 
@@ -113,8 +117,36 @@ def speed_fixed(options: Options) -> dict[str, Any]:
     return speed(options, options.fixed_step_s)
 
 
+def behind_warm_up(options: Options, place: Place) -> dict[str, float]:
+    """Bytes per token of a whole run, from the end of its warm-up to its end: rounds grow as the learning rate
+    falls, so that a moment of it says little."""
+    steps = 150 if options.quick else 800
+    tokens = steps * len(SITES) * BATCH_TOKENS
+    spec = train_spec(tokens, shape=options.shape, **options.outer)
+    run = Run(options.folder(), place, spec, fixed_step_s=WIRE_STEP_S)
+    try:
+        run.start_all()
+        until(
+            lambda: sum(e.tokens for e in run.entries()) >= spec.outer.sync_fraction * tokens,
+            900.0,
+            run.tails,
+        )
+        sent, begun, first = place.bytes(), sum(e.tokens for e in run.entries()), run.round
+        until(lambda: run.finished, 1_800.0, run.tails)
+        now, inside = place.bytes(), run.entries()[first:]
+        trained = sum(e.tokens for e in inside)
+        assert begun + trained == sum(e.tokens for e in run.entries())
+        return {
+            "bytes_per_token": sum(now[s]["sent"] - sent[s]["sent"] for s in SITES) / trained,
+            "inner_steps_mean": trained / len(SITES) / BATCH_TOKENS / len(inside),
+            "inner_steps_max": float(max(e.inner_steps for e in inside)),
+        }
+    finally:
+        run.close()
+
+
 def wire(options: Options) -> dict[str, Any]:
-    """Bytes per site against fp32 DDP at the same tokens, in the steady state at the first rate."""
+    """Bytes per site against fp32 DDP at the same tokens, behind the warm-up, at the first rate."""
     figures: dict[str, Any] = {}
     shares: dict[str, list[float]] = {}
     kinds = [k for k in KINDS if k in options.peers and k != "ddp"]
@@ -123,7 +155,7 @@ def wire(options: Options) -> dict[str, Any]:
         for kind in ("ddp", "caudal", *kinds):
             with Wan(SITES, delay_ms=30, mbit=options.rates[0]) as place:
                 if kind == "caudal":
-                    got = steady(options, place, options.fixed_step_s)
+                    got = behind_warm_up(options, place)
                 else:
                     got = peer_steady(options, kind, place, options.fixed_step_s)
             options.say(f"repeat {repeat + 1}: {kind}: {got}")

@@ -104,7 +104,7 @@ class Fleet:
             time.sleep(0.01)
 
     def ends(self, process: subprocess.Popen[bytes], code: int = 0) -> None:
-        self.until(lambda: process.poll() is not None)
+        self.until(lambda: process.poll() is not None, 90.0)
         assert process.returncode == code, self.logs()
 
     def audit(self) -> AuditReport:

@@ -23,7 +23,7 @@ from caudal.train.protocol.effects import Close, Commit, Send, Trained
 from caudal.train.protocol.terms import Terms
 from tests.support.train_world import SPEC, hello, tiny_plan
 
-OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False)
+OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False, bits=8, grow=False)
 PLAN = tiny_plan(dataclasses.replace(SPEC, outer=OUTER))
 OVERLAPPED = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, overlap=True)))
 QUORUM = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, quorum=2)))

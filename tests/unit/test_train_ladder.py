@@ -5,7 +5,7 @@ from __future__ import annotations
 from caudal.domain.workload import OuterSpec
 from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, LONG_ROUNDS, WINDOW, Ladder
 
-OUTER = OuterSpec(sync_fraction=0.25, inner_steps=8, max_inner_steps=32)
+OUTER = OuterSpec(sync_fraction=0.25, inner_steps=8, max_inner_steps=32, bits=8, grow=False)
 
 
 def see(
@@ -84,3 +84,23 @@ def test_one_round_without_a_wait_keeps_it_from_hurrying() -> None:
     see(ladder, 1, done=0.5, wait=0.0)
     see(ladder, LONG_ROUNDS + 1, done=0.5, wait=0.5)
     assert ladder.rung == 8
+
+
+def test_rounds_grow_as_the_learning_rate_falls_and_no_further_than_eight_times() -> None:
+    ladder = Ladder(OuterSpec(inner_steps=4, max_inner_steps=120), rung=4)
+    steps = [ladder.tempo(0.5, cooled).inner_steps for cooled in (1.0, 0.8, 0.5, 0.36, 0.1, 0.0)]
+    assert steps == [4, 6, 16, 31, 32, 32] and ladder.tempo(0.5, 0.5).rung == 4
+    assert ladder.tempo(0.1, 0.5).inner_steps == 4, "in the warm-up sites agree as they can"
+    ladder.rung = 40  # the network's
+    assert ladder.tempo(0.5, 0.5).inner_steps == 40
+    assert Ladder(OuterSpec(inner_steps=4, max_inner_steps=10), rung=4).tempo(0.5, 0.1).inner_steps == 10
+    assert Ladder(OUTER, rung=8).tempo(0.5, 0.1).inner_steps == 8, "only where it is asked for"
+    assert Ladder.begun(OuterSpec(inner_steps=4), 31).rung == 4 and Ladder.begun(OuterSpec(), 1).rung == 1
+
+
+def test_what_grew_is_judged_by_its_rung() -> None:
+    ladder = Ladder(OuterSpec(inner_steps=4, max_inner_steps=120), rung=4)
+    for _ in range(LONG_ROUNDS):
+        tempo = ladder.tempo(0.5, 0.5)
+        ladder.saw(tempo.rung, 0, 0.5, 0.4, 1.0, 2.0)
+    assert ladder.rung == 8 and ladder.tempo(0.5, 0.5).inner_steps == 32

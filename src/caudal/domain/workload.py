@@ -58,9 +58,10 @@ class OuterSpec:
 
     For the first `sync_fraction` of a run's tokens sites agree after every inner step; then a round is
     `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
-    more than `wait_share` of their time. Deltas and updates travel as blockwise int`bits`, in about `fragments`
-    pieces, while the next round's steps are taken. A round is not merged with the deltas of fewer than `quorum`
-    sites.
+    more than `wait_share` of their time. With `grow` that is so at a stage's highest learning rate, and as the
+    rate falls rounds grow by 1/rate², up to eight times as long. Deltas and updates travel as blockwise
+    int`bits`, in about `fragments` pieces, while the next round's steps are taken. A round is not merged with the
+    deltas of fewer than `quorum` sites.
 
     `learning_rate` and `momentum` are those of the outer Nesterov step (1 and 0: the plain mean; in the
     synchronous part always). With `scale_rate` the sites' own learning rates are multiplied by the square root
@@ -75,11 +76,12 @@ class OuterSpec:
     momentum: float = 0.0
     scale_rate: bool = True
     sync_fraction: float = 0.25
-    inner_steps: int = 10
+    inner_steps: int = 4
+    grow: bool = True
     max_inner_steps: int = 120
     wait_share: float = 0.03
     overlap: bool = True
-    bits: Literal[8, 4] = 8
+    bits: Literal[8, 4] = 4
     fragments: int = 8
     quorum: int = 1
 
@@ -136,6 +138,7 @@ PRESETS: dict[type, dict[str, dict[str, object]]] = {
             "scale_rate": False,
             "sync_fraction": 0.005,
             "inner_steps": 50,
+            "grow": False,
             "max_inner_steps": 500,
             "bits": 4,
         },

@@ -16,6 +16,7 @@ from caudal.train.protocol.members import Member
 from caudal.train.protocol.rules import Tempo
 from caudal.train.protocol.suspects import Aside, Suspects
 from caudal.train.protocol.turns import Lease, Turn
+from caudal.train.schedule import learning_rate
 
 AHEAD = 2
 """Rounds that may be out: a site goes on so far without hearing from its coordinator."""
@@ -41,6 +42,15 @@ class Book:
         # what is left of a stage may not be enough for so many sites
         turn.quorum = min(turn.quorum, len(turn.waiting))
         return turn
+
+    def cooled(self) -> float:
+        """The learning rate of the next ids over the highest of their stage; 1 before that is reached."""
+        for stage in self.plan.stages:
+            free = self.pool.free_in(stage.first_id, stage.end_id)
+            if free:
+                progress = max(1 - free / stage.ids, stage.warmup_fraction)
+                return learning_rate(stage, progress) / stage.learning_rate
+        return 1.0
 
     def add(self, turn: Turn, member: Member, now: float) -> Lease | None:
         """A share of a round for one who joined meanwhile; None where its stage has no ids left."""

@@ -64,7 +64,7 @@ class Coordinator:
         self.scribe = Scribe(self.plan, pool, terms.epoch, restored, terms.checkpoint_every, now, at_offset)
         self.members = Members()
         self.pace = rules.Pace()
-        self.ladder = Ladder(self.plan.outer, rung=restored.last.entry.inner_steps if restored.last else 1)
+        self.ladder = Ladder.begun(self.plan.outer, restored.last.entry.inner_steps if restored.last else 1)
         self.phase = Phase.WAITING
         self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0
@@ -127,7 +127,7 @@ class Coordinator:
             self._say(f"{member.name} at {hello.site} joins with the state of round {hello.round}")
             return
         if keep and self.phase in (Phase.WAITING, Phase.ROUND):
-            tempo = self.ladder.tempo(self.scribe.done)
+            tempo = self.ladder.tempo(self.scribe.done, self.book.cooled())
             adopted = self.book.adopt(member, hello.held, self.round, tempo, now)
         welcome = Welcome(self.terms.epoch, self.round, sha256, proof, keep, adopted)
         self._out.append(Send(member.connection, welcome, b"" if keep else self.outer.state.tobytes()))
@@ -270,7 +270,7 @@ class Coordinator:
                 if self.settled:
                     self._merge(self.book.last(self.round + 1), now)
                 return
-            tempo = self.ladder.tempo(self.scribe.done)
+            tempo = self.ladder.tempo(self.scribe.done, self.book.cooled())
             self._tell_ladder()
             first = not turns
             if first and not (ready and self._gathered(now)):
@@ -342,7 +342,7 @@ class Coordinator:
         self._out += [Send(m.connection, order, part) for order, part in said for m in self.members.all()]
         self._out.append(Commit(entry, update))
         self.evaluations.stepped(entry.inner_steps)
-        self.ladder.saw(entry.inner_steps, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
+        self.ladder.saw(turn.tempo.rung, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
         self.ladder.joining([self.round - m.round for m in self.members.in_state([LOADING])])
         if self.book.turns:
             self._run_first(now)

@@ -3,7 +3,11 @@
 A ladder of rungs. Below `sync_fraction` of the tokens sites agree after every step; then the rung climbs by
 doubling to the spec's `inner_steps`. Beyond that only the network moves it: up where sites wait for updates
 for more than `wait_share` of their time, down again where updates are back long before the round is over.
-A loss that rises halves it. Every change says why. Pure.
+A loss that rises halves it. Every change says why.
+
+What a rung means grows as the learning rate falls: what sites drift apart within a round goes with the square of
+their steps' length, so that rounds may be longer by 1/rate² (Gu et al., arXiv 2310.14423), and what is spent on the wire
+is spent where it counts. Pure.
 """
 
 from __future__ import annotations
@@ -38,6 +42,9 @@ RISEN_NATS = 0.02
 HOLD_ROUNDS = 64
 """So long a rung that was halved for the loss is not raised again."""
 
+GROWN = 8
+"""A round is never more than so many times the spec's `inner_steps` because of the rate."""
+
 EARLY = 0.4
 """Updates that are applied before this part of a round leave room for a shorter one."""
 
@@ -59,25 +66,34 @@ class Ladder:
     _hold: int = 0
     _warm: bool = True
 
-    def tempo(self, done: float) -> Tempo:
-        """How the next round goes, when `done` of the run's tokens are trained. In the warm-up sites average
-        plainly."""
+    @staticmethod
+    def begun(outer: OuterSpec, steps: int) -> Ladder:
+        """Where the run's last round had so many steps: what it had beyond the spec's was the rate's or the
+        network's, which says so again."""
+        return Ladder(outer, min(steps, outer.inner_steps))
+
+    def tempo(self, done: float, cooled: float = 1.0) -> Tempo:
+        """How the next round goes, when `done` of the run's tokens are trained and the learning rate is `cooled`
+        times its highest. In the warm-up sites average plainly."""
         outer = self.outer
         waits = self.rung == 1 or not outer.overlap
         if done < outer.sync_fraction:
-            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits)
-        return Tempo(self.rung, outer.learning_rate, outer.momentum, waits, outer.bits)
+            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits, self.rung)
+        steps = self._grown(cooled) if outer.grow and self.rung > 1 else self.rung
+        return Tempo(steps, outer.learning_rate, outer.momentum, waits, outer.bits, self.rung)
 
-    def saw(
-        self, inner_steps: int, stage: int, done: float, wait_share: float, back: float, loss: float
-    ) -> None:
+    def _grown(self, cooled: float) -> int:
+        most = max(self.rung, min(GROWN * self.outer.inner_steps, self.outer.max_inner_steps))
+        return min(most, round(self.rung / max(1e-3, cooled) ** 2))
+
+    def saw(self, rung: int, stage: int, done: float, wait_share: float, back: float, loss: float) -> None:
         """A round was merged: its sites waited for `wait_share` of their time (the least of all sites: what is
         more is waiting for a slower site), and had applied the update before it after `back` of it."""
         self._warm = done < self.outer.sync_fraction
         if stage != self._stage:
             self._stage, self._best = stage, math.inf
             self._losses.clear()
-        if inner_steps != self.rung:
+        if rung != self.rung:
             return  # leased before the last change
         self._rounds += 1
         self._hold = max(0, self._hold - 1)

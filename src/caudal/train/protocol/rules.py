@@ -61,13 +61,14 @@ _NOTHING = 1e-20
 @dataclass(frozen=True, slots=True)
 class Tempo:
     """How a round goes: inner steps per site, the outer optimiser's two numbers, and whether sites wait for
-    its update before they go on."""
+    its update before they go on. `rung` is the ladder's that it was made on (0: another coordinator's)."""
 
     inner_steps: int
     learning_rate: float
     momentum: float
     waits: bool
     bits: int = 8
+    rung: int = 0
 
 
 @dataclass(slots=True)
@@ -96,15 +97,16 @@ class Pace:
         """Whether a delta's numbers explode, against those before in the same stage and tempo."""
         if not math.isfinite(size):
             return True
-        if self.sizes_of != (stage, inner_steps) or len(self.sizes) < 4:
+        if self.sizes_of != (stage, inner_steps.bit_length()) or len(self.sizes) < 4:
             return False
         return size > EXPLODING * median(self.sizes)
 
     def merged(self, size: float, stage: int, inner_steps: int) -> None:
         """A delta of this size was good. One that is all zeros says nothing of what is large."""
-        if self.sizes_of != (stage, inner_steps):
+        like = stage, inner_steps.bit_length()  # rounds grow: within a factor of two they are alike
+        if self.sizes_of != like:
             self.sizes.clear()
-            self.sizes_of = (stage, inner_steps)
+            self.sizes_of = like
         if size > _NOTHING:
             self.sizes.append(size)
 
