@@ -70,7 +70,7 @@ def options_of(told: argparse.Namespace, cache: Path) -> Options:
         quick=told.quick,
         peers=tuple(told.peers.split(",")) if told.peers else (),
         outer=json.loads(told.outer),
-        **(small if told.quick else {}),
+        **(small if told.quick else {}) | json.loads(told.set),
     )
 
 
@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")))
     parser.add_argument("--peers", default=os.environ.get("PEERS", ",".join(KINDS)), help=", ".join(KINDS))
     parser.add_argument("--outer", default="{}", help="fields of the run's `outer`, as JSON")
+    parser.add_argument(
+        "--set", default="{}", help="other numbers of wan_options.Options, as JSON: chaos_tokens, ..."
+    )
     told = parser.parse_args()
     reason = unusable()
     if reason:

@@ -33,7 +33,7 @@ SPEC = TrainSpec(
         StageSpec("second", tokens=8 * 4 * 61 - 3, sample_tokens=8, batch=4, learning_rate=0.02),
     ),
     model=ModelShape(layers=2, heads=2, kv_heads=1, width=16, ffn_width=24, context=16),
-    outer=OuterSpec(inner_steps=5),
+    outer=OuterSpec(inner_steps=5, grow=False, bits=8),
     sites=2,
     evaluate_every_rounds=4,
     checkpoint_every_rounds=7,
