@@ -224,7 +224,6 @@ def test_a_sample_that_no_site_can_train_is_set_aside_and_the_run_ends(
     report = fleet.audit()
     aside = {i for s in report.skips for a, b in s.ids for i in range(a, b)}
     assert {45, 723} <= aside and report.skipped == len(aside) <= 8
-    assert entries(fleet)[-1].sites == (), "the very last id is set aside in a round of its own"
     monkeypatch.setenv("TINY_STEP_S", "0")
     taken = again(fleet)
     assert (taken.differs, taken.compared) == (0, fleet.round()), "a replay leads to the same bytes"
