@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from caudal.domain.workload import OuterSpec
-from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, LONG_ROUNDS, WINDOW, Ladder
+from dataclasses import replace
 
+from caudal.domain.workload import OuterSpec
+from caudal.train.interface import Stage
+from caudal.train.leases import Pool
+from caudal.train.protocol.book import Book
+from caudal.train.protocol.ladder import CLIMB_ROUNDS, HOLD_ROUNDS, LONG_ROUNDS, WINDOW, Ladder
+from tests.support.train_world import SPEC, tiny_plan
+
+PLAN = tiny_plan(SPEC)
 OUTER = OuterSpec(sync_fraction=0.25, inner_steps=8, max_inner_steps=32, bits=8, grow=False)
 
 
@@ -104,3 +111,19 @@ def test_what_grew_is_judged_by_its_rung() -> None:
         tempo = ladder.tempo(0.5, 0.5)
         ladder.saw(tempo.rung, 0, 0.5, 0.4, 1.0, 2.0)
     assert ladder.rung == 8 and ladder.tempo(0.5, 0.5).inner_steps == 32
+
+
+def test_how_far_the_rate_has_fallen_is_read_at_the_next_ids() -> None:
+    book = Book(PLAN, Pool(PLAN.total_ids), 1)
+    first, second = PLAN.stages
+    assert book.cooled() == 1.0
+    seen = []
+    for name in range(4):
+        book.pool.lease(str(name), first.ids // 4, first.first_id, first.end_id)
+        seen.append(book.cooled())
+    assert seen[:3] == sorted(seen[:3], reverse=True) and seen[2] < 0.5
+    book.pool.lease("rest", first.ids, first.first_id, first.end_id)
+    assert book.cooled() == 1.0, "the next stage begins at its own highest rate"
+    script = Stage("data", "text", 0, second.ids, 9, 4, 1, 0.0, 0.0, 0.0, 0.0)
+    mine = replace(PLAN, stages=(script,))
+    assert Book(mine, Pool(mine.total_ids), 1).cooled() == 1.0, "a script's rate is not known"

@@ -47,7 +47,7 @@ class Book:
         """The learning rate of the next ids over the highest of their stage; 1 before that is reached."""
         for stage in self.plan.stages:
             free = self.pool.free_in(stage.first_id, stage.end_id)
-            if free:
+            if free and stage.learning_rate:  # of a script's own loop it is not known
                 progress = max(1 - free / stage.ids, stage.warmup_fraction)
                 return learning_rate(stage, progress) / stage.learning_rate
         return 1.0
