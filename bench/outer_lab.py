@@ -54,7 +54,7 @@ class Way:
     momentum: float = 0.0
     levels: int = 0
     qsr: float = 0.0  # > 0: rounds of so many steps at the highest rate, more as its square falls
-    most: int = 32
+    most: int = 64
     rate: float = 2**0.5
     rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5

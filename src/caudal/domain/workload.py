@@ -59,7 +59,7 @@ class OuterSpec:
     For the first `sync_fraction` of a run's tokens sites agree after every inner step; then a round is
     `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
     more than `wait_share` of their time. With `grow` that is so at a stage's highest learning rate, and as the
-    rate falls rounds grow by 1/rate², up to eight times as long. Deltas and updates travel as blockwise
+    rate falls rounds grow by 1/rate², up to sixteen times as long. Deltas and updates travel as blockwise
     int`bits`, in about `fragments` pieces, while the next round's steps are taken. A round is not merged with the
     deltas of fewer than `quorum` sites.
 

@@ -42,7 +42,7 @@ RISEN_NATS = 0.02
 HOLD_ROUNDS = 64
 """So long a rung that was halved for the loss is not raised again."""
 
-GROWN = 8
+GROWN = 16
 """A round is never more than so many times the spec's `inner_steps` because of the rate."""
 
 EARLY = 0.4
