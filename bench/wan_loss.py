@@ -26,8 +26,8 @@ def loss(options: Options) -> dict[str, Any]:
     chance = random.SystemRandom()
     gaps: dict[str, list[float]] = {}
     seeds, losses = [], dict[str, list[float]]()
-    for _ in range(options.repeats):
-        seed = chance.randrange(1_000, 1_000_000)
+    for repeat in range(options.repeats):
+        seed = options.seed + repeat if options.seed else chance.randrange(1_000, 1_000_000)
         seeds.append(seed)
         spec = train_spec(options.loss_tokens, shape=options.shape, seed=seed, **options.outer)
         got = {"ddp": _peer(options, "ddp", spec), "caudal": _caudal(options, spec)}

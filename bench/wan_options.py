@@ -32,6 +32,7 @@ class Options:
     chaos_events: int = 50
     chaos_tokens: int = 3_000_000
     goodput_s: float = 300.0
+    seed: int = 0  # of the loss row: of its first repeat; 0: fresh ones
     outer: dict[str, Any] = field(default_factory=dict)
 
     def folder(self) -> Path:
