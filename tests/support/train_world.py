@@ -215,7 +215,10 @@ class TrainWorld:
     # ---- time ---------------------------------------------------------------------------------------------
 
     def at(self, delay: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._queue, (self.now + delay, next(self._numbers), what))
+        self.at_moment(self.now + delay, what)
+
+    def at_moment(self, moment: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (moment, next(self._numbers), what))
 
     def run(self, until: float) -> None:
         """Let virtual time pass, or until the run is trained."""
@@ -455,7 +458,8 @@ class TrainWorld:
     def job(self, node: Node, seconds: float, what: Callable[[], None]) -> None:
         incarnation = node.incarnation
         node.jobs_until = max(node.jobs_until, self.now) + seconds
-        self.at(node.jobs_until - self.now, lambda: what() if node.incarnation == incarnation else None)
+        # the moment itself: now + (moment - now) may be another float, and jobs would change places
+        self.at_moment(node.jobs_until, lambda: what() if node.incarnation == incarnation else None)
 
     def computed(self, node: Node, order: Compute, stop: list[bool], seconds: float) -> None:
         assert node.site is not None

@@ -11,7 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -117,8 +117,11 @@ def _follower(rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
 
 
-def follow(ranks: Ranks) -> None:
-    """Do what the first process says, until it says that it is over."""
+def follow(ranks: Ranks) -> NoReturn:
+    """Do what the first process says, until it says that it is over; then end this process.
+
+    At once: at the interpreter's own end the group's threads may be alive, which aborts it.
+    """
     member = Member(msgspec.convert(ranks.hear(), type=Setup), ranks.rank, ranks.world)
     while (words := ranks.hear())["do"] != "end":
         match words["do"]:
@@ -134,6 +137,9 @@ def follow(ranks: Ranks) -> None:
                 member.read()
             case "forget":
                 member.forget()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_the_first() -> None:
