@@ -283,6 +283,7 @@ class Control:
             certificates=str(self.place.certificates),
             gateway=self.fleet.gateway,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
+            gateway_dir=str(self.place.root),
         )
 
     def _app(self) -> FastAPI:

@@ -12,6 +12,7 @@ from typing import Any
 
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Report, Role
+from caudal.domain.key import ANONYMOUS, ApiKey, KeyLimits, UsageHour
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServiceSpec, TrainSpec, Workload
@@ -106,6 +107,67 @@ class ListView:
 
     shape: str
     items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """A key without its hash. `expires_at` and `revoked_at` are 0 where they are never."""
+
+    id: str
+    name: str
+    created_at: float
+    expires_at: float
+    revoked_at: float
+    limits: KeyLimits
+    shape: str = "key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeyView:
+    """A key that was just made, with its secret: shown this once."""
+
+    key: KeyView
+    secret: str
+    shape: str = "new_key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageView:
+    """What a key used of a model within the hour that began at `hour`."""
+
+    key_id: str
+    key: str
+    model: str
+    hour: int
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+def key_view(key: ApiKey) -> KeyView:
+    """What people may see of a key."""
+    return KeyView(key.id, key.name, key.created_at, key.expires_at, key.revoked_at, key.limits)
+
+
+def usage_views(hours: Iterable[UsageHour], keys: Iterable[ApiKey]) -> list[UsageView]:
+    """The hours, with the keys' names beside their ids."""
+    names = {key.id: key.name for key in keys} | {ANONYMOUS: ANONYMOUS}
+    return [
+        UsageView(
+            h.key_id,
+            names.get(h.key_id, ""),
+            h.model,
+            h.hour,
+            h.requests,
+            h.failed,
+            h.usage.prompt_tokens,
+            h.usage.completion_tokens,
+            h.usage.cached_tokens,
+        )
+        for h in hours
+    ]
 
 
 def _gang_view(gang: Gang, report: Report | None) -> GangView:

@@ -35,7 +35,8 @@ MODULES = {
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
     """Where gangs find things. `secret` is the control API's; it is never handed on, only runs' tokens are
-    made from it. `gateway` None: as the fleet says."""
+    made from it. `gateway` None: as the fleet says. In `gateway_dir` gateways keep keys and usage; without it
+    they keep no usage."""
 
     api_url: str = ""
     token_file: str = ""
@@ -45,6 +46,7 @@ class LaunchSettings:
     certificates: str = ""
     gateway: GatewaySpec | None = None
     gateway_state_file: str = ""
+    gateway_dir: str = ""
 
 
 def run_token(secret: str, run: str, generation: int) -> str:
@@ -109,6 +111,11 @@ def _gateway(gang: Gang, state: State, settings: LaunchSettings) -> Mapping[str,
         "state_file": settings.gateway_state_file or f"{settings.cache_dir}/gateway-routes.json",
         "site": gang.site,
         "gang": gang.id,
+        "keys": spec.keys,
+        "keys_url": f"{settings.api_url}/api/v1/gateway/keys",
+        "keys_file": f"{settings.gateway_dir or settings.cache_dir}/gateway-keys.json",
+        "usage_url": f"{settings.api_url}/api/v1/gateway/usage",
+        "usage_dir": f"{settings.gateway_dir}/gateway-usage" if settings.gateway_dir else "",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from typing import Literal
 
 
 class Market(StrEnum):
@@ -71,10 +72,12 @@ class SiteSpec:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySpec:
-    """Where the front door listens."""
+    """Where the front door listens, and whether it asks for a key. With `optional`, a request without a key is
+    served, and one with a wrong, revoked or expired key is refused all the same."""
 
     host: str = "127.0.0.1"
     port: int = 8601
+    keys: Literal["optional", "required"] = "optional"
 
 
 @dataclass(frozen=True, slots=True)

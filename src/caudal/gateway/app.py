@@ -8,20 +8,22 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from caudal.gateway.account import CLIENT_LEFT
+from caudal.gateway.callers import Caller, Callers
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
-from caudal.gateway.openai_errors import ApiError, model_not_found
+from caudal.gateway.openai_errors import ApiError, keys_unknown, model_not_found
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 UNKNOWN_MODEL = "unknown"
-CLIENT_LEFT = 499
-"""The status that is counted, and seen by nobody, where a client did not wait for its answer."""
+KEYED = "/v1/"
+"""Below it everything is for those who may: a path that is added is guarded by being there."""
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
 
@@ -30,8 +32,14 @@ class App:
     """The handler of every request."""
 
     def __init__(
-        self, router: Router, generations: Generations, metrics: Metrics, connections: Callable[[], int]
+        self,
+        router: Router,
+        generations: Generations,
+        metrics: Metrics,
+        connections: Callable[[], int],
+        callers: Callers,
     ) -> None:
+        self._callers = callers
         self._router = router
         self._generations = generations
         self._metrics = metrics
@@ -48,10 +56,21 @@ class App:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
         try:
-            _refuse_foreign_pages(exchange.request)
-            await self._endpoint(exchange.request.method, exchange.request.path)(exchange)
+            request = exchange.request
+            _refuse_foreign_pages(request)
+            if request.path.startswith(KEYED):
+                exchange.caller = self._caller(exchange)
+            await self._endpoint(request.method, request.path)(exchange)
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
+
+    def _caller(self, exchange: Exchange) -> Caller:
+        """Who asks; who may not is counted as an answer to nobody knows which model."""
+        try:
+            return self._callers.of(exchange.request.headers, exchange.address)
+        except ApiError as error:
+            self._metrics.answered(UNKNOWN_MODEL, error.status)
+            raise
 
     def _endpoint(self, method: str, path: str) -> Endpoint:
         found = self._endpoints.get(path)
@@ -77,7 +96,7 @@ class App:
             call = parse(exchange.request.body)
             if self._router.model(call.model) is not None:
                 model = call.model
-            status = await self._generations.run(exchange, call)
+            status = await self._generations.run(exchange, call, exchange.caller)
         except ApiError as error:
             self._metrics.answered(model, error.status)
             raise
@@ -87,13 +106,14 @@ class App:
         self._metrics.answered(model, status)
 
     async def _models(self, exchange: Exchange) -> None:
-        data = [_described(model) for model in self._router.models()]
+        caller = exchange.caller
+        data = [_described(model) for model in self._router.models() if caller.may_use(model.id)]
         exchange.respond(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def _model(self, exchange: Exchange) -> None:
         model_id = exchange.request.path.removeprefix("/v1/models/")
         model = self._router.model(model_id)
-        if model is None:
+        if model is None or not exchange.caller.may_use(model_id):
             raise model_not_found(model_id)
         exchange.respond(200, msgspec.json.encode(_described(model)))
 
@@ -104,11 +124,13 @@ class App:
         if not self._router.known:
             message = "The gateway knows no routes yet: control has not answered since it was started."
             raise ApiError(503, "not_ready", message, retry_after_s=1)
+        if not self._callers.known:
+            raise keys_unknown()
         exchange.respond(200, b'{"status":"ready"}')
 
     async def _metrics_text(self, exchange: Exchange) -> None:
         rows = [(m.id, len(m.replicas), self._router.in_flight(m.id)) for m in self._router.models()]
-        exchange.respond(200, self._metrics.render(self._connections(), rows), TEXT)
+        exchange.respond(200, self._metrics.render(self._connections(), rows, self._callers.wrong), TEXT)
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

@@ -11,6 +11,8 @@ import logging
 
 import msgspec
 
+from caudal.gateway.account import Record, Spent, accounted, usage_in
+from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -43,17 +45,28 @@ class Generations:
     """Carries generations out."""
 
     def __init__(
-        self, router: Router, pool: UpstreamPool, metrics: Metrics, wait_s: float = WAIT_FOR_REPLICA_S
+        self,
+        router: Router,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        wait_s: float = WAIT_FOR_REPLICA_S,
+        record: Record = lambda *_: None,
     ) -> None:
+        self._record = record
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
 
-    async def run(self, exchange: Exchange, call: Call) -> int:
-        """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+    async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
+        """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
+        nothing was sent."""
+        if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
+        with accounted(self._record, caller.id, call.model) as spent:
+            return await self._carry_out(exchange, call, spent)
+
+    async def _carry_out(self, exchange: Exchange, call: Call, spent: Spent) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
@@ -65,7 +78,7 @@ class Generations:
             if attempt:
                 self._metrics.retries += 1
             try:
-                return await self._attempt(exchange, call, ticket, begun_at)
+                return await self._attempt(exchange, call, ticket, begun_at, spent)
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed()
                 tried |= {ticket.gang}
@@ -81,7 +94,9 @@ class Generations:
                 ticket.release()
         raise replica_failed(call.model, why)
 
-    async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
+    async def _attempt(
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, spent: Spent
+    ) -> int:
         connection = await self._pool.request(ticket.address, _request(call, ticket))
         try:
             if connection.status in RETRY_STATUSES:
@@ -92,6 +107,7 @@ class Generations:
                 await self._stream(exchange, call, connection, begun_at)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
+                spent.usage = usage_in(body)
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import cast
 
+from caudal.gateway.callers import NOBODY
 from caudal.gateway.http_request import Refusal, Request, RequestReader
 from caudal.gateway.limits import Limits
 
@@ -35,12 +36,13 @@ def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> b
 
 
 class Exchange:
-    """One request and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+    """One request, who asks, and its answer: either `respond` once, or `begin`, `send`..., `end`."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "request", "started")
+    __slots__ = ("_chunked", "_connection", "_keep_alive", "caller", "finished", "request", "started")
 
     def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
         self.request = request
+        self.caller = NOBODY  # until the handler knows better
         self.started = False
         self.finished = False
         self._connection = connection
@@ -76,6 +78,10 @@ class Exchange:
         self.finished = True
         if self._chunked:
             self._connection.write(b"0\r\n\r\n")
+
+    def address(self) -> str:
+        """The address that the client's connection comes from."""
+        return self._connection.address()
 
     async def drained(self) -> None:
         """Return when the client has taken enough for more to be sent."""
@@ -163,6 +169,11 @@ class HttpConnection(asyncio.Protocol):
         """Return when the client has taken enough."""
         if self._writable is not None:
             await self._writable
+
+    def address(self) -> str:
+        """Where it comes from; empty where that cannot be told."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     @property
     def busy(self) -> bool:
