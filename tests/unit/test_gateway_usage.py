@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
@@ -14,7 +15,7 @@ import pytest
 
 from caudal.domain.key import Usage, UsageBatch, UsageHour
 from caudal.gateway import usage_file, usage_journal
-from caudal.gateway.account import accounted, usage_in
+from caudal.gateway.account import Account, usage_in
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.usage_file import JournalFile, left_behind
 from caudal.gateway.usage_lines import MAX_ROWS, body_of, line_of, parts, payload_of
@@ -278,12 +279,16 @@ def test_usage_is_read_from_answers(body: bytes, expected: Usage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, 200), (ApiError(503, "x", "x"), 503), (ValueError(), 500)]
+    ("error", "status"),
+    [(None, 200), (ApiError(503, "x", "x"), 503), (ValueError(), 500), (asyncio.CancelledError(), 499)],
 )
-def test_a_request_is_recorded_once_however_it_ends(error: Exception | None, status: int) -> None:
+def test_a_request_is_recorded_once_however_it_ends(error: BaseException | None, status: int) -> None:
     records: list[tuple[Any, ...]] = []
-    with suppress(ApiError, ValueError), accounted(lambda *r: records.append(r), "k", "m") as spent:
-        spent.usage = used(4)
+    with (
+        suppress(ApiError, ValueError, asyncio.CancelledError),
+        Account(lambda *r: records.append(r), "k", "m") as account,
+    ):
+        account.usage = used(4)
         if error is not None:
             raise error
     ((key, model, at, usage, seen),) = records

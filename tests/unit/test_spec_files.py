@@ -137,6 +137,10 @@ def test_documents_that_are_no_spec(text: str, expected: str) -> None:
             "f.yaml:5: port: expected a number from 1 to 65,535, found 0",
         ),
         ("  - {name: a}\ngateway: {port: 70000}\n", "found 70000"),
+        (
+            "  - {name: a}\ngateway: {keys: require}\n",
+            "keys: expected optional or required, found the text 'require'; did you mean 'required'?",
+        ),
         ("  - {name: a}\ngateway: {port: 8600}\n", "f.yaml:5: port: the gateway and the api both have 8600"),
         ("  - {name: a}\napi: {host: 0.0.0.0}\n", "f.yaml:5: host: '0.0.0.0' is not this machine's own"),
         ("  - {name: A}\n", "f.yaml:4: name: 'A' is not a name"),
@@ -410,4 +414,4 @@ def test_the_gateway_takes_an_address_of_this_machine() -> None:
     text = "type: fleet\nname: x\nsites: [{name: a}]\ngateway: {host: '::1', port: 9}\n"
     (fleet,) = spec.parse(text, "f.yaml")
     assert isinstance(fleet, FleetSpec)
-    assert fleet.gateway == GatewaySpec("::1", 9)
+    assert fleet.gateway == GatewaySpec("::1", 9, "optional")

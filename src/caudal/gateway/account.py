@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
@@ -19,33 +17,33 @@ NOTHING = Usage()
 CLIENT_LEFT = 499
 """The status that is counted, and seen by nobody, where a client did not wait for its answer."""
 
+UNFORESEEN = 500
+
 Record = Callable[[str, str, float, Usage, int], None]
 """usage_journal.py:UsageJournal.record."""
 
 
-@dataclass(slots=True)
-class Spent:
-    """What an answer has used so far; whoever carries the request out writes it here."""
+class Account:
+    """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
+    carries it out writes into `usage` what the answer has used so far."""
 
-    usage: Usage = NOTHING
+    __slots__ = ("_caller", "_model", "_record", "usage")
 
+    def __init__(self, record: Record, caller: str, model: str) -> None:
+        self._record = record
+        self._caller = caller
+        self._model = model
+        self.usage = NOTHING
 
-@contextmanager
-def accounted(record: Record, caller: str, model: str) -> Iterator[Spent]:
-    """Within it a request is carried out; at its end it is recorded, with the status that its client saw."""
-    spent = Spent()
-    status = 500  # of whatever is not foreseen here
-    try:
-        yield spent
+    def __enter__(self) -> Account:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         status = 200
-    except ApiError as error:
-        status = error.status
-        raise
-    except asyncio.CancelledError:
-        status = CLIENT_LEFT
-        raise
-    finally:
-        record(caller, model, time.time(), spent.usage, status)
+        if error is not None:
+            status = error.status if isinstance(error, ApiError) else UNFORESEEN
+            status = CLIENT_LEFT if isinstance(error, asyncio.CancelledError) else status
+        self._record(self._caller, self._model, time.time(), self.usage, status)
 
 
 class _Details(Struct):

@@ -11,7 +11,7 @@ import logging
 
 import msgspec
 
-from caudal.gateway.account import Record, Spent, accounted, usage_in
+from caudal.gateway.account import Account, Record, usage_in
 from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.http_server import Exchange
@@ -63,10 +63,10 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        with accounted(self._record, caller.id, call.model) as spent:
-            return await self._carry_out(exchange, call, spent)
+        with Account(self._record, caller.id, call.model) as account:
+            return await self._carry_out(exchange, call, account)
 
-    async def _carry_out(self, exchange: Exchange, call: Call, spent: Spent) -> int:
+    async def _carry_out(self, exchange: Exchange, call: Call, account: Account) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
@@ -78,7 +78,7 @@ class Generations:
             if attempt:
                 self._metrics.retries += 1
             try:
-                return await self._attempt(exchange, call, ticket, begun_at, spent)
+                return await self._attempt(exchange, call, ticket, begun_at, account)
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed()
                 tried |= {ticket.gang}
@@ -95,7 +95,7 @@ class Generations:
         raise replica_failed(call.model, why)
 
     async def _attempt(
-        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, spent: Spent
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, account: Account
     ) -> int:
         connection = await self._pool.request(ticket.address, _request(call, ticket))
         try:
@@ -107,7 +107,7 @@ class Generations:
                 await self._stream(exchange, call, connection, begun_at)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
-                spent.usage = usage_in(body)
+                account.usage = usage_in(body)
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
