@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ import pytest
 from caudal.domain.key import Usage, UsageBatch, UsageHour
 from caudal.gateway import usage_file, usage_journal
 from caudal.gateway.account import Account, usage_in
+from caudal.gateway.callers import decode_keys
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.usage_file import JournalFile, left_behind
 from caudal.gateway.usage_lines import MAX_ROWS, body_of, line_of, parts, payload_of
+from tests.support.gateway import chat, connect, gateway, parsed, post, raw
+from tests.support.mock_replica import USAGE, MockReplica
 from tests.support.usage import MemoryControl, journal, kill, rows_of, sums_of, used
+from tests.unit.test_gateway_callers import SECRET, key, table
 
 AT = 7_300.0
 HOUR = 7_200
@@ -246,6 +251,45 @@ def test_threads_write_within_a_second_and_send(tmp_path: Path) -> None:
     one.record("k", "m", AT, used())
     one.close()
     assert control.sums() == {("k", "m", HOUR): (2, 0, 2, 4, 0)} and list(tmp_path.iterdir()) == []
+
+
+def test_the_gateway_counts_every_request_for_a_model_to_its_caller(tmp_path: Path) -> None:
+    folder = tmp_path / "usage"
+
+    async def run() -> None:
+        replica = await MockReplica("engine-name").start()
+        more = {"usage_dir": str(folder), "usage_url": "http://127.0.0.1:9/usage"}
+        async with gateway(tmp_path, {"m": [replica], "empty": []}, more=more) as one:
+            one.callers.update(decode_keys(table(key())))
+            mine = f"authorization: Bearer {SECRET}\r\n"
+            for headers in (mine, mine, ""):
+                assert parsed(await raw(one, post(chat(), headers=headers)))[0] == 200
+            assert parsed(await raw(one, post(chat(user="400"), headers=mine)))[0] == 400
+            assert parsed(await raw(one, post(chat(model="empty"), headers=mine)))[0] == 503
+            assert parsed(await raw(one, post(chat(model="nobody"), headers=mine)))[0] == 404
+            assert b"[DONE]" in await raw(one, post(chat(stream=True), headers=mine))
+            reader, writer = await connect(one)
+            writer.write(post(chat(stream=True, max_tokens=50, seed=20), headers=mine))
+            await reader.readuntil(b"w1")
+            writer.transport.abort()
+            while one.metrics.answers["m", 499] == 0:
+                await asyncio.sleep(0.01)
+        await replica.die()
+
+    asyncio.run(run())
+    body, _, _ = body_of(b"".join(p.read_bytes() for p in folder.iterdir()).splitlines(keepends=True))
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for _, _, rows in rows_of(body):
+        for r in rows:
+            numbers = {"requests": r.requests, "failed": r.failed, "prompt": r.usage.prompt_tokens}
+            found.setdefault((r.key_id, r.model), Counter()).update(numbers)
+    assert {place: (c["requests"], c["failed"]) for place, c in found.items()} == {
+        ("key-alice", "m"): (5, 2),
+        ("key-alice", "empty"): (1, 1),
+        ("anonymous", "m"): (1, 0),
+    }
+    assert found["anonymous", "m"]["prompt"] == USAGE["prompt_tokens"]
+    assert found["key-alice", "m"]["prompt"] >= 2 * USAGE["prompt_tokens"]
 
 
 def test_a_line_is_what_was_written_or_none() -> None:

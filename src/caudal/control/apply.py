@@ -137,7 +137,7 @@ def _fleet(state: State, given: FleetSpec) -> Applied:
     serving = any(g.role is Role.GATEWAY and g.ended_at is None for g in state.gangs)
     if serving and state.fleet.gateway != given.gateway:
         raise Impossible(
-            "the gateway's address cannot change while it runs",
+            "where the gateway listens, and whether it requires keys, cannot change while it runs",
             remedy="caudal stop the services, apply the fleet, and apply the services again",
         )
     return Applied("fleet", given.name, "changed", 1)

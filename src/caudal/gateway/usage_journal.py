@@ -200,8 +200,8 @@ class ControlSender:
     def __call__(self, body: bytes) -> bool:
         """Whether control has kept it."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token()}"}
-        request = urllib.request.Request(self._url, data=body, headers=headers)
         try:
+            request = urllib.request.Request(self._url, data=body, headers=headers)
             with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
                 taken = answer.status == 200 and b'"taken"' in answer.read(1000)
                 why = "" if taken else f"it answers {answer.status}"
