@@ -140,5 +140,12 @@ def test_a_key_is_taken_from_the_environment_and_not_from_the_command_line(
     assert keys == [None, None, *["Bearer ck-mine"] * 3]
 
 
+def test_a_key_that_is_missing_is_said_with_where_it_goes(served: Served) -> None:
+    answers = [(401, refusal("no key", code="invalid_api_key"))]
+    with mock_gateway(served.gateway_port, answers, ["small"]):
+        told = served.caudal("chat", "hi")
+    assert told.code == 1 and "error[unauthorized]: no key" in told.err and "CAUDAL_API_KEY" in told.err
+
+
 async def on_the_page(url: str) -> str:
     return "".join([piece async for piece in answer_pieces(url, "small", [])])

@@ -12,7 +12,7 @@ import httpx
 
 from caudal.cli.client import Client
 from caudal.cli.output import console
-from caudal.domain.errors import ControlAway, Failed, NotFound
+from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, Unauthorized
 from caudal.domain.fleet import GatewaySpec
 from caudal.domain.key import SECRET_VARIABLE
 from caudal.store.home import Home, home
@@ -75,11 +75,13 @@ def _words(data: str) -> str:
         raise Failed("a part of the answer cannot be read", why=data[:200]) from error
 
 
-def _refused(status: int, body: bytes) -> Failed | NotFound:
+def _refused(status: int, body: bytes) -> CaudalError:
     try:
         message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = body[:200].decode(errors="replace")
+    if status == 401:
+        return Unauthorized(message, remedy=f"set {SECRET_VARIABLE} to a key of this fleet")
     return NotFound(message, remedy="caudal models list") if status == 404 else Failed(message)
 
 
