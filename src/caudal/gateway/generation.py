@@ -12,9 +12,10 @@ import logging
 import msgspec
 
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
-from caudal.gateway.openai_api import Call
+from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
 from caudal.gateway.openai_errors import (
     engine_error,
     model_not_found,
@@ -59,7 +60,14 @@ class Generations:
         why = ""
         lost = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(
+                call.model,
+                call.tokens,
+                tried,
+                self._wait_s,
+                prompt_tokens=call.prompt_tokens,
+                prefix=call.prefix,
+            )
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
@@ -67,7 +75,7 @@ class Generations:
             try:
                 return await self._attempt(exchange, call, ticket, begun_at)
             except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed()
+                ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
                 lost += isinstance(failure, UpstreamFailed) and failure.lost
@@ -82,16 +90,17 @@ class Generations:
         raise replica_failed(call.model, why)
 
     async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
-        connection = await self._pool.request(ticket.address, _request(call, ticket))
+        connection = await hedged_request(self._router, self._pool, ticket, lambda at: _request(call, at))
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at)
+                await self._stream(exchange, call, connection, begun_at, ticket)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
+                ticket.done(call.prompt_tokens + len(body) // BYTES_PER_TOKEN)
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
@@ -99,9 +108,10 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, ticket: Ticket
     ) -> None:
         splitter = EventSplitter()
+        said = 0
         name = ModelName(call.model)
         self._metrics.streams += 1
         try:
@@ -112,11 +122,14 @@ class Generations:
                 if not exchange.started:
                     exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
                     self._metrics.first_byte(self._router.now() - begun_at)
+                    ticket.first_token()
+                said += events.count(b"\n\n")  # an event says about one token
                 exchange.send(name.events(events))
                 await exchange.drained()
             if splitter.pending or not splitter.done:
                 raise NotEvents("its stream ended without [DONE]")
             exchange.end()
+            ticket.done(call.prompt_tokens + said)
         finally:
             self._metrics.streams -= 1
 

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import psutil
@@ -23,6 +24,8 @@ from caudal.gateway.openai_errors import refusal_body
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
+from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
+from caudal.policy.hedging import HedgeRules
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
 REPORT_S = 0.5
@@ -31,7 +34,7 @@ GRACE_S = 8.0
 
 
 class GatewayConfig(msgspec.Struct, frozen=True):
-    """What control writes for a gateway. `port` 0 takes any."""
+    """What control writes for a gateway. `port` 0 takes any. `hedge`: see GatewaySpec."""
 
     host: str
     port: int
@@ -39,6 +42,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     state_file: str
     site: str
     gang: str
+    hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
 
 
 def read_config(path: Path) -> GatewayConfig:
@@ -67,7 +71,7 @@ class Gateway:
         self._config = config
         self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
         self.metrics = Metrics()
-        self.router = Router(config.site, now)
+        self.router = Router(config.site, now, HedgeRules(share=config.hedge))
         generations = Generations(self.router, self._pool, self.metrics, wait_s)
         app = App(self.router, generations, self.metrics, lambda: self.server.connections)
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
@@ -77,7 +81,10 @@ class Gateway:
             Path(config.state_file),
             self._pool,
             self.router.update,
+            self.router.learn,
+            config.gang,
         )
+        self._pool.on_connect = self.router.connected
         self._poller: asyncio.Task[None] | None = None
         self.url = ""
 
@@ -122,7 +129,11 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
     while True:
         update(
-            ready=True, url=gateway.url, requests=gateway.metrics.requests, streams=gateway.metrics.streams
+            ready=True,
+            url=gateway.url,
+            requests=gateway.metrics.requests,
+            streams=gateway.metrics.streams,
+            load=gateway.router.load(),
         )
         await asyncio.sleep(REPORT_S)
 

@@ -11,6 +11,8 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 
@@ -26,12 +28,23 @@ MAX_REPLICAS = 1000
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one."""
+    the public one. `slots`: how many requests it runs at once (0: not known). One that is `draining` gets nothing
+    new."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
+    slots: int = 0
+    version: int = 0
+    draining: bool = False
+
+
+class VersionWeight(msgspec.Struct, frozen=True):
+    """The share of a model's requests that one of its versions answers, while there are several."""
+
+    version: int
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
@@ -41,6 +54,16 @@ class ModelRoutes(msgspec.Struct, frozen=True):
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
+    weights: tuple[VersionWeight, ...] = ()
+
+
+class OthersLoad(msgspec.Struct, frozen=True):
+    """What other gateways together had in flight at a replica, by what they said `age_s` ago."""
+
+    gang: str
+    requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    age_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class RouteTable(msgspec.Struct, frozen=True):
@@ -48,6 +71,7 @@ class RouteTable(msgspec.Struct, frozen=True):
 
     version: int = 0
     models: tuple[ModelRoutes, ...] = ()
+    others_in_flight: tuple[OthersLoad, ...] = ()
 
 
 def decode_routes(data: bytes) -> RouteTable:
@@ -63,8 +87,14 @@ def decode_routes(data: bytes) -> RouteTable:
     return table
 
 
+def _lasting(table: RouteTable) -> RouteTable:
+    """What of a table is worth keeping: loads are of the moment."""
+    return msgspec.structs.replace(table, version=0, others_in_flight=())
+
+
 class RoutePoller:
-    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file."""
+    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file. `learn` is
+    given what other gateways have in flight, with every answer."""
 
     def __init__(
         self,
@@ -73,26 +103,30 @@ class RoutePoller:
         state_file: Path,
         pool: UpstreamPool,
         changed: Callable[[RouteTable], None],
+        learn: Callable[[tuple[OthersLoad, ...]], None] = lambda loads: None,
+        gang: str = "",
     ) -> None:
+        self._learn = learn
+        self._query = f"?gateway={quote(gang)}" if gang else ""
         self._address: Address = parse_address(routes_url)
         self._token_file = token_file
         self._state_file = state_file
         self._pool = pool
         self._changed = changed
-        self._last = b""
+        self._last: RouteTable | None = None
         self._away_because = ""
 
     def load(self) -> bool:
         """Take up what the state file has; False where it has nothing that can be used."""
         try:
             data = self._state_file.read_bytes()
-            table = decode_routes(data)
+            table = _lasting(decode_routes(data))
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
             log.warning("the last known routes in %s cannot be used: %s", self._state_file, error)
             return False
-        self._last = data
+        self._last = table
         self._changed(table)
         return True
 
@@ -108,10 +142,13 @@ class RoutePoller:
         try:
             async with asyncio.timeout(ANSWER_S):
                 data = await self._fetch()
-            if data != self._last:
-                self._changed(decode_routes(data))
-                self._last = data
+            answer = decode_routes(data)
+            table = _lasting(answer)
+            if table != self._last:
+                self._changed(table)
+                self._last = table
                 self._keep(data)
+            self._learn(answer.others_in_flight)
         except (UpstreamFailed, TimeoutError, ValueError) as error:
             self._note_away(str(error) or "no answer in time")
             return False
@@ -123,7 +160,7 @@ class RoutePoller:
     async def _fetch(self) -> bytes:
         address = self._address
         request = (
-            f"GET {address.prefix} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
+            f"GET {address.prefix}{self._query} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
             f"authorization: Bearer {self._token()}\r\naccept: application/json\r\n\r\n"
         )
         connection = await self._pool.request(address, request.encode("latin-1", "replace"))
