@@ -56,6 +56,11 @@ class ModelRoutes(msgspec.Struct, frozen=True):
     replicas: tuple[ReplicaRoute, ...] = ()
     weights: tuple[VersionWeight, ...] = ()
 
+    @property
+    def ready(self) -> int:
+        """How many replicas take new requests."""
+        return sum(not replica.draining for replica in self.replicas)
+
 
 class OthersLoad(msgspec.Struct, frozen=True):
     """What other gateways together had in flight at a replica, by what they said `age_s` ago."""
