@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from caudal.gateway.process import Gateway, GatewayConfig
+from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.routes import OthersLoad, decode_routes
 from caudal.gateway.upstream import Address
@@ -154,8 +155,7 @@ def hedging(tmp_path: Path, share: float = 0.1) -> Gateway:
     return Gateway(GatewayConfig("127.0.0.1", 0, "http://127.0.0.1:9/", state, "north", "g-1", share))
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path, stream: bool) -> None:
+def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path) -> None:
     async def run() -> None:
         replicas = [await MockReplica().start() for _ in range(2)]
         one = hedging(tmp_path)
@@ -166,7 +166,7 @@ def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path, stre
         asked = [len(r.requests) for r in replicas]
         for replica in replicas:
             replica.gate.clear()
-        answer = asyncio.create_task(raw(one, post(chat(stream=stream))))
+        answer = asyncio.create_task(raw(one, post(chat(stream=True))))
         while sum(r.running for r in replicas) < 2:
             await asyncio.sleep(0.005)
         slow = next(i for i, r in enumerate(replicas) if len(r.requests) > asked[i])
@@ -175,10 +175,10 @@ def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path, stre
         while replicas[slow].running:
             await asyncio.sleep(0.005)
         assert replicas[slow].left == 1 and one.router.in_flight("m") == 0
-        assert one.metrics.retries == 0
+        assert one.metrics.retries == 0 and one.router.hedged == 1
         replicas[slow].gate.set()
         for _ in range(5):
-            assert b"200 OK" in await raw(one, post(chat(stream=stream)))
+            assert b"200 OK" in await raw(one, post(chat(stream=True)))
         await one.stop(0.0)
         for replica in replicas:
             await replica.die()
@@ -197,7 +197,7 @@ def test_what_becomes_of_a_hedged_request_when_somebody_leaves(tmp_path: Path, f
             await raw(one, post(chat(stream=True)))
         for replica in replicas:
             replica.gate.clear()
-        answer = asyncio.create_task(raw(one, post(chat()), 20))
+        answer = asyncio.create_task(raw(one, post(chat(stream=True)), 20))
         while sum(r.running for r in replicas) < 2:
             await asyncio.sleep(0.005)
         if fate == "client leaves":
@@ -205,7 +205,7 @@ def test_what_becomes_of_a_hedged_request_when_somebody_leaves(tmp_path: Path, f
         elif fate == "first dies":
             await replicas[0].die()
             replicas[1].gate.set()
-            assert parsed(await answer)[0] == 200
+            assert b"[DONE]" in await answer
         else:
             for replica in replicas:
                 await replica.die()
@@ -219,20 +219,52 @@ def test_what_becomes_of_a_hedged_request_when_somebody_leaves(tmp_path: Path, f
     uvloop.run(run())
 
 
-def test_no_request_is_sent_twice_unless_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "stream"), [(0.0, True), (0.1, False)])
+def test_no_request_is_sent_twice_unless_asked_for_and_streamed(
+    tmp_path: Path, share: float, stream: bool
+) -> None:
     async def run() -> None:
         replicas = [await MockReplica().start() for _ in range(2)]
+        one = hedging(tmp_path, share)
+        await one.start()
+        one.router.update(decode_routes(rows(*(row(f"m-{i}", r.port) for i, r in enumerate(replicas)))))
+        for _ in range(MIN_SAMPLES + 5):
+            await raw(one, post(chat(stream=True)))
+        for replica in replicas:
+            replica.gate.clear()
+        answer = asyncio.create_task(raw(one, post(chat(stream=stream))))
+        await asyncio.sleep(0.3)
+        assert sum(r.running for r in replicas) == 1 and one.router.hedged == 0
+        for replica in replicas:
+            replica.gate.set()
+        assert (await answer).startswith(b"HTTP/1.1 200")
+        await one.stop(0.0)
+        for replica in replicas:
+            await replica.die()
+
+    uvloop.run(run())
+
+
+def test_tokens_of_a_whole_answer_are_those_of_its_usage() -> None:
+    assert served_tokens(b'{"choices": [{"text": "total_tokens"}], "usage": {"total_tokens": 42}}', 7) == 42
+    assert served_tokens(b"x" * 400, 7) == 107
+
+
+def test_turns_of_a_conversation_stay_at_one_replica(tmp_path: Path) -> None:
+    async def run() -> None:
+        replicas = [await MockReplica().start() for _ in range(3)]
         async with gateway(tmp_path, {"m": [*replicas]}) as one:
-            for _ in range(MIN_SAMPLES + 5):
-                await raw(one, post(chat(stream=True)))
-            for replica in replicas:
-                replica.gate.clear()
-            answer = asyncio.create_task(raw(one, post(chat())))
-            await asyncio.sleep(0.3)
-            assert sum(r.running for r in replicas) == 1
-            for replica in replicas:
-                replica.gate.set()
-            assert parsed(await answer)[0] == 200
+            for number in range(12):
+                turns = [{"role": "user", "content": f"{number} " + "x" * 300}]
+                for _ in range(3):
+                    assert parsed(await raw(one, post(chat(messages=turns))))[0] == 200
+                    turns += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "and?"}]
+        homes: dict[str, set[int]] = {}
+        for index, replica in enumerate(replicas):
+            for request in replica.requests:
+                homes.setdefault(request["messages"][0]["content"], set()).add(index)
+        assert len(homes) == 12 and all(len(home) == 1 for home in homes.values())
+        assert set.union(*homes.values()) == {0, 1, 2}
         for replica in replicas:
             await replica.die()
 

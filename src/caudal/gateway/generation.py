@@ -15,7 +15,7 @@ from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
-from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
+from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import (
     engine_error,
     model_not_found,
@@ -23,6 +23,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 
@@ -90,7 +91,8 @@ class Generations:
         raise replica_failed(call.model, why)
 
     async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
-        connection = await hedged_request(self._router, self._pool, ticket, lambda at: _request(call, at))
+        asked = self._pool, ticket, lambda place: _request(call, place)
+        connection = await hedged_request(self._router, *asked, stream=call.stream)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
@@ -100,7 +102,7 @@ class Generations:
                 await self._stream(exchange, call, connection, begun_at, ticket)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
-                ticket.done(call.prompt_tokens + len(body) // BYTES_PER_TOKEN)
+                ticket.done(served_tokens(body, call.prompt_tokens))
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200

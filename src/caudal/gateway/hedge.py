@@ -15,11 +15,13 @@ Begun = asyncio.Task[UpstreamConnection]
 
 
 async def hedged_request(
-    router: Router, pool: UpstreamPool, ticket: Ticket, request: Request
+    router: Router, pool: UpstreamPool, ticket: Ticket, request: Request, *, stream: bool
 ) -> UpstreamConnection:
     """Send a request to the ticket's replica, and where that is slow to another one too. Returns the connection of
-    the one that began to answer, whose place the ticket is then. Raises UpstreamFailed where none of them does."""
-    wait_s = ticket.hedger.wait_s()
+    the one that began to answer, whose place the ticket is then. Raises UpstreamFailed where none of them does.
+
+    Streams only: an answer that comes in one piece says nothing of how soon it begun."""
+    wait_s = ticket.hedger.wait_s() if stream else None
     if wait_s is None:
         return await pool.request(ticket.address, request(ticket))
     begun_at = router.now()
@@ -74,6 +76,8 @@ def _other(router: Router, ticket: Ticket, elapsed_s: float) -> Ticket | None:
     other = router.try_other(ticket)
     if other is None:
         ticket.hedger.did_not()
+    else:
+        router.hedged += 1
     return other
 
 

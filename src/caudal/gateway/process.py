@@ -133,6 +133,7 @@ async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
             url=gateway.url,
             requests=gateway.metrics.requests,
             streams=gateway.metrics.streams,
+            hedged=gateway.router.hedged,
             load=gateway.router.load(),
         )
         await asyncio.sleep(REPORT_S)

@@ -33,6 +33,7 @@ class Router:
     def __init__(self, site: str, now: Callable[[], float], hedge: HedgeRules | None = None) -> None:
         self.now = now
         self.known = False  # whether any table was ever had
+        self.hedged = 0  # requests that were sent twice
         self._site = site
         self._hedge = hedge or HedgeRules()
         self._models: dict[str, ModelState] = {}
