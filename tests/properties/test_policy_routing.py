@@ -213,3 +213,23 @@ def test_an_idle_replica_is_not_taken_for_a_slow_one_and_a_shared_one_is_seen_wh
     assert speed.tokens_per_s < 110
     serve(200, 100, 8, others=600.0, start=270.0)  # three quarters of what is there belongs to others
     assert speed.tokens_per_s > 350
+
+
+@given(
+    st.integers(0, 20_000),
+    st.integers(0, 20_000),
+    st.floats(10, 2000),
+    st.floats(10, 2000),
+    st.none() | st.floats(0.0001, 2.0),
+)
+def test_another_site_is_taken_exactly_when_the_own_queue_costs_more_than_the_way(
+    here_tokens: int, there_tokens: int, here_speed: float, there_speed: float, round_trip_s: float | None
+) -> None:
+    here, there = ReplicaLoad("a", "north"), ReplicaLoad("b", "south")
+    here.tokens, here.tokens_per_s = here_tokens, here_speed
+    there.tokens, there.tokens_per_s, there.round_trip_s = there_tokens, there_speed, round_trip_s
+    way_s = 0.1 if round_trip_s is None else max(0.02, 2 * round_trip_s)
+    more_s = (here_tokens + 100) / here_speed - (there_tokens + 100) / there_speed
+    route = choose_replica([here, there], Ask(100), site="north", now=NOW)
+    if abs(more_s - way_s) > 1e-6:
+        assert route.reason == ("remote" if more_s > way_s else "local")

@@ -80,6 +80,10 @@ class ModelState:
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
     served_share: float = 1.0
 
+    def expected(self, asked: int) -> int:
+        """Of the tokens that a request may have, those that are likely: answers end before their limit."""
+        return max(1, int(asked * self.served_share))
+
     def served(self, asked: int, tokens: int) -> None:
         """A request that might have had `asked` tokens had so many."""
         share = max(MIN_SHARE, min(1.0, tokens / asked if asked else 1.0))

@@ -133,12 +133,15 @@ class Router:
         end = self.now() + wait_s
         self._requests += 1
         share = sticky_share(who) if who else next_share(self._requests)
-        ask = Ask(tokens, prompt_tokens, prefix, share, version, tried, self._requests)
-        if hedger := self.hedger(model_id):
-            hedger.asked()
+        model = self._models.get(model_id)
+        expected = tokens
+        if model is not None:
+            expected = model.expected(tokens)
+            model.hedger.asked()
+        ask = Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
         while True:
             self._changed.clear()
-            taken = self.try_acquire(model_id, ask)
+            taken = self._try(model_id, ask, tokens)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -149,14 +152,12 @@ class Router:
             except TimeoutError:
                 pass  # an open breaker may let one through, or the wait is over
 
-    def try_acquire(self, model_id: str, ask: Ask) -> Ticket | Route:
+    def _try(self, model_id: str, ask: Ask, asked: int) -> Ticket | Route:
         """A place at a replica now, or why there is none."""
         model = self._models.get(model_id)
         if model is None:
             return Route(None, "no_replica")
         now = self.now()
-        asked = ask.tokens
-        ask = replace(ask, tokens=max(1, int(asked * model.served_share)))  # answers end before their limit
         choice = choose(model.pool, ask, site=self._site, now=now)
         if choice.replica is None:
             return choice
@@ -166,23 +167,17 @@ class Router:
         """A place at another replica of the same version, for a request that has one already."""
         ask = replace(
             ticket.ask,
-            tokens=ticket.asked,
             tried=ticket.ask.tried | {ticket.gang},
             prefix=None,
             version=ticket.version,
         )
-        other = self.try_acquire(ticket.public_model, ask)
+        other = self._try(ticket.public_model, ask, ticket.asked)
         if not isinstance(other, Ticket):
             return None
         if other.gang in ask.tried or other.version != ticket.version:
             other.release()
             return None
         return other
-
-    def hedger(self, model_id: str) -> Hedger | None:
-        """What decides on second requests for a model."""
-        model = self._models.get(model_id)
-        return model.hedger if model is not None else None
 
     def wake(self) -> None:
         """Something changed that a waiting request may profit from."""

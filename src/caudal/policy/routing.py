@@ -131,7 +131,7 @@ class Pool:
         self.tokens_per_s = sum(speeds) / len(speeds) if speeds else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make each of them four times as dear to make
 class Ask:
     """What routing knows of a request. `tokens`: prompt and expected reply. `prefix`: the key of the prompt's
     beginning (None: too short for one). `share`: where it falls in [0, 1), which decides its version. `version`:
@@ -147,7 +147,7 @@ class Ask:
     salt: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
     """The replica that was chosen, or None; `reason` is stable, and says which: warm, local, remote; or
     no_replica, failing, full."""
