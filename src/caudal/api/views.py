@@ -16,6 +16,7 @@ from caudal.domain.key import ANONYMOUS, ApiKey, KeyLimits, UsageHour
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServiceSpec, TrainSpec, Workload
+from caudal.policy.slots import gateway_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,17 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayView:
+    """One front door, and where it stands (empty: nowhere now)."""
+
+    url: str
+    site: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
-    """The whole fleet at a glance."""
+    """The whole fleet at a glance. `gateway_url` is the first gateway that is ready, or else the first."""
 
     fleet: str
     version: int
@@ -97,6 +107,7 @@ class StatusView:
     models: list[ModelView]
     gateway_url: str
     gateway_ready: bool
+    gateways: list[GatewayView]
     caudal: str
     shape: str = "status/1"
 
@@ -284,9 +295,8 @@ def _site_views(state: State) -> list[SiteView]:
 
 def status_view(state: State, records: Iterable[ModelRecord], now: float, version: str) -> StatusView:
     """The whole fleet at a glance."""
-    gateway = next((g for g in live_gangs(state) if g.role == Role.GATEWAY.value), None)
-    configured = state.fleet.gateway if state.fleet else None
-    url = f"http://{configured.host}:{configured.port}" if configured else ""
+    gateways = _gateways(state)
+    first = next((g for g in gateways if g.ready), gateways[0] if gateways else None)
     return StatusView(
         fleet=state.fleet.name if state.fleet else "",
         version=state.version,
@@ -294,7 +304,25 @@ def status_view(state: State, records: Iterable[ModelRecord], now: float, versio
         sites=_site_views(state),
         workloads=[workload_view(state, w) for w in sorted(state.workloads, key=lambda w: w.name)],
         models=model_views(state, records),
-        gateway_url=url,
-        gateway_ready=bool(gateway and gateway.status.get("ready")),
+        gateway_url=first.url if first else "",
+        gateway_ready=bool(first and first.ready),
+        gateways=gateways,
         caudal=version,
     )
+
+
+def _gateways(state: State) -> list[GatewayView]:
+    """The gateways that the fleet file asks for, each with what runs there."""
+    if state.fleet is None:
+        return []
+    views = []
+    for number, port in enumerate(state.fleet.gateway_ports()):
+        runs = next((g for g in live_gangs(state) if g.slot == gateway_slot(number)), None)
+        views.append(
+            GatewayView(
+                url=f"http://{state.fleet.gateway.host}:{port}",
+                site=runs.site if runs else "",
+                ready=bool(runs and runs.status.get("ready")),
+            )
+        )
+    return views

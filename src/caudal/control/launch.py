@@ -19,6 +19,7 @@ from caudal.domain.fleet import GatewaySpec
 from caudal.domain.gang import Gang, GangSpec, ProcessSpec, Role
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
+from caudal.policy.slots import gateway_number
 from caudal.telemetry.report import REPORT_URL, TOKEN_FILE
 
 HOST = "127.0.0.1"
@@ -104,11 +105,14 @@ def _config(gang: Gang, state: State, settings: LaunchSettings, threads: int) ->
 
 def _gateway(gang: Gang, state: State, settings: LaunchSettings) -> Mapping[str, Any]:
     spec = settings.gateway or (state.fleet.gateway if state.fleet else GatewaySpec())
+    number = gateway_number(gang.slot)
+    state_file = settings.gateway_state_file or f"{settings.cache_dir}/gateway-routes.json"
     return {
         "host": spec.host,
-        "port": spec.port,
+        "port": spec.port + number,
+        "hedge": spec.hedge,
         "routes_url": f"{settings.api_url}/api/v1/routes",
-        "state_file": settings.gateway_state_file or f"{settings.cache_dir}/gateway-routes.json",
+        "state_file": state_file.replace(".json", f"-{number}.json") if number else state_file,
         "site": gang.site,
         "gang": gang.id,
         "keys": spec.keys,

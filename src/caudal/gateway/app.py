@@ -129,7 +129,7 @@ class App:
         exchange.respond(200, b'{"status":"ready"}')
 
     async def _metrics_text(self, exchange: Exchange) -> None:
-        rows = [(m.id, len(m.replicas), self._router.in_flight(m.id)) for m in self._router.models()]
+        rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
         exchange.respond(200, self._metrics.render(self._connections(), rows, self._callers.wrong), TEXT)
 
 
@@ -140,7 +140,7 @@ def _described(model: ModelRoutes) -> dict[str, object]:
         "object": "model",
         "created": 0,
         "owned_by": "caudal",
-        "caudal": {"version": model.version, "context": model.context, "replicas": len(model.replicas)},
+        "caudal": {"version": model.version, "context": model.context, "replicas": model.ready},
     }
 
 

@@ -14,6 +14,7 @@ import msgspec
 from caudal.gateway.account import Account, Record, usage_in
 from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
@@ -24,6 +25,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 
@@ -64,15 +66,23 @@ class Generations:
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
         with Account(self._record, caller.id, call.model) as account:
-            return await self._carry_out(exchange, call, account)
+            return await self._carry_out(exchange, call, account, caller.id)
 
-    async def _carry_out(self, exchange: Exchange, call: Call, account: Account) -> int:
+    async def _carry_out(self, exchange: Exchange, call: Call, account: Account, who: str) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
         lost = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(
+                call.model,
+                call.tokens,
+                tried,
+                self._wait_s,
+                prompt_tokens=call.prompt_tokens,
+                prefix=call.prefix,
+                who=who,
+            )
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
@@ -80,7 +90,7 @@ class Generations:
             try:
                 return await self._attempt(exchange, call, ticket, begun_at, account)
             except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed()
+                ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
                 lost += isinstance(failure, UpstreamFailed) and failure.lost
@@ -97,17 +107,19 @@ class Generations:
     async def _attempt(
         self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, account: Account
     ) -> int:
-        connection = await self._pool.request(ticket.address, _request(call, ticket))
+        asked = self._pool, ticket, lambda place: _request(call, place)
+        connection = await hedged_request(self._router, *asked, stream=call.stream)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at)
+                await self._stream(exchange, call, connection, begun_at, ticket)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
                 account.usage = usage_in(body)
+                ticket.done(served_tokens(body, call.prompt_tokens))
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
@@ -115,9 +127,10 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, ticket: Ticket
     ) -> None:
         splitter = EventSplitter()
+        said = 0
         name = ModelName(call.model)
         self._metrics.streams += 1
         try:
@@ -128,11 +141,14 @@ class Generations:
                 if not exchange.started:
                     exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
                     self._metrics.first_byte(self._router.now() - begun_at)
+                    ticket.first_token()
+                said += events.count(b"\n\n")  # an event says about one token
                 exchange.send(name.events(events))
                 await exchange.drained()
             if splitter.pending or not splitter.done:
                 raise NotEvents("its stream ended without [DONE]")
             exchange.end()
+            ticket.done(call.prompt_tokens + said)
         finally:
             self._metrics.streams -= 1
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from caudal.gateway.openai_errors import ApiError
+from caudal.policy.affinity import prefix_key
 
 T = TypeVar("T")
 
@@ -103,7 +104,8 @@ class CompletionRequest(_Common, kw_only=True):
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request that may be sent to a replica. `tokens` is the most that it may cost, roughly: for routing,
-    not for bills. `prompt_param` is what an error about the prompt's length names."""
+    not for bills; `prompt_tokens` are the prompt's part of them, and `prefix` is the key of its beginning
+    (policy/affinity). `prompt_param` is what an error about the prompt's length names."""
 
     path: str
     model: str
@@ -111,6 +113,8 @@ class Call:
     tokens: int
     body: bytes
     prompt_param: str
+    prompt_tokens: int = 0
+    prefix: int | None = None
 
 
 _CHAT = msgspec.json.Decoder(ChatRequest)
@@ -140,8 +144,10 @@ def _call(path: str, request: _Common, reply: int, body: bytes, prompt_param: st
     if request.grammar is not None and request.grammar.count("(") > MAX_GRAMMAR_GROUPS:
         message = f"A grammar has at most {MAX_GRAMMAR_GROUPS} parentheses here."
         raise ApiError(400, "invalid_value", message, param="grammar")
-    tokens = len(body) // BYTES_PER_TOKEN + reply * (request.n or 1)
-    return Call(path, request.model, bool(request.stream), tokens, body, prompt_param)
+    prompt_tokens = len(body) // BYTES_PER_TOKEN
+    tokens = prompt_tokens + reply * (request.n or 1)
+    stream, prefix = bool(request.stream), prefix_key(body)
+    return Call(path, request.model, stream, tokens, body, prompt_param, prompt_tokens, prefix)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

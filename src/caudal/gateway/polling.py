@@ -24,7 +24,8 @@ ANSWER_S = 3.0
 
 class Poller(Generic[T]):
     """Asks every `every_s` seconds, hands on every table that differs, keeps the last in a file that only its
-    owner can read. `decode` raises ValueError for what is no table; `what` is what logs call it."""
+    owner can read. `decode` raises ValueError for what is no table; `what` is what logs call it. A table for which
+    `changed` returns False is not worth keeping."""
 
     def __init__(
         self,
@@ -34,11 +35,13 @@ class Poller(Generic[T]):
         state_file: Path,
         pool: UpstreamPool,
         decode: Callable[[bytes], T],
-        changed: Callable[[T], None],
+        changed: Callable[[T], bool | None],
         every_s: float,
+        query: str = "",
     ) -> None:
         self._what = what
         self._address = parse_address(url)
+        self._query = query
         self._token_file = token_file
         self._state_file = state_file
         self._pool = pool
@@ -75,9 +78,10 @@ class Poller(Generic[T]):
             async with asyncio.timeout(ANSWER_S):
                 data = await self._fetch()
             if data != self._last:
-                self._changed(self._decode(data))
+                worth_keeping = self._changed(self._decode(data)) is not False
                 self._last = data
-                self._keep(data)
+                if worth_keeping:
+                    self._keep(data)
         except (UpstreamFailed, TimeoutError, ValueError) as error:
             self._note_away(str(error) or "no answer in time")
             return False
@@ -89,7 +93,7 @@ class Poller(Generic[T]):
     async def _fetch(self) -> bytes:
         address = self._address
         request = (
-            f"GET {address.prefix} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
+            f"GET {address.prefix}{self._query} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
             f"authorization: Bearer {self._token()}\r\naccept: application/json\r\n\r\n"
         )
         connection = await self._pool.request(address, request.encode("latin-1", "replace"))

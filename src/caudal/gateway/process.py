@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import psutil
@@ -26,6 +26,8 @@ from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
+from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
+from caudal.policy.hedging import HedgeRules
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
 REPORT_S = 0.5
@@ -35,7 +37,7 @@ GRACE_S = 8.0
 
 class GatewayConfig(msgspec.Struct, frozen=True):
     """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
-    `usage_dir` no usage is kept. `keys` is `optional` or `required`."""
+    `usage_dir` no usage is kept. `keys` and `hedge`: see GatewaySpec."""
 
     host: str
     port: int
@@ -48,6 +50,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     keys_file: str = ""
     usage_url: str = ""
     usage_dir: str = ""
+    hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
 
 
 def read_config(path: Path) -> GatewayConfig:
@@ -76,7 +79,7 @@ class Gateway:
         self._config = config
         self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
         self.metrics = Metrics()
-        self.router = Router(config.site, now)
+        self.router = Router(config.site, now, HedgeRules(share=config.hedge))
         token_file = os.environ.get(TOKEN_FILE, "")
         self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
@@ -89,8 +92,11 @@ class Gateway:
             Path(config.state_file),
             self._pool,
             self.router.update,
+            self.router.learn,
+            config.gang,
         )
         self.keys = key_poller(config.keys_url, token_file, config.keys_file, self._pool, self.callers)
+        self._pool.on_connect = self.router.connected
         self._pollers: list[asyncio.Task[None]] = []
         self.url = ""
 
@@ -140,7 +146,12 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
     while True:
         update(
-            ready=True, url=gateway.url, requests=gateway.metrics.requests, streams=gateway.metrics.streams
+            ready=True,
+            url=gateway.url,
+            requests=gateway.metrics.requests,
+            streams=gateway.metrics.streams,
+            hedged=gateway.router.hedged,
+            load=gateway.router.load(),
         )
         await asyncio.sleep(REPORT_S)
 

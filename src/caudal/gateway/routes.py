@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,12 +22,23 @@ MAX_REPLICAS = 1000
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one."""
+    the public one. `slots`: how many requests it runs at once (0: not known). One that is `draining` gets nothing
+    new."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
+    slots: int = 0
+    version: int = 0
+    draining: bool = False
+
+
+class VersionWeight(msgspec.Struct, frozen=True):
+    """The share of a model's requests that one of its versions answers, while there are several."""
+
+    version: int
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
@@ -35,6 +48,21 @@ class ModelRoutes(msgspec.Struct, frozen=True):
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
+    weights: tuple[VersionWeight, ...] = ()
+
+    @property
+    def ready(self) -> int:
+        """How many replicas take new requests."""
+        return sum(not replica.draining for replica in self.replicas)
+
+
+class OthersLoad(msgspec.Struct, frozen=True):
+    """What other gateways together had in flight at a replica, by what they said `age_s` ago."""
+
+    gang: str
+    requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    age_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class RouteTable(msgspec.Struct, frozen=True):
@@ -42,6 +70,7 @@ class RouteTable(msgspec.Struct, frozen=True):
 
     version: int = 0
     models: tuple[ModelRoutes, ...] = ()
+    others_in_flight: tuple[OthersLoad, ...] = ()
 
 
 def decode_routes(data: bytes) -> RouteTable:
@@ -57,8 +86,14 @@ def decode_routes(data: bytes) -> RouteTable:
     return table
 
 
+def _lasting(table: RouteTable) -> RouteTable:
+    """What of a table is worth keeping: loads are of the moment."""
+    return msgspec.structs.replace(table, version=0, others_in_flight=())
+
+
 class RoutePoller(Poller[RouteTable]):
-    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file."""
+    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file. `learn` is
+    given what other gateways have in flight, with every answer."""
 
     def __init__(
         self,
@@ -67,5 +102,23 @@ class RoutePoller(Poller[RouteTable]):
         state_file: Path,
         pool: UpstreamPool,
         changed: Callable[[RouteTable], None],
+        learn: Callable[[tuple[OthersLoad, ...]], None] = lambda loads: None,
+        gang: str = "",
     ) -> None:
-        super().__init__("routes", routes_url, token_file, state_file, pool, decode_routes, changed, POLL_S)
+        self._table: RouteTable | None = None
+        self._table_changed = changed
+        self._learn = learn
+        query = f"?gateway={quote(gang)}" if gang else ""
+        super().__init__(
+            "routes", routes_url, token_file, state_file, pool, decode_routes, self._take, POLL_S, query
+        )
+
+    def _take(self, table: RouteTable) -> bool:
+        """Hand it on; False where nothing but loads changed."""
+        lasting = _lasting(table)
+        news = lasting != self._table
+        if news:
+            self._table = lasting
+            self._table_changed(lasting)
+        self._learn(table.others_in_flight)
+        return news
