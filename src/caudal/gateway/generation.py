@@ -11,6 +11,7 @@ import logging
 
 import msgspec
 
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -82,6 +83,8 @@ class Generations:
         raise replica_failed(call.model, why)
 
     async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
         connection = await self._pool.request(ticket.address, _request(call, ticket))
         try:
             if connection.status in RETRY_STATUSES:

@@ -15,9 +15,17 @@ RETRY_AFTER_S = 2
 """What a client is told to wait where nothing better is known; a replica restarts in about a second."""
 
 
-CLIENTS_FAULT = ("input is not supported", "Failed to parse ", "Unknown reasoning format")
-"""llama.cpp answers 500 to some requests that are simply wrong (pictures for a text model, tools without a
-type); a client that reads 500 sends the same again."""
+CLIENTS_FAULT = (
+    "input is not supported",
+    "Failed to parse ",
+    "Unknown reasoning format",
+    "Cannot use both json_schema and grammar",
+    "empty grammar stack",
+    "does not support embeddings",
+    "input is too large to process",
+)
+"""llama.cpp answers 500 or 501 to some requests that are simply wrong (pictures for a text model, tools without
+a type); a client that reads 500 sends the same again."""
 
 
 class ApiError(Exception):
@@ -110,7 +118,7 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
         return _too_long(error, text, prompt_param)
     code = error.get("code")
     param = error.get("param")
-    if status == 500 and any(words in text for words in CLIENTS_FAULT):
+    if status in (500, 501) and any(words in text for words in CLIENTS_FAULT):
         status, kind = 400, "invalid_request_error"
     return ApiError(
         status,

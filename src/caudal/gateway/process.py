@@ -20,8 +20,10 @@ from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_errors import refusal_body
+from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
+from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
@@ -69,7 +71,14 @@ class Gateway:
         self.metrics = Metrics()
         self.router = Router(config.site, now)
         generations = Generations(self.router, self._pool, self.metrics, wait_s)
-        app = App(self.router, generations, self.metrics, lambda: self.server.connections)
+        app = App(
+            self.router,
+            generations,
+            self.metrics,
+            lambda: self.server.connections,
+            ShortCalls(self.router, self._pool, wait_s),
+            ResponseStore(Path(config.state_file).parent / "responses"),
+        )
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,

@@ -55,6 +55,11 @@ class Ticket:
     _router: Router
     _open: bool = True
 
+    @property
+    def engine(self) -> str:
+        """What generates there."""
+        return self._replica.route.engine
+
     def failed(self) -> None:
         """The replica failed this request: it is avoided for a while."""
         self._replica.avoid_until = self._router.now() + AVOID_FAILED_S
