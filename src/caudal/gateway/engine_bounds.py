@@ -30,6 +30,9 @@ MAX_SCHEMA_DEPTH = 100
 `anyOf` end llama.cpp's process."""
 
 MAX_SCHEMA_NODES = 20_000
+MAX_SCHEMA_INTEGER = 2**53
+"""What every reader of JSON keeps exactly. `{"const": -9223372036854775807}` ends llama.cpp's process."""
+
 MAX_PATTERN_CHARS = 1000
 MAX_PATTERN_GROUPS = 50
 
@@ -106,6 +109,8 @@ def check_schemas(value: Any, param: str) -> None:
                 below.extend(node.values())
             elif isinstance(node, list):
                 below.extend(node)
+            elif isinstance(node, int) and abs(node) > MAX_SCHEMA_INTEGER:
+                raise _refused(param, "an integer in a schema is between -2**53 and 2**53")
         nodes += len(below)
         if nodes > MAX_SCHEMA_NODES:
             raise _refused(param, f"a schema has at most {MAX_SCHEMA_NODES} values")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -22,10 +23,13 @@ CLIENTS_FAULT = (
     "Cannot use both json_schema and grammar",
     "empty grammar stack",
     "does not support embeddings",
-    "input is too large to process",
+    "_M_range_check",
 )
 """llama.cpp answers 500 or 501 to some requests that are simply wrong (pictures for a text model, tools without
-a type); a client that reads 500 sends the same again."""
+a type, tokens beyond the vocabulary); a client that reads 500 sends the same again."""
+
+_TOO_LARGE = re.compile(r"input \((\d{1,9}) tokens\) is too large .* batch size: (\d{1,9})\)")
+"""How llama.cpp says it of texts for embeddings."""
 
 
 class ApiError(Exception):
@@ -114,7 +118,10 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
     message = error.get("message")
     text = message[:2000] if isinstance(message, str) else f"The engine answered with status {status}."
     kind = error.get("type")
-    if kind == "exceed_context_size_error" or "maximum context length" in text:
+    too_large = _TOO_LARGE.search(text)
+    if too_large:
+        error = {"n_prompt_tokens": int(too_large[1]), "n_ctx": int(too_large[2])}
+    if too_large or kind == "exceed_context_size_error" or "maximum context length" in text:
         return _too_long(error, text, prompt_param)
     code = error.get("code")
     param = error.get("param")

@@ -15,6 +15,7 @@ from caudal.gateway import engine_dialects
 from caudal.gateway.engine_dialects import Question
 from caudal.gateway.events import NotEvents
 from caudal.gateway.filtered_exchange import FilteredExchange
+from caudal.gateway.generation import RETRY_STATUSES
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call, Message, Tool, decode
 from caudal.gateway.openai_errors import ApiError, engine_error, model_not_found, no_replica, replica_failed
@@ -181,7 +182,7 @@ class ShortCalls:
             data = await connection.read_all()
         finally:
             self._pool.release(address, connection)
-        if connection.status >= 500:
+        if connection.status in RETRY_STATUSES:
             raise UpstreamFailed(f"it answered {connection.status}")
         if connection.status != 200:
             raise engine_error(connection.status, data, "input")
