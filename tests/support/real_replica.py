@@ -29,6 +29,7 @@ ENTRIES = 400
 LAYOUT = Layout(CONTEXT, width=32, layers=2, ffn_width=64, heads=4, kv_heads=2, head_width=8)
 SPECIAL = ["<|im_end|>", "<|im_start|>"]
 CALL = "<tool_call>\n"
+END = 0  # the number of the first of them
 TEMPLATE = """{%- if tools %}<|im_start|>system
 # Tools
 You may call one or more functions. Function signatures are within <tools></tools> XML tags:
@@ -54,7 +55,7 @@ TEXT = [f"the {x} of the year {y} says {z}, and it is good" for x in "abc" for y
 
 
 def write_model(path: Path, *, pooling: bool = True, eager: bool = False) -> Path:
-    """The model's file. An eager one calls a tool whenever it may, and says nothing else."""
+    """The model's file. An eager one calls a tool where it must, once, and else says nothing."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     made.decoder = decoders.ByteLevel()
@@ -69,7 +70,7 @@ def write_model(path: Path, *, pooling: bool = True, eager: bool = False) -> Pat
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     _add_layout(writer, LAYOUT)
-    _add_words(writer, Words(tokens, kinds, merges, "gpt-2", TEMPLATE, eos=0, pad=0))
+    _add_words(writer, Words(tokens, kinds, merges, "gpt-2", TEMPLATE, eos=END, pad=END))
     if pooling:
         writer.add_pooling_type(gguf.PoolingType.MEAN)
     unwanted = [i for i, token in enumerate(tokens) if set(token) & set(", ĠĊĉ")]
@@ -96,6 +97,7 @@ def _weights(entries: int, wanted: int | None, unwanted: list[int]) -> dict[str,
         weights["output.weight"][:, 0] = 0.0
         weights["output.weight"][unwanted, 0] = -20.0
         weights["output.weight"][wanted, 0] = 20.0
+        weights["output.weight"][END, 0] = 40.0
         for name, weight in weights.items():
             if name.endswith(("attn_output.weight", "ffn_down.weight")):
                 weight[0] = 0.0

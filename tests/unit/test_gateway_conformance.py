@@ -36,7 +36,7 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealReplica]:
 
 @pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealReplica]:
-    """One whose model calls a tool whenever it may."""
+    """One whose model calls a tool where it must."""
     path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf", pooling=False, eager=True)
     with real_replica(path, "caller") as one:
         yield one
