@@ -24,6 +24,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Tokens = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]  # an empty one would end every answer at once
 Stops = Annotated[list[Stop], Meta(max_length=64)]
@@ -124,7 +125,7 @@ class ChatRequest(_Common, kw_only=True):
 class CompletionRequest(_Common, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Probabilities | None = None

@@ -17,13 +17,12 @@ from caudal.gateway.events import NotEvents
 from caudal.gateway.filtered_exchange import FilteredExchange
 from caudal.gateway.generation import RETRY_STATUSES
 from caudal.gateway.http_server import Exchange
-from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call, Message, Tool, decode
+from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call, Message, TokenId, Tool, decode
 from caudal.gateway.openai_errors import ApiError, engine_error, model_not_found, no_replica, replica_failed
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
 
 Text = Annotated[str, Meta(min_length=1)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=1_000_000)]
 
 MAX_INPUTS = 2048
