@@ -6,7 +6,8 @@ import base64
 import math
 import struct
 from array import array
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,6 +25,8 @@ from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
 
 Text = Annotated[str, Meta(min_length=1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=1_000_000)]
+
+T = TypeVar("T")
 
 MAX_INPUTS = 2048
 MAX_ATTEMPTS = 3
@@ -129,10 +132,9 @@ class ShortCalls:
                 if rendering is None:
                     question = engine_dialects.tokenize_chat(ticket.model, chat)
                 else:
-                    text = (await self._ask(ticket, rendering))["prompt"]
+                    text = await self._ask(ticket, rendering, str, "prompt")
                     question = engine_dialects.tokenize_text(ticket.engine, ticket.model, text)
-            tokens: list[int] = (await self._ask(ticket, question))["tokens"]
-            return tokens
+            return await self._ask(ticket, question, list, "tokens")
 
         tokens = await self._carried_out(request.model, cost, ask)
         return msgspec.json.encode({"model": request.model, "tokens": tokens, "count": len(tokens)})
@@ -143,13 +145,12 @@ class ShortCalls:
 
         async def ask(ticket: Ticket) -> str:
             question = engine_dialects.detokenize(ticket.engine, ticket.model, request.tokens)
-            answer = await self._ask(ticket, question)
-            return str(answer["prompt"] if "prompt" in answer else answer["content"])
+            return await self._ask(ticket, question, str, "content", "prompt")
 
         text = await self._carried_out(request.model, len(request.tokens), ask)
         return msgspec.json.encode({"model": request.model, "text": text})
 
-    async def _carried_out(self, model: str, tokens: int, ask: Any) -> Any:
+    async def _carried_out(self, model: str, tokens: int, ask: Callable[[Ticket], Awaitable[T]]) -> T:
         """Ask one replica, and another where that fails."""
         if self._router.model(model) is None:
             raise model_not_found(model)
@@ -169,8 +170,9 @@ class ShortCalls:
                 ticket.release()
         raise replica_failed(model, why)
 
-    async def _ask(self, ticket: Ticket, question: Question) -> dict[str, Any]:
-        """One question, answered with a JSON object. Raises UpstreamFailed, NotEvents, ApiError."""
+    async def _ask(self, ticket: Ticket, question: Question, kind: type[T], *fields: str) -> T:
+        """One question; returns the field of its answer that is there. Raises UpstreamFailed, NotEvents,
+        ApiError."""
         address = ticket.address
         head = (
             f"POST {address.prefix}{question.path} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
@@ -189,4 +191,7 @@ class ShortCalls:
             answer = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError:
             raise NotEvents("what it sent is not a JSON object") from None
-        return answer
+        for field in fields:
+            if isinstance(found := answer.get(field), kind):
+                return found
+        raise NotEvents(f"what it sent has no {fields[0]}")
