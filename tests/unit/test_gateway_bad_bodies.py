@@ -184,6 +184,20 @@ def test_prompts_that_are_none(url: str, replica: RealReplica, prompt: Any) -> N
     assert replica.alive
 
 
+@pytest.mark.parametrize(
+    "given", [[10**6], [[5], [2**31 - 1]], [-1], [[]], [""], ["a"] * 2049, {"text": "a"}, [["a"]], 5, [None]]
+)
+def test_texts_that_are_none(url: str, replica: RealReplica, given: Any) -> None:
+    refused(ask(url, "embeddings", {"model": "m", "input": given}))
+    assert replica.alive
+
+
+@pytest.mark.parametrize("prompt", [[10**6], [[5], [2**31 - 1]]])
+def test_tokens_beyond_the_vocabulary(url: str, replica: RealReplica, prompt: Any) -> None:
+    refused(ask(url, COMPLETION, {"model": "m", "prompt": prompt, "max_tokens": 1}))
+    assert replica.alive
+
+
 def test_the_last_of_two_keys_counts_for_gateway_and_engine_alike(url: str) -> None:
     answer = ask(url, CHAT, raw(b'"stream":true,"stream":false,"max_tokens":3'))
     assert answer.headers["content-type"] == "application/json"

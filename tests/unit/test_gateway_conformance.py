@@ -161,7 +161,12 @@ def test_responses_stored_and_continued(client: openai.OpenAI) -> None:
     assert second.usage and second.usage.input_tokens > first.usage.input_tokens
     items: Any = client.responses.input_items.list(second.id).data
     assert [item.role for item in items] == ["user", "assistant", "user"]
-    assert items[0].content[0].text == "and?" and items[1].content[0].text == first.output_text
+    assert items[0].content[0].text == "and?"
+    upwards: Any = client.responses.input_items.list(second.id, order="asc").data
+    assert [item.id for item in upwards] == [item.id for item in reversed(items)]
+    with pytest.raises(openai.BadRequestError):
+        client.responses.retrieve(second.id, stream=True)
+    assert items[1].content[0].text == first.output_text
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)

@@ -132,7 +132,7 @@ class CompletionRequest(_Common, kw_only=True):
     best_of: Choices | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # never changed; `frozen` would cost a microsecond per request
 class Call:
     """A request that may be sent to a replica. `tokens` is the most that it may cost, roughly: for routing,
     not for bills. `prompt_param` is what an error about the prompt's length names. `extras` are parameters
@@ -175,7 +175,7 @@ def parse_chat(body: bytes) -> Call:
     if request.max_tokens == 0:
         raise ApiError(400, "invalid_value", "Invalid value for 'max_tokens': 1 or more.", param="max_tokens")
     reply = request.max_completion_tokens or request.max_tokens or TYPICAL_REPLY_TOKENS
-    return _call("/v1/chat/completions", request, reply, body, "messages", extras)
+    return _call("/v1/chat/completions", request, reply, body, "messages", extras, bool(request.logprobs))
 
 
 def parse_completion(body: bytes) -> Call:
@@ -194,7 +194,9 @@ def parse_completion(body: bytes) -> Call:
     )
     if prompts == 0:
         raise ApiError(400, "invalid_value", "Invalid value for 'prompt': it is empty.", param="prompt")
-    return _call("/v1/completions", request, reply, body, "prompt", extras, prompts)
+    return _call(
+        "/v1/completions", request, reply, body, "prompt", extras, request.logprobs is not None, prompts
+    )
 
 
 def several_prompts(prompt: list[Any]) -> bool:
@@ -209,6 +211,7 @@ def _call(
     body: bytes,
     prompt_param: str,
     extras: frozenset[str],
+    logprobs: bool,
     prompts: int = 1,
 ) -> Call:
     if request.stream_options is not None and not request.stream:
@@ -227,7 +230,7 @@ def _call(
         prompt_param=prompt_param,
         extras=extras,
         choices=choices,
-        logprobs=getattr(request, "logprobs", None) not in (None, False),
+        logprobs=logprobs,
     )
 
 

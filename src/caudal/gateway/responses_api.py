@@ -79,10 +79,13 @@ class Responses:
             case "DELETE", "":
                 await asyncio.to_thread(self._store.delete, owner, response_id)
                 told: Any = {"id": response_id, "object": "response", "deleted": True}
+            case "GET" | "HEAD", "" if "stream=true" in request.query:
+                message = "The events of a response are not kept: ask without 'stream'."
+                raise ApiError(400, "unsupported_parameter", message, param="stream")
             case "GET" | "HEAD", "":
                 told = (await self._get(owner, response_id)).response
             case "GET" | "HEAD", "input_items":
-                told = _items(await self._get(owner, response_id), response_id)
+                told = _items(await self._get(owner, response_id), response_id, "order=asc" in request.query)
             case "POST", "cancel":
                 await self._get(owner, response_id)
                 message = "Only background responses can be cancelled, and this gateway makes none."
@@ -159,8 +162,8 @@ class _Answered(FilteredExchange):
         self.finished = True
 
 
-def _items(stored: StoredResponse, response_id: str) -> dict[str, Any]:
-    """Newest first, as OpenAI lists them."""
+def _items(stored: StoredResponse, response_id: str, ascending: bool) -> dict[str, Any]:
+    """All of them on one page, newest first where nothing else is asked for, as OpenAI lists them."""
     items = []
     for index, item in enumerate([*stored.before, *stored.input]):
         shown = {"id": f"{response_id.replace('resp_', 'item_')}_{index}", "status": "completed", **item}
@@ -168,6 +171,7 @@ def _items(stored: StoredResponse, response_id: str) -> dict[str, Any]:
             kind = "output_text" if shown.get("role") == "assistant" else "input_text"
             shown["content"] = [{"type": kind, "text": shown["content"]}]
         items.append(shown)
-    items.reverse()
+    if not ascending:
+        items.reverse()
     first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
     return {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
