@@ -59,10 +59,11 @@ def write_model(path: Path, *, pooling: bool = True, eager: bool = False) -> Pat
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     made.decoder = decoders.ByteLevel()
+    special = [*SPECIAL, CALL] if eager else SPECIAL
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator(
         TEXT,
-        trainers.BpeTrainer(vocab_size=ENTRIES, special_tokens=[*SPECIAL, CALL], initial_alphabet=alphabet),
+        trainers.BpeTrainer(vocab_size=ENTRIES, special_tokens=special, initial_alphabet=alphabet),
     )
     tokens = [token for token, _ in sorted(made.get_vocab().items(), key=lambda item: item[1])]
     merges = [" ".join(pair) for pair in json.loads(made.to_str())["model"]["merges"]]

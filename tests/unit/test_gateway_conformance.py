@@ -97,6 +97,8 @@ def test_tools(client: openai.OpenAI) -> None:
                 name += piece.function.name or ""
                 said += piece.function.arguments or ""
     assert name == "weather" and json.loads(said)["city"] in ("Oslo", "Rome")
+    free = client.chat.completions.create(model="m", messages=HI, tools=TOOLS, max_tokens=3)
+    assert free.choices[0].message.content and not free.choices[0].message.tool_calls
     told: Any = [*HI, call.message.model_dump(), {"role": "tool", "tool_call_id": tool.id, "content": "wet"}]
     answer = client.chat.completions.create(
         model="m", messages=told, tools=TOOLS, tool_choice="none", max_tokens=3
@@ -273,7 +275,8 @@ def test_embeddings(client: openai.OpenAI) -> None:
     length = math.sqrt(sum(x * x for x in vectors[0][:8]))
     assert short == pytest.approx([x / length for x in vectors[0][:8]], abs=1e-5)
     assert client.embeddings.create(model="m", input=[5, 6, 7]).usage.prompt_tokens == 3
-    for wrong in ({"input": ""}, {"input": []}, {"input": "x" * 9 * CONTEXT}, {"dimensions": 10**4}):
+    long, none = {"input": "x" * 9 * CONTEXT}, {"model": "caller"}  # that model does not embed
+    for wrong in ({"input": ""}, {"input": []}, long, none, {"dimensions": 10**4}):
         asked: Any = {"model": "m", "input": "a", **wrong}
         with pytest.raises(openai.BadRequestError):
             client.embeddings.create(**asked)

@@ -159,6 +159,30 @@ def test_a_disk_that_is_full_costs_the_keeping_only(tmp_path: Path) -> None:
     with_engine(tmp_path, "", scenario)
 
 
+TOKENS_ASKED = {
+    "": [("/tokenize", "content"), ("/apply-template", "messages"), ("/detokenize", "tokens")],
+    "vllm": [("/tokenize", "prompt"), ("/tokenize", "messages"), ("/detokenize", "tokens")],
+}
+
+
+@pytest.mark.parametrize("engine", TOKENS_ASKED)
+def test_each_engine_is_asked_for_tokens_in_its_own_way(tmp_path: Path, engine: str) -> None:
+    async def scenario(one: Gateway, replica: MockReplica) -> None:
+        bodies = (
+            ({"model": "m", "input": "a"}, "/v1/tokenize"),
+            (chat(), "/v1/tokenize"),
+            ({"model": "m", "tokens": [1]}, "/v1/detokenize"),
+        )
+        for (body, path), question in zip(bodies, TOKENS_ASKED[engine], strict=True):
+            one.router._replicas[("m-0", replica.url)].avoid_until = 0.0  # its answers are garbage here
+            replica.requests.clear()
+            await raw(one, post(body, path))
+            asked = replica.requests[0]
+            assert (asked["_path"], question[1] in asked) == (question[0], True)
+
+    with_engine(tmp_path, engine, scenario)
+
+
 def stored(number: int, size: int = 10) -> StoredResponse:
     return StoredResponse({"id": f"resp_{number:032x}", "text": "x" * size}, [], [])
 
