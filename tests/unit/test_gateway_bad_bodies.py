@@ -107,6 +107,7 @@ def test_what_is_no_request(url: str, path: str, body: bytes) -> None:
         (b'"grammar":"root ::= \\"a\\"{1000000}"', "grammar"),
         (b'"grammar":"root ::= ((((\\"a\\"){99}){99}){99}){99}"', "grammar"),
         (b'"grammar":"root ::= ' + b"(" * 20_000 + b'"', "grammar"),  # SIGSEGV at 50,000
+        (b'"grammar":"root ::= <[999999999]>","top_k":1', "grammar"),  # SIGABRT
         (b'"repeat_last_n":2147483647', "repeat_last_n"),  # 24 s
         (b'"n":129', "n"),
         (b'"stop":["a",""]', "stop[1]"),
@@ -139,6 +140,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "pattern": "^(((a{100}){100}){100})$"},
     {"type": "string", "pattern": "^" + "(" * 500 + ")" * 500 + "$"},
     {"enum": list(range(30_000))},
+    {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}},  # longer than 12 s
 ]
 
 
@@ -152,6 +154,8 @@ def test_schemas_that_are_refused_wherever_they_stand(
     assert refused(ask(url, CHAT, {**chat, "json_schema": schema})) == "json_schema"
     assert refused(ask(url, CHAT, {**chat, "response_format": format_})) == "response_format"
     assert refused(ask(url, CHAT, {**chat, "tools": [function]})) == "tools"
+    tokens = {"model": "m", "messages": HI, "tools": [function]}
+    assert refused(ask(url, "tokenize", tokens)) == "tools"
     tool = {"type": "function", "name": "f", "parameters": schema}
     assert refused(ask(url, "responses", {"model": "m", "input": "hi", "tools": [tool]})) == "tools"
     text = {"format": {"type": "json_schema", "name": "c", "schema": schema}}
@@ -190,6 +194,26 @@ def test_prompts_that_are_none(url: str, replica: RealReplica, prompt: Any) -> N
 def test_texts_that_are_none(url: str, replica: RealReplica, given: Any) -> None:
     refused(ask(url, "embeddings", {"model": "m", "input": given}))
     assert replica.alive
+
+
+@pytest.mark.parametrize("levels", [101, 50_000])  # SIGSEGV
+def test_arguments_of_calls_that_are_too_deep(url: str, replica: RealReplica, levels: int) -> None:
+    arguments = "[" * levels + "]" * levels
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "1", "content": "x"})
+    for path in (CHAT, "tokenize"):
+        asked = {"model": "m", "messages": messages}
+        assert refused(ask(url, path, asked)) == "messages[1].tool_calls"
+    items = [{"type": "function_call", "call_id": "1", "name": "f", "arguments": arguments}]
+    assert refused(ask(url, "responses", {"model": "m", "input": items}))
+    assert replica.alive
+
+
+def test_deep_template_arguments_are_survived(url: str, replica: RealReplica) -> None:
+    for levels in (300, 900, 5000):
+        middle = b'"chat_template_kwargs":{"a":' + b"[" * levels + b"]" * levels + b"}"
+        assert ask(url, CHAT, raw(middle)).status_code in (200, 400) and replica.alive
 
 
 @pytest.mark.parametrize("prompt", [[10**6], [[5], [2**31 - 1]]])

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from caudal.gateway.engine_bounds import EngineParameters, check_schemas
+from caudal.gateway.engine_bounds import EngineParameters, check_arguments, check_schemas
 from caudal.gateway.openai_errors import ApiError
 
 T = TypeVar("T")
@@ -169,13 +169,23 @@ _FIELD = re.compile(r"missing required field `(?P<field>\w+)`")
 def parse_chat(body: bytes) -> Call:
     """Check a chat request. Raises ApiError, 400."""
     request, extras = _read(_CHAT, body)
-    if request.response_format is not None or request.tools is not None:
+    if request.response_format is not None:
         check_schemas(request.response_format, "response_format")
-        check_schemas([tool.function for tool in request.tools or ()], "tools")
+    check_turns(request.messages, request.tools)
     if request.max_tokens == 0:
         raise ApiError(400, "invalid_value", "Invalid value for 'max_tokens': 1 or more.", param="max_tokens")
     reply = request.max_completion_tokens or request.max_tokens or TYPICAL_REPLY_TOKENS
     return _call("/v1/chat/completions", request, reply, body, "messages", extras, bool(request.logprobs))
+
+
+def check_turns(messages: list[Message], tools: list[Tool] | None) -> None:
+    """What a chat template is given. Raises ApiError, 400."""
+    if tools is not None:
+        check_schemas([tool.function for tool in tools], "tools")
+    for index, message in enumerate(messages):
+        for call in message.tool_calls or ():
+            if isinstance(call.function.arguments, str):
+                check_arguments(call.function.arguments, f"messages[{index}].tool_calls")
 
 
 def parse_completion(body: bytes) -> Call:

@@ -18,7 +18,16 @@ from caudal.gateway.events import NotEvents
 from caudal.gateway.filtered_exchange import FilteredExchange
 from caudal.gateway.generation import RETRY_STATUSES
 from caudal.gateway.http_server import Exchange
-from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call, Message, TokenId, Tool, decode
+from caudal.gateway.openai_api import (
+    BYTES_PER_TOKEN,
+    MAX_TOOLS,
+    Call,
+    Message,
+    TokenId,
+    Tool,
+    check_turns,
+    decode,
+)
 from caudal.gateway.openai_errors import ApiError, engine_error, model_not_found, no_replica, replica_failed
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
@@ -49,7 +58,7 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True):
     model: str
     input: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
 
 
 class DetokenizeRequest(Struct, forbid_unknown_fields=True):
@@ -120,6 +129,7 @@ class ShortCalls:
         request = decode(_TOKENIZE, body)
         if (request.input is None) == (request.messages is None):
             raise ApiError(400, "invalid_value", "Give either 'input' or 'messages'.", param="input")
+        check_turns(request.messages or [], request.tools)
         chat = msgspec.json.decode(body)
         del chat["model"]
         cost = len(body) // BYTES_PER_TOKEN
