@@ -107,7 +107,10 @@ def test_what_is_no_request(url: str, path: str, body: bytes) -> None:
         (b'"grammar":"root ::= \\"a\\"{1000000}"', "grammar"),
         (b'"grammar":"root ::= ((((\\"a\\"){99}){99}){99}){99}"', "grammar"),
         (b'"grammar":"root ::= ' + b"(" * 20_000 + b'"', "grammar"),  # SIGSEGV at 50,000
-        (b'"grammar":"root ::= <[999999999]>","top_k":1', "grammar"),  # SIGABRT
+        (b'"grammar":"root ::= <[999999999]>","top_k":1', "top_k"),  # SIGABRT
+        (b'"grammar":"root ::= <[999999999]>"', "None"),
+        (b'"grammar":"root ::= \\"\\\\x00\\"","top_k":1', "top_k"),  # SIGABRT
+        (b'"tools":[{"type":"function","function":{"name":"f"}}],"top_k":1', "top_k"),
         (b'"repeat_last_n":2147483647', "repeat_last_n"),  # 24 s
         (b'"n":129', "n"),
         (b'"stop":["a",""]', "stop[1]"),

@@ -23,7 +23,7 @@ from caudal.gateway.responses_api import Responses
 from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
-from caudal.gateway.short_calls import Embeddings, ShortCalls, parse_embedding
+from caudal.gateway.short_calls import Embeddings, ShortCalls
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -99,9 +99,8 @@ class App:
         await self._responses.create(exchange)
 
     async def _embedding(self, exchange: Exchange) -> None:
-        _require_json(exchange)
-        request, call = parse_embedding(exchange.request.body)
-        await self._generate(Embeddings(exchange, request), lambda _: call)
+        embeddings = Embeddings(exchange)
+        await self._generate(embeddings, embeddings.parse)
 
     async def _tokenize(self, exchange: Exchange) -> None:
         _require_json(exchange)
@@ -138,7 +137,8 @@ class App:
         if call.logprobs and call.path == "/v1/completions":
             exchange = LegacyLogprobs(exchange)
         model = self._router.model(call.model)
-        if call.choices > 1 and model is not None and any(fans_out(r.engine) for r in model.replicas):
+        engines = {route.engine for route in model.replicas} if model is not None else set()
+        if call.choices > 1 and (not engines or any(fans_out(engine) for engine in engines)):
             return await fan_out(exchange, call, self._generations.run)
         return await self._generations.run(exchange, call)
 

@@ -5,6 +5,7 @@ to hang or to take gigabytes without it (xllamacpp 2026.10, 2026-11). Knows noth
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -40,8 +41,7 @@ MAX_PROPERTIES = 500
 """Of one object in a schema: the time for those that may be left out grows with their square, 0.8 s for 500 and
 more than 12 s for 2,000."""
 
-TOKEN_NUMBER = re.compile(r"<\[\s*\d")
-"""A grammar may name tokens by number; one beyond the vocabulary aborts llama.cpp."""
+CONSTRAINTS = frozenset({"grammar", "json_schema", "response_format", "tools"})
 
 REPEAT = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}")
 BRACKET = re.compile(r"[\[\]{}]")
@@ -95,14 +95,17 @@ class EngineParameters(Struct):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_format: Name | None = None
 
-    def check(self) -> None:
-        """What types cannot say. Raises ApiError, 400."""
+    def check(self, names: Iterable[str]) -> None:
+        """What types cannot say; `names` are those of all parameters. Raises ApiError, 400."""
+        if self.top_k == 1 and not CONSTRAINTS.isdisjoint(names):
+            # Where no token of the vocabulary fits the grammar, a choice out of one aborts llama.cpp.
+            raise _refused(
+                "top_k", "1 does not go with a grammar, schema or tools; 'temperature': 0 means the same"
+            )
         if self.grammar is None:
             return
         if self.grammar.count("(") > MAX_GRAMMAR_GROUPS:
             raise _refused("grammar", f"a grammar has at most {MAX_GRAMMAR_GROUPS} parentheses")
-        if TOKEN_NUMBER.search(self.grammar):
-            raise _refused("grammar", "a grammar does not name tokens by number")
         if _repeats(self.grammar) > MAX_GRAMMAR_REPEATS:
             raise _refused("grammar", f"a grammar repeats at most {MAX_GRAMMAR_REPEATS} times")
 

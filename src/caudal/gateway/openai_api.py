@@ -261,7 +261,7 @@ def _read(
 
 
 def _check_extras(names: Mapping[str, msgspec.Raw], extras: frozenset[str], body: bytes) -> None:
-    decode(_ENGINE, body).check()
+    decode(_ENGINE, body).check(names)
     for name in extras:
         decode(_ANYTHING, bytes(names[name]))
     if "json_schema" in extras:

@@ -76,30 +76,30 @@ _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 class Embeddings(FilteredExchange):
     """Where embeddings are answered: cut, and in the encoding that was asked for."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_dimensions", "_encoding")
 
-    def __init__(self, inner: Exchange, request: EmbeddingRequest) -> None:
+    def __init__(self, inner: Exchange) -> None:
         super().__init__(inner)
-        self._request = request
+        self._dimensions: int | None = None
+        self._encoding: str | None = None
+
+    def parse(self, body: bytes) -> Call:
+        """Check the request. The engine is always asked for floats. Raises ApiError, 400."""
+        asked = decode(_EMBEDDING, body)
+        self._dimensions, self._encoding = asked.dimensions, asked.encoding_format
+        data = msgspec.json.encode({"model": asked.model, "input": asked.input, "encoding_format": "float"})
+        return Call("/v1/embeddings", asked.model, False, len(data) // BYTES_PER_TOKEN, data, "input")
 
     def whole(self, body: bytes) -> bytes:
         """The engine's floats as the client wants them."""
-        base64_wanted = self._request.encoding_format == "base64"
+        base64_wanted = self._encoding == "base64"
         answer = msgspec.json.decode(body)
         for row in answer["data"]:
             vector = array("f", row["embedding"])
-            if self._request.dimensions is not None:
-                vector = cut(vector, self._request.dimensions)
+            if self._dimensions is not None:
+                vector = cut(vector, self._dimensions)
             row["embedding"] = _base64(vector) if base64_wanted else vector.tolist()
         return msgspec.json.encode(answer)
-
-
-def parse_embedding(body: bytes) -> tuple[EmbeddingRequest, Call]:
-    """Check a request. The engine is always asked for floats. Raises ApiError, 400."""
-    request = decode(_EMBEDDING, body)
-    asked = msgspec.json.encode({"model": request.model, "input": request.input, "encoding_format": "float"})
-    tokens = len(asked) // BYTES_PER_TOKEN
-    return request, Call("/v1/embeddings", request.model, False, tokens, asked, "input")
 
 
 def cut(vector: array[float], dimensions: int) -> array[float]:
