@@ -9,15 +9,23 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from caudal.gateway.account import CLIENT_LEFT
+from caudal.gateway.answer_heads import AnswerHeads
 from caudal.gateway.callers import Caller, Callers
+from caudal.gateway.engine_dialects import fans_out
+from caudal.gateway.fan_out import fan_out
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
 from caudal.gateway.http_server import Exchange
+from caudal.gateway.legacy_logprobs import LegacyLogprobs
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.openai_errors import ApiError, keys_unknown, model_not_found
+from caudal.gateway.openapi import openapi_document
+from caudal.gateway.responses_api import Responses
+from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
+from caudal.gateway.short_calls import Embeddings, ShortCalls
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -38,16 +46,26 @@ class App:
         metrics: Metrics,
         connections: Callable[[], int],
         callers: Callers,
+        short_calls: ShortCalls,
+        responses: ResponseStore,
     ) -> None:
         self._callers = callers
         self._router = router
         self._generations = generations
         self._metrics = metrics
         self._connections = connections
+        self._short_calls = short_calls
+        self._responses = Responses(responses, self._generate)
+        self._heads = AnswerHeads(router.now)
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completion),
+            "/v1/embeddings": ("POST", self._embedding),
+            "/v1/tokenize": ("POST", self._tokenize),
+            "/v1/detokenize": ("POST", self._detokenize),
+            "/v1/responses": ("POST", self._response),
             "/v1/models": ("GET", self._models),
+            "/openapi.json": ("GET", self._openapi),
             "/health": ("GET", self._health),
             "/ready": ("GET", self._ready),
             "/metrics": ("GET", self._metrics_text),
@@ -55,6 +73,7 @@ class App:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
+        exchange.headers = self._heads.of(exchange.request)
         try:
             request = exchange.request
             _refuse_foreign_pages(request)
@@ -76,6 +95,8 @@ class App:
         found = self._endpoints.get(path)
         if found is None and path.startswith("/v1/models/"):
             found = ("GET", self._model)
+        if found is None and path.startswith("/v1/responses/"):
+            return self._responses.one
         if found is None:
             raise ApiError(404, "unknown_url", f"Unknown request URL: {method} {path[:200]}.")
         if method != found[0] and not (method == "HEAD" and found[0] == "GET"):
@@ -88,6 +109,25 @@ class App:
     async def _completion(self, exchange: Exchange) -> None:
         await self._generate(exchange, parse_completion)
 
+    async def _response(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        await self._responses.create(exchange)
+
+    async def _embedding(self, exchange: Exchange) -> None:
+        embeddings = Embeddings(exchange)
+        await self._generate(embeddings, embeddings.parse)
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        exchange.respond(200, await self._short_calls.tokenize(exchange.request.body))
+
+    async def _detokenize(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        exchange.respond(200, await self._short_calls.detokenize(exchange.request.body))
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        exchange.respond(200, openapi_document())
+
     async def _generate(self, exchange: Exchange, parse: Callable[[bytes], Call]) -> None:
         """Every generation is counted once, with the status that its client saw."""
         model = UNKNOWN_MODEL
@@ -96,7 +136,7 @@ class App:
             call = parse(exchange.request.body)
             if self._router.model(call.model) is not None:
                 model = call.model
-            status = await self._generations.run(exchange, call, exchange.caller)
+            status = await self._run(exchange, call)
         except ApiError as error:
             self._metrics.answered(model, error.status)
             raise
@@ -104,6 +144,18 @@ class App:
             self._metrics.answered(model, CLIENT_LEFT)
             raise
         self._metrics.answered(model, status)
+
+    async def _run(self, exchange: Exchange, call: Call) -> int:
+        """Most calls go straight to one replica."""
+        if call.choices == 1 and not call.logprobs:
+            return await self._generations.run(exchange, call, exchange.caller)
+        if call.logprobs and call.path == "/v1/completions":
+            exchange = LegacyLogprobs(exchange)
+        model = self._router.model(call.model)
+        engines = {route.engine for route in model.replicas} if model is not None else set()
+        if call.choices > 1 and (not engines or any(fans_out(engine) for engine in engines)):
+            return await fan_out(exchange, call, self._generations.run)
+        return await self._generations.run(exchange, call, exchange.caller)
 
     async def _models(self, exchange: Exchange) -> None:
         caller = exchange.caller

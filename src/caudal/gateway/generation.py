@@ -13,6 +13,7 @@ import msgspec
 
 from caudal.gateway.account import Account, Record, usage_in
 from caudal.gateway.callers import NOBODY, Caller
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
@@ -107,6 +108,8 @@ class Generations:
     async def _attempt(
         self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, account: Account
     ) -> int:
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
         asked = self._pool, ticket, lambda place: _request(call, place)
         connection = await hedged_request(self._router, *asked, stream=call.stream)
         try:

@@ -35,16 +35,30 @@ def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> b
     return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
 
 
+def _no_headers() -> bytes:
+    return b""
+
+
 class Exchange:
     """One request, who asks, and its answer: either `respond` once, or `begin`, `send`..., `end`."""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "caller", "finished", "request", "started")
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_keep_alive",
+        "caller",
+        "finished",
+        "headers",
+        "request",
+        "started",
+    )
 
     def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
         self.request = request
         self.caller = NOBODY  # until the handler knows better
         self.started = False
         self.finished = False
+        self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
         self._connection = connection
         self._keep_alive = keep_alive
         self._chunked = False
@@ -53,7 +67,7 @@ class Exchange:
         """The whole answer at once. `extra` are further header lines, each with its line end."""
         assert not self.started
         self.started = self.finished = True
-        head = _head(status, content_type, self._keep_alive, extra)
+        head = _head(status, content_type, self._keep_alive, extra + self.headers())
         shown = b"" if self.request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
 
@@ -64,6 +78,7 @@ class Exchange:
         self._chunked = self.request.http_1_1
         self._keep_alive = self._keep_alive and self._chunked
         coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        extra += self.headers()
         self._connection.write(_head(status, content_type, self._keep_alive, extra) + coding)
 
     def send(self, data: bytes) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -17,9 +18,20 @@ RETRY_AFTER_S = 2
 
 INVALID_API_KEY = "invalid_api_key"
 
-CLIENTS_FAULT = ("input is not supported", "Failed to parse ", "Unknown reasoning format")
-"""llama.cpp answers 500 to some requests that are simply wrong (pictures for a text model, tools without a
-type); a client that reads 500 sends the same again."""
+CLIENTS_FAULT = (
+    "input is not supported",
+    "Failed to parse ",
+    "Unknown reasoning format",
+    "Cannot use both json_schema and grammar",
+    "empty grammar stack",
+    "does not support embeddings",
+    "_M_range_check",
+)
+"""llama.cpp answers 500 or 501 to some requests that are simply wrong (pictures for a text model, tools without
+a type, tokens beyond the vocabulary); a client that reads 500 sends the same again."""
+
+_TOO_LARGE = re.compile(r"input \((\d{1,9}) tokens\) is too large .* batch size: (\d{1,9})\)")
+"""How llama.cpp says it of texts for embeddings."""
 
 
 class ApiError(Exception):
@@ -141,11 +153,14 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
     message = error.get("message")
     text = message[:2000] if isinstance(message, str) else f"The engine answered with status {status}."
     kind = error.get("type")
-    if kind == "exceed_context_size_error" or "maximum context length" in text:
+    too_large = _TOO_LARGE.search(text)
+    if too_large:
+        error = {"n_prompt_tokens": int(too_large[1]), "n_ctx": int(too_large[2])}
+    if too_large or kind == "exceed_context_size_error" or "maximum context length" in text:
         return _too_long(error, text, prompt_param)
     code = error.get("code")
     param = error.get("param")
-    if status == 500 and any(words in text for words in CLIENTS_FAULT):
+    if status in (500, 501) and any(words in text for words in CLIENTS_FAULT):
         status, kind = 400, "invalid_request_error"
     return ApiError(
         status,

@@ -22,8 +22,10 @@ from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_errors import refusal_body
+from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
+from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
@@ -84,7 +86,15 @@ class Gateway:
         self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
         generations = Generations(self.router, self._pool, self.metrics, wait_s, self.usage.record)
-        app = App(self.router, generations, self.metrics, lambda: self.server.connections, self.callers)
+        app = App(
+            self.router,
+            generations,
+            self.metrics,
+            lambda: self.server.connections,
+            self.callers,
+            ShortCalls(self.router, self._pool, wait_s),
+            ResponseStore(Path(config.state_file).parent / "responses"),
+        )
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,

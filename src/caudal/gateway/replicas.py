@@ -141,6 +141,11 @@ class Ticket:
         )
 
     @property
+    def engine(self) -> str:
+        """What generates there."""
+        return self._replica.route.engine
+
+    @property
     def public_model(self) -> str:
         """What clients call the model."""
         return self._model.routes.id

@@ -22,8 +22,8 @@ MAX_REPLICAS = 1000
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one. `slots`: how many requests it runs at once (0: not known). One that is `draining` gets nothing
-    new."""
+    the public one; `engine` is what generates there, "" being llama.cpp. `slots`: how many requests it runs at once
+    (0: not known). One that is `draining` gets nothing new."""
 
     gang: str
     url: str
@@ -32,6 +32,7 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
     slots: int = 0
     version: int = 0
     draining: bool = False
+    engine: str = ""
 
 
 class VersionWeight(msgspec.Struct, frozen=True):
