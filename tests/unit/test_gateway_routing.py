@@ -173,7 +173,7 @@ async def warmed(one: Gateway, replicas: list[MockReplica]) -> None:
 
 def hedging(tmp_path: Path, share: float = 0.1) -> Gateway:
     state = str(tmp_path / "routes.json")
-    return Gateway(GatewayConfig("127.0.0.1", 0, "http://127.0.0.1:9/", state, "north", "g-1", share))
+    return Gateway(GatewayConfig("127.0.0.1", 0, "http://127.0.0.1:9/", state, "north", "g-1", hedge=share))
 
 
 def test_slow_first_token_is_hedged_and_the_loser_is_let_go(tmp_path: Path) -> None:

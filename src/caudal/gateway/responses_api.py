@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from caudal.gateway.callers import NOBODY
 from caudal.gateway.filtered_exchange import EventLines, FilteredExchange, understood
 from caudal.gateway.http_server import JSON, Exchange
 from caudal.gateway.openai_api import Call
@@ -34,9 +35,12 @@ def new_id(prefix: str) -> str:
 
 
 def owner_of(exchange: Exchange) -> str:
-    """Whose responses these are: those of the API key that the request came with, as a hash of its id; all who come
-    without one are one owner."""
-    return hashlib.sha256(exchange.caller.id.encode()).hexdigest()
+    """Whose responses these are, as a hash: those of the API key that the request came with, or, where it is none of
+    ours, of whatever it came with."""
+    if exchange.caller is not NOBODY:
+        return hashlib.sha256(exchange.caller.id.encode()).hexdigest()
+    given = exchange.request.headers.get(b"authorization", b"")
+    return hashlib.sha256(b"nobody " + given).hexdigest()
 
 
 class Responses:
