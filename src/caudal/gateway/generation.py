@@ -11,7 +11,11 @@ import logging
 
 import msgspec
 
+from caudal.gateway.account import Account, Record, usage_in
+from caudal.gateway.callers import NOBODY, Caller
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
@@ -22,6 +26,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 
@@ -43,31 +48,50 @@ class Generations:
     """Carries generations out."""
 
     def __init__(
-        self, router: Router, pool: UpstreamPool, metrics: Metrics, wait_s: float = WAIT_FOR_REPLICA_S
+        self,
+        router: Router,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        wait_s: float = WAIT_FOR_REPLICA_S,
+        record: Record = lambda *_: None,
     ) -> None:
+        self._record = record
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
 
-    async def run(self, exchange: Exchange, call: Call) -> int:
-        """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+    async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
+        """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
+        nothing was sent."""
+        if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
+        with Account(self._record, caller.id, call.model) as account:
+            return await self._carry_out(exchange, call, account, caller.id)
+
+    async def _carry_out(self, exchange: Exchange, call: Call, account: Account, who: str) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
         lost = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(
+                call.model,
+                call.tokens,
+                tried,
+                self._wait_s,
+                prompt_tokens=call.prompt_tokens,
+                prefix=call.prefix,
+                who=who,
+            )
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
                 self._metrics.retries += 1
             try:
-                return await self._attempt(exchange, call, ticket, begun_at)
+                return await self._attempt(exchange, call, ticket, begun_at, account)
             except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed()
+                ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
                 lost += isinstance(failure, UpstreamFailed) and failure.lost
@@ -81,17 +105,24 @@ class Generations:
                 ticket.release()
         raise replica_failed(call.model, why)
 
-    async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
-        connection = await self._pool.request(ticket.address, _request(call, ticket))
+    async def _attempt(
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, account: Account
+    ) -> int:
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
+        asked = self._pool, ticket, lambda place: _request(call, place)
+        connection = await hedged_request(self._router, *asked, stream=call.stream)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at)
+                await self._stream(exchange, call, connection, begun_at, ticket)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
+                account.usage = usage_in(body)
+                ticket.done(served_tokens(body, call.prompt_tokens))
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
@@ -99,9 +130,10 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, ticket: Ticket
     ) -> None:
         splitter = EventSplitter()
+        said = 0
         name = ModelName(call.model)
         self._metrics.streams += 1
         try:
@@ -112,11 +144,14 @@ class Generations:
                 if not exchange.started:
                     exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
                     self._metrics.first_byte(self._router.now() - begun_at)
+                    ticket.first_token()
+                said += events.count(b"\n\n")  # an event says about one token
                 exchange.send(name.events(events))
                 await exchange.drained()
             if splitter.pending or not splitter.done:
                 raise NotEvents("its stream ended without [DONE]")
             exchange.end()
+            ticket.done(call.prompt_tokens + said)
         finally:
             self._metrics.streams -= 1
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
+from caudal.gateway.callers import NOBODY
 from caudal.gateway.http_request import Refusal, Request, RequestReader
 from caudal.gateway.limits import Limits
 
@@ -50,16 +51,32 @@ class Flow(Protocol):
         """It is gone, or cut off: whatever is done for it stops. Nothing is told after this."""
 
 
-class Exchange:
-    """One request and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+def _no_headers() -> bytes:
+    return b""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "flow", "request", "started")
+
+class Exchange:
+    """One request, who asks, and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_keep_alive",
+        "caller",
+        "finished",
+        "flow",
+        "headers",
+        "request",
+        "started",
+    )
 
     def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
         self.request = request
+        self.caller = NOBODY  # until the handler knows better
         self.started = False
         self.finished = False
         self.flow: Flow | None = None
+        self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
         self._connection = connection
         self._keep_alive = keep_alive
         self._chunked = False
@@ -68,7 +85,7 @@ class Exchange:
         """The whole answer at once. `extra` are further header lines, each with its line end."""
         assert not self.started
         self.started = self.finished = True
-        head = _head(status, content_type, self._keep_alive, extra)
+        head = _head(status, content_type, self._keep_alive, extra + self.headers())
         shown = b"" if self.request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
         self._connection.answered(self)
@@ -80,6 +97,7 @@ class Exchange:
         self._chunked = self.request.http_1_1
         self._keep_alive = self._keep_alive and self._chunked
         coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        extra += self.headers()
         self._connection.write(_head(status, content_type, self._keep_alive, extra) + coding)
 
     def send(self, data: bytes) -> None:
@@ -100,6 +118,10 @@ class Exchange:
         """What callbacks began goes on in a task; the flow has ended."""
         self.flow = None
         self._connection.run(self, answering)
+
+    def address(self) -> str:
+        """The address that the client's connection comes from."""
+        return self._connection.address()
 
     async def drained(self) -> None:
         """Return when the client has taken enough for more to be sent."""
@@ -191,6 +213,11 @@ class HttpConnection(asyncio.Protocol):
         """Return when the client has taken enough."""
         if self._writable is not None:
             await self._writable
+
+    def address(self) -> str:
+        """Where it comes from; empty where that cannot be told."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     @property
     def busy(self) -> bool:
