@@ -111,6 +111,7 @@ class Call:
     tokens: int
     body: bytes
     prompt_param: str
+    include_usage: bool | None = None  # what the client's stream_options ask for; None: it gave none
 
 
 _CHAT = msgspec.json.Decoder(ChatRequest)
@@ -141,7 +142,9 @@ def _call(path: str, request: _Common, reply: int, body: bytes, prompt_param: st
         message = f"A grammar has at most {MAX_GRAMMAR_GROUPS} parentheses here."
         raise ApiError(400, "invalid_value", message, param="grammar")
     tokens = len(body) // BYTES_PER_TOKEN + reply * (request.n or 1)
-    return Call(path, request.model, bool(request.stream), tokens, body, prompt_param)
+    options = request.stream_options
+    usage = None if options is None else bool(options.include_usage)
+    return Call(path, request.model, bool(request.stream), tokens, body, prompt_param, usage)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -51,6 +51,7 @@ class Ticket:
     address: Address
     model: str  # what the engine calls the model
     tokens: int
+    engine: str
     _replica: _Replica
     _router: Router
     _open: bool = True
@@ -120,6 +121,14 @@ class Router:
         model = self._models.get(model_id)
         return sum(self._of(route).requests for route in model.routes.replicas) if model else 0
 
+    def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
+        """Whether a request's replica is still routed to, and whether another one could take it over now."""
+        model, now = self._models.get(model_id), self.now()
+        replicas = [self._of(route) for route in model.routes.replicas] if model else []
+        others = [r for r in replicas if r.route.gang != ticket.gang]
+        free = any(r.avoid_until <= now and r.requests < MAX_REQUESTS_PER_REPLICA for r in others)
+        return any(r is ticket._replica for r in replicas), free
+
     async def acquire(
         self, model_id: str, tokens: int, tried: frozenset[str], wait_s: float
     ) -> Ticket | Route:
@@ -157,7 +166,7 @@ class Router:
         replica.requests += 1
         replica.tokens += tokens
         name = replica.route.model or model_id
-        return Ticket(replica.route.gang, replica.address, name, tokens, replica, self)
+        return Ticket(replica.route.gang, replica.address, name, tokens, replica.route.engine, replica, self)
 
     def _of(self, route: ReplicaRoute) -> _Replica:
         return self._replicas[route.gang, route.url]

@@ -26,12 +26,13 @@ MAX_REPLICAS = 1000
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one."""
+    the public one; `engine` the name of what runs it, empty: llama.cpp."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
+    engine: str = ""
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):

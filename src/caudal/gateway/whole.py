@@ -1,0 +1,64 @@
+"""One answer that is not streamed: asked for, read to its end, sent. Until then it can be asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
+from caudal.gateway.events import ModelName
+from caudal.gateway.http_server import Exchange
+from caudal.gateway.metrics import Metrics
+from caudal.gateway.openai_api import Call
+from caudal.gateway.openai_errors import ApiError, engine_error
+from caudal.gateway.router import Ticket
+from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.usage import Measured, usage_of
+
+
+class Whole:
+    """An answer in one piece."""
+
+    def __init__(
+        self, exchange: Exchange, call: Call, pool: UpstreamPool, metrics: Metrics, now: Callable[[], float]
+    ) -> None:
+        self.measured: Measured | None = None
+        self._exchange = exchange
+        self._call = call
+        self._pool = pool
+        self._metrics = metrics
+        self._now = now
+        self._began_at = now()
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has a part of it; after an attempt that failed it never has."""
+        return self._exchange.started
+
+    @property
+    def finished(self) -> bool:
+        """The same."""
+        return self._exchange.finished
+
+    async def attempt(self, ticket: Ticket) -> None:
+        """Get it from this replica. Raises ApiError, UpstreamFailed, NotEvents."""
+        call = self._call
+        connection = await self._pool.request(ticket.address, generation_request(call, ticket))
+        try:
+            if connection.status in RETRY_STATUSES:
+                raise UpstreamFailed(f"it answered {connection.status}")
+            body = await connection.read_all()
+            if connection.status != 200:
+                raise engine_error(connection.status, body, call.prompt_param)
+            named = ModelName(call.model).whole(body)
+            self.measured = usage_of(body)
+            self._exchange.respond(200, named)
+            self._metrics.first_byte(self._now() - self._began_at)
+        finally:
+            self._pool.release(ticket.address, connection)
+
+    def lost(self) -> None:
+        """Nothing is to be saved."""
+
+    def fail(self, error: ApiError) -> None:
+        """Not to be called: an answer that is not begun fails by raising."""
+        raise error
