@@ -140,6 +140,10 @@ class Ticket:
             owner,
         )
 
+    def is_at(self, replica: Replica) -> bool:
+        """Whether this is its place."""
+        return self._replica is replica
+
     @property
     def engine(self) -> str:
         """What generates there."""

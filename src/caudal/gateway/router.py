@@ -113,6 +113,13 @@ class Router:
             for r in told[:MAX_REPORTED]
         }
 
+    def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
+        """Whether a request's replica is still routed to, and whether another one could take it over now."""
+        model, now = self._models.get(model_id), self.now()
+        replicas = [self._of(route) for route in model.routes.replicas] if model else []
+        free = any(r.load.admits(now) for r in replicas if r.load.gang != ticket.gang)
+        return any(ticket.is_at(r) for r in replicas), free
+
     async def acquire(
         self,
         model_id: str,
