@@ -11,6 +11,7 @@ import logging
 
 import msgspec
 
+from caudal.gateway.admitter import Admitter, Permit, reply_tokens
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -24,6 +25,7 @@ from caudal.gateway.openai_errors import (
 )
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.wishes import wishes
 
 log = logging.getLogger("caudal.gateway")
 
@@ -45,6 +47,7 @@ class Generations:
     def __init__(
         self, router: Router, pool: UpstreamPool, metrics: Metrics, wait_s: float = WAIT_FOR_REPLICA_S
     ) -> None:
+        self._admitter = Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
@@ -54,6 +57,14 @@ class Generations:
         """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
         if self._router.model(call.model) is None:
             raise model_not_found(call.model)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
+        permit = await self._admitter.admit(call, slo=slo, deadline_s=deadline_s)
+        try:
+            return await self._carry_out(exchange, call, permit)
+        finally:
+            permit.done()
+
+    async def _carry_out(self, exchange: Exchange, call: Call, permit: Permit) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
@@ -65,7 +76,7 @@ class Generations:
             if attempt:
                 self._metrics.retries += 1
             try:
-                return await self._attempt(exchange, call, ticket, begun_at)
+                return await self._attempt(exchange, call, ticket, begun_at, permit)
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed()
                 tried |= {ticket.gang}
@@ -81,7 +92,9 @@ class Generations:
                 ticket.release()
         raise replica_failed(call.model, why)
 
-    async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
+    async def _attempt(
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, permit: Permit
+    ) -> int:
         connection = await self._pool.request(ticket.address, _request(call, ticket))
         try:
             if connection.status in RETRY_STATUSES:
@@ -89,18 +102,20 @@ class Generations:
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at)
+                await self._stream(exchange, call, connection, begun_at, permit)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
-                exchange.respond(200, body)
+                permit.reply_tokens = reply_tokens(body)
+                exchange.respond(200, body, extra=permit.headers())
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
         finally:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, permit: Permit
     ) -> None:
+        said = 0
         splitter = EventSplitter()
         name = ModelName(call.model)
         self._metrics.streams += 1
@@ -110,12 +125,15 @@ class Generations:
                 if not events:
                     continue
                 if not exchange.started:
-                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
+                    permit.first_token()
+                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING + permit.headers())
                     self._metrics.first_byte(self._router.now() - begun_at)
+                said += events.count(b"data:")  # engines say one token in each, or a few
                 exchange.send(name.events(events))
                 await exchange.drained()
             if splitter.pending or not splitter.done:
                 raise NotEvents("its stream ended without [DONE]")
+            permit.reply_tokens = max(0, said - 2)  # the last two are the finish reason and [DONE]
             exchange.end()
         finally:
             self._metrics.streams -= 1

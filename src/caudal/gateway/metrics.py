@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
+from caudal.gateway.admission_metrics import AdmissionMetrics
 from caudal.telemetry import names
 from caudal.telemetry.prometheus import PrometheusText
 
@@ -22,6 +23,7 @@ class Metrics:
         self.broken_streams = 0
         self.streams = 0
         self.requests = 0
+        self.admission = AdmissionMetrics()
         self._buckets = [0] * (len(FIRST_BYTE_BUCKETS_S) + 1)
         self._first_byte_sum_s = 0.0
 
@@ -58,6 +60,7 @@ class Metrics:
         for model, _, in_flight in rows:
             out.sample(names.GATEWAY_IN_FLIGHT, in_flight, model=model)
         self._histogram(out)
+        self.admission.render(out)
         return out.encode()
 
     def _histogram(self, out: PrometheusText) -> None:

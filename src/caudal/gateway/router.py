@@ -41,6 +41,7 @@ class _Model:
     routes: ModelRoutes
     last_ready: float | None
     listed: bool = True
+    capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them hold
 
 
 @dataclass(slots=True)
@@ -88,7 +89,8 @@ class Router:
             before = self._models.get(routes.id)
             had = before is not None and before.routes.replicas
             last_ready = now if routes.replicas or had else before.last_ready if before else None
-            models[routes.id] = _Model(routes, last_ready)
+            slots = sum(r.slots or MAX_REQUESTS_PER_REPLICA for r in routes.replicas)
+            models[routes.id] = _Model(routes, last_ready, capacity=(len(routes.replicas), slots))
         for model_id, gone in self._models.items():
             if model_id not in models and gone.last_ready is not None:
                 last_ready = now if gone.routes.replicas else gone.last_ready
@@ -110,6 +112,11 @@ class Router:
         """A model's routes, if the fleet serves it."""
         model = self._models.get(model_id)
         return model.routes if model is not None and self._known(model) else None
+
+    def capacity(self, model_id: str) -> tuple[int, int]:
+        """A model's replicas and the requests that they run at once, together; the same object between updates."""
+        model = self._models.get(model_id)
+        return model.capacity if model is not None else (0, 0)
 
     def models(self) -> list[ModelRoutes]:
         """All models of the fleet."""

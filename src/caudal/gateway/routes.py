@@ -26,12 +26,13 @@ MAX_REPLICAS = 1000
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one."""
+    the public one; `slots` how many requests it runs at once (0: not known)."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
+    slots: int = 0
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
