@@ -54,8 +54,8 @@ class Refused(ApiError):
 
 
 class Permit:
-    """A request's leave to go to a replica. `done` exactly once; `reply_tokens` is set before that where the
-    answer was whole."""
+    """A request's leave to go to a replica, until it is `done`. `reply_tokens` is set before that where the answer
+    was whole (0: nobody knows how long it is)."""
 
     __slots__ = ("_admitter", "_id", "_key", "_limits", "_open", "_read", "reply_tokens")
 
@@ -148,9 +148,9 @@ class Admitter:
         self._tell(self.admission.first_token(self._now(), id_))
 
     def ended(self, id_: int, reply_tokens: int | None) -> None:
-        """A request is over; None: not well."""
+        """A request is over; None: not well, 0: well, by an engine that does not say how many."""
         ok = reply_tokens is not None
-        self._tell(self.admission.end(self._now(), id_, reply_tokens, ok))
+        self._tell(self.admission.end(self._now(), id_, reply_tokens or None, ok))
 
     def spent(self, key: str, tokens: int, usd: float) -> None:
         """So much has a key used this month, everywhere."""

@@ -8,7 +8,7 @@ Events and times in, effects out; the gateway carries them out, the simulator ru
   waits and a quarter of the slots stays free, and is parked until then.
 - Within a class keys are served by weighted virtual time over tokens (fair_queue.py), within a key in order.
 - A request waits only while its promise (slo.py) and its deadline can be held, by what requests took so far
-  (pace.py). It is refused on arrival where they cannot, and later as soon as they can no more. A slot is never
+  (pace.py). It is refused on arrival where they cannot, and later as soon as they can no more (batch: at its end). A slot is never
   spent on an answer that comes too late anyway: under three times the load that is what decides how many
   come in time. Where nobody waits, nothing is refused for being slow.
 
@@ -77,7 +77,7 @@ class Admission:
         model = self._models.get(ask.model) or self._model(ask.model)
         rank = RANK[ask.slo]
         reply = model.predict(ask.key, ask.reply_bound)
-        tokens = ask.prompt_tokens + reply
+        tokens = ask.prompt_tokens + (ask.reply_bound or reply)
         refusal = account.refusal(now, ask.id, tokens, batch=rank == BATCH, held_s=model.held_s())
         if refusal is not None:
             return refusal
@@ -105,8 +105,9 @@ class Admission:
         account = self._keys[ask.key]
         account.active -= 1
         model.ended(now, running, reply_tokens, ok, self._targets.of(ask.slo).per_token_s)
-        used = running.reply if reply_tokens is None else reply_tokens
-        account.settled(now, running.arrived_at, running.reply, used)
+        counted = ask.reply_bound or running.reply
+        used = counted if reply_tokens is None else reply_tokens
+        account.settled(now, running.arrived_at, counted, used)
         if not self._waiting:
             return NOTHING
         if ask.limits.concurrency:
@@ -115,7 +116,9 @@ class Admission:
 
     def leave(self, now: float, id_: int) -> None:
         """A waiting request's client is gone."""
-        self._remove(now, self._waiting[id_])
+        item = self._waiting[id_]
+        self._models[item.ask.model].queues[item.ask.rank].remove(item)
+        self._settle(now, item)
 
     def capacity(self, now: float, model_id: str, replicas: int, slots: int) -> Sequence[Outcome]:
         """A model has so many replicas that hold so many requests at once, all together. None (0): what was last
@@ -147,6 +150,7 @@ class Admission:
             if not model.waiting:
                 model.prune()
                 continue
+            model.overdue(now)
             if now - model.swept_at >= SWEEP_S and self._overlong(model):
                 outcomes += self._sweep(now, model)
             outcomes += self._dispatch(now, model)
@@ -191,19 +195,23 @@ class Admission:
             promised_at = min(promised_at, ask.deadline_at - model.reply_s(reply))
         latest_at = promised_at - model.own_s(ask.prompt_tokens)
         wait_s = model.wait_s(rank, queue.ahead(ask.key, ask.limits.weight))
-        if now + wait_s * CAUTION > latest_at:
+        patient = rank == BATCH and not ask.deadline_at  # how the next hours will be nobody knows
+        if now + wait_s * CAUTION > latest_at and not patient:
             fair = queue.others(ask.key) and now + model.wait_s(rank, 0.0) <= latest_at
             return too_long(ask, wait_s, latest_at - now, own_fault=fair)
         work = model.work(ask.prompt_tokens, reply)
         if queue.count >= MAX_WAITING or queue.work + work > MAX_WAITING_TOKENS:
             return full(ask, wait_s)
-        account.arrived(now, ask.prompt_tokens + reply)
+        account.arrived(now, ask.prompt_tokens + (ask.reply_bound or reply))
         account.active += rank != BATCH
         waiting = Waiting(ask, reply, work, now, latest_at)
         queue.push(waiting)
         model.waiting += 1
         self._waiting[ask.id] = waiting
         heapq.heappush(self._late, (latest_at, ask.id))
+        if len(self._late) > 2 * len(self._waiting) + 1024:
+            self._late = [(w.latest_at, id_) for id_, w in self._waiting.items()]  # most went in time
+            heapq.heapify(self._late)
         return Park(ask.id, wait_s)
 
     def _dispatch(self, now: float, model: ModelQueues) -> list[Outcome]:
@@ -242,10 +250,11 @@ class Admission:
         return outcomes
 
     def _sweep(self, now: float, model: ModelQueues) -> list[Outcome]:
-        """Refuse all that wait and would be late, as it looks now: sooner than when they are."""
+        """Refuse all that wait and would be late, as it looks now: sooner than when they are. Not batch, which may
+        hope for as long as it was promised."""
         model.swept_at = now
         late: list[Waiting] = []
-        for rank, queue in enumerate(model.queues):
+        for rank, queue in enumerate(model.queues[:BATCH]):
             whole = queue.work
             for share, items in queue.lines():
                 before = 0.0
@@ -260,9 +269,13 @@ class Admission:
 
     def _overlong(self, model: ModelQueues) -> bool:
         """Whether all that waits of a class is more than can be served in the time that it was promised."""
-        for rank, slo in enumerate(RANK):
+        for slo, rank in RANK.items():
             queue = model.queues[rank]
-            if queue.count and model.wait_s(rank, queue.work) > self._targets.of(slo).first_token_s:
+            if (
+                rank != BATCH
+                and queue.count
+                and model.wait_s(rank, queue.work) > self._targets.of(slo).first_token_s
+            ):
                 return True
         return False
 
@@ -272,11 +285,6 @@ class Admission:
         ask = item.ask
         return lost(ask, now - item.arrived_at, model.wait_s(ask.rank, model.queues[ask.rank].work))
 
-    def _remove(self, now: float, item: Waiting) -> None:
-        model = self._models[item.ask.model]
-        model.queues[item.ask.rank].remove(item)
-        self._settle(now, item)
-
     def _settle(self, now: float, item: Waiting) -> None:
         """A request that waited goes without having been served: its tokens are given back."""
         ask = item.ask
@@ -284,7 +292,8 @@ class Admission:
         self._models[ask.model].waiting -= 1
         account = self._keys[ask.key]
         account.active -= ask.rank != BATCH
-        account.settled(now, item.arrived_at, ask.prompt_tokens + item.reply_tokens, 0)
+        counted = ask.prompt_tokens + (ask.reply_bound or item.reply_tokens)
+        account.settled(now, item.arrived_at, counted, 0)
 
 
 def _always(key: str) -> bool:

@@ -5,6 +5,7 @@ Keeps the counts and does the sums; who is let in and who is refused is decided 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from caudal.policy.admission_types import Ask
@@ -26,6 +27,10 @@ next within milliseconds, so replicas do not idle. With more (1 s of a promised 
 READ_AT_ONCE = 2
 """So many prompts a replica may have to read in any case, however long: one behind which others wait at one
 replica must not keep the next one idle."""
+
+OVERDUE_S = 2.0
+OVERDUE = 4.0
+"""A first token that did not come after so many times the expected time, and 2 s, is not waited for."""
 
 TURN_S = 0.02
 """Beyond their slots replicas get what they end within such a time, so that no slot is empty while the gateway
@@ -49,6 +54,7 @@ class Running:
     started_at: float
     ahead: float
     first_at: float = 0.0
+    reading: bool = False
     charged: bool = False
 
 
@@ -58,6 +64,7 @@ class ModelQueues:
     __slots__ = (
         "_lengths",
         "_own_lengths",
+        "_readers",
         "_reading_s",
         "pace",
         "queues",
@@ -84,6 +91,7 @@ class ModelQueues:
         self.waiting = 0
         self.spare = UNKNOWN_SLOTS // 4  # beyond the slots
         self.swept_at = 0.0
+        self._readers: deque[Running] = deque()  # in the order in which they were sent
         self._lengths: dict[str, ReplyLength] = {}
         self._own_lengths = ReplyLength()
 
@@ -176,18 +184,39 @@ class ModelQueues:
             self.running_batch += 1
         own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
         ahead = own + self.reading_tokens / self.replicas
+        running = Running(ask, self, reply, arrived_at, now, ahead)
         if ask.stream:
+            self.overdue(now)
+            self._readers.append(running)
+            running.reading = True
             self.reading += 1
             self.reading_tokens += own
-        return Running(ask, self, reply, arrived_at, now, ahead)
+        return running
+
+    def overdue(self, now: float) -> None:
+        """Replicas that say nothing for much longer than it takes to read what they have must not keep the
+        others idle: what they read counts no more."""
+        readers = self._readers
+        while readers:
+            first = readers[0]
+            if first.reading:
+                if now - first.started_at < max(OVERDUE_S, OVERDUE * first.ahead * self.pace.prompt_s):
+                    return
+                self._read(first)
+            readers.popleft()
+
+    def _read(self, running: Running) -> None:
+        if running.reading:
+            running.reading = False
+            self.reading -= 1
+            self.reading_tokens -= running.ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
 
     def first_token(self, now: float, running: Running) -> None:
         """Its first token came."""
         if running.first_at or not running.ask.stream:
             return
         running.first_at = now
-        self.reading -= 1
-        self.reading_tokens -= running.ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
+        self._read(running)
         self.pace.first_token(now - running.started_at, running.ahead)
 
     def ended(
@@ -199,9 +228,7 @@ class ModelQueues:
         self.running -= 1
         if ask.slo == "batch":
             self.running_batch -= 1
-        if ask.stream and not running.first_at:
-            self.reading -= 1
-            self.reading_tokens -= ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
+        self._read(running)
         if not ok:
             return
         decode_s = now - running.first_at if running.first_at else 0.0

@@ -15,7 +15,8 @@ from caudal.policy.rates import SlidingMinute
 
 
 class KeyAccount:
-    """One key. Tokens are counted at arrival as predicted, and put right at the end."""
+    """One key. A request's tokens are counted when it arrives: its prompt and the most that it lets be generated,
+    as OpenAI does, or what its reply is expected to have where it does not say. They are put right when it ends."""
 
     __slots__ = ("_share", "active", "limits", "requests", "spent_tokens", "spent_usd", "tokens")
 
