@@ -8,9 +8,9 @@ Events and times in, effects out; the gateway carries them out, the simulator ru
   waits and a quarter of the slots stays free, and is parked until then.
 - Within a class keys are served by weighted virtual time over tokens (fair_queue.py), within a key in order.
 - A request waits only while its promise (slo.py) and its deadline can be held, by what requests took so far
-  (pace.py). It is refused on arrival where they cannot, and later as soon as they can no more (batch: at its end). A slot is never
-  spent on an answer that comes too late anyway: under three times the load that is what decides how many
-  come in time. Where nobody waits, nothing is refused for being slow.
+  (pace.py). It is refused on arrival where they cannot, and later as soon as they can no more (batch: at its
+  end). A slot is never spent on an answer that comes too late anyway: under three times the load that is what
+  decides how many come in time. Where nobody waits, nothing is refused for being slow.
 
 Several processes that share replicas and keys each take `share`th parts of the slots, rates and concurrency.
 That is approximate: the system deals connections to processes unevenly, so one may refuse while another has room,
