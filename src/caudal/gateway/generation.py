@@ -45,9 +45,14 @@ class Generations:
     """Carries generations out."""
 
     def __init__(
-        self, router: Router, pool: UpstreamPool, metrics: Metrics, wait_s: float = WAIT_FOR_REPLICA_S
+        self,
+        router: Router,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        wait_s: float = WAIT_FOR_REPLICA_S,
+        admitter: Admitter | None = None,
     ) -> None:
-        self._admitter = Admitter(router.capacity, router.now, metrics.admission)
+        self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
