@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 
 from caudal.gateway.account import Account, Record
+from caudal.gateway.admitter import Admitter, Permit
 from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.continuation import Impossible
 from caudal.gateway.events import NotEvents
@@ -29,6 +30,7 @@ from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
 from caudal.gateway.usage import Measured
 from caudal.gateway.watch import Watch
 from caudal.gateway.whole import Whole
+from caudal.gateway.wishes import wishes
 
 log = logging.getLogger("caudal.gateway")
 
@@ -73,9 +75,11 @@ class Generations:
         *,
         used: Used = lambda call, measured: None,
         watch: Watch | None = None,
+        admitter: Admitter | None = None,
     ) -> None:
         self._record = record
         self._used = used
+        self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
@@ -87,13 +91,20 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
         with Account(self._record, caller.id, call.model) as account:
-            await self._carry_out(exchange, call, account, caller.id)
+            permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
+            try:
+                await self._carry_out(exchange, call, account, permit, caller.id)
+            finally:
+                permit.done()
         return 200
 
-    async def _carry_out(self, exchange: Exchange, call: Call, account: Account, who: str) -> None:
+    async def _carry_out(
+        self, exchange: Exchange, call: Call, account: Account, permit: Permit, who: str
+    ) -> None:
         kind = Relay if call.stream else Whole
-        answer = kind(exchange, call, self._pool, self._metrics, self._router)
+        answer = kind(exchange, call, permit, self._pool, self._metrics, self._router)
         if isinstance(answer, Relay):
             self._watch.add(answer)
         try:

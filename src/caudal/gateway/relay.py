@@ -11,6 +11,7 @@ import asyncio
 
 import msgspec
 
+from caudal.gateway.admitter import Permit
 from caudal.gateway.continuation import Ask, Impossible, Work
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request, post
@@ -39,6 +40,7 @@ class Relay:
         self,
         exchange: Exchange,
         call: Call,
+        permit: Permit,
         pool: UpstreamPool,
         metrics: Metrics,
         router: Router,
@@ -52,6 +54,7 @@ class Relay:
         self._router = router
         self._exchange = exchange
         self._call = call
+        self._permit = permit
         self._pool = pool
         self._metrics = metrics
         self._now = router.now
@@ -126,7 +129,8 @@ class Relay:
                 if not events:
                     continue
                 if not exchange.started:
-                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
+                    self._permit.first_token()
+                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
                     self._metrics.first_byte(self._now() - self._began_at)
                     ticket.first_token()
                 exchange.send(events)
@@ -140,6 +144,7 @@ class Relay:
             raise NotEvents("its stream ended without [DONE]")
         exchange.end()
         used = tap.measured
+        self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
         ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
 
     def lost(self) -> None:
@@ -171,6 +176,7 @@ class Relay:
     def _finish(self, rescue: Rescue) -> None:
         self._send(rescue.end())
         self._metrics.rescued("whole")
+        self._permit.reply_tokens = self._rescue.said.tokens if self._rescue is not None else 0
         self._exchange.end()
 
     def fail(self, error: ApiError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
 from caudal.gateway.events import ModelName
@@ -18,11 +19,18 @@ class Whole:
     """An answer in one piece."""
 
     def __init__(
-        self, exchange: Exchange, call: Call, pool: UpstreamPool, metrics: Metrics, router: Router
+        self,
+        exchange: Exchange,
+        call: Call,
+        permit: Permit,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        router: Router,
     ) -> None:
         self.measured: Measured | None = None
         self._exchange = exchange
         self._call = call
+        self._permit = permit
         self._pool = pool
         self._metrics = metrics
         self._now = router.now
@@ -54,7 +62,8 @@ class Whole:
             self.measured = used = usage_of(body)
             reply = len(body) // BYTES_PER_TOKEN
             ticket.done(total(used.usage) if used is not None else call.prompt_tokens + reply)
-            self._exchange.respond(200, named)
+            self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
+            self._exchange.respond(200, named, extra=self._permit.headers())
             self._metrics.first_byte(self._now() - self._began_at)
         finally:
             self._pool.release(ticket.address, connection)

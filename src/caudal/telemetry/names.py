@@ -12,6 +12,9 @@ GATEWAY_FIRST_BYTE = "caudal_gateway_first_byte_seconds"
 GATEWAY_CONNECTIONS = "caudal_gateway_connections"
 GATEWAY_IN_FLIGHT = "caudal_gateway_requests_in_flight"
 GATEWAY_STREAMS = "caudal_gateway_streams_open"
+GATEWAY_QUEUED = "caudal_gateway_requests_queued"
+GATEWAY_REFUSED = "caudal_gateway_refused_total"
+GATEWAY_WAIT = "caudal_gateway_wait_seconds"
 GATEWAY_REPLICAS = "caudal_gateway_replicas_ready"
 
 RUN_ROUND = "caudal_run_round"
@@ -37,6 +40,9 @@ HELP = {
     GATEWAY_CONNECTIONS: "Clients that are connected.",
     GATEWAY_IN_FLIGHT: "Requests at replicas, by model.",
     GATEWAY_STREAMS: "Streaming answers that are open.",
+    GATEWAY_QUEUED: "Requests that wait for admission, by class.",
+    GATEWAY_REFUSED: "Requests that admission refused, by class and code.",
+    GATEWAY_WAIT: "Seconds that admitted requests waited for that.",
     GATEWAY_REPLICAS: "Replicas that requests can be sent to, by model.",
     RUN_ROUND: "The last committed round, by run.",
     RUN_TOKENS: "Tokens in committed rounds.",
