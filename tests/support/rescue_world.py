@@ -152,6 +152,11 @@ class Outcome:
         return str(last.get("error", {}).get("code", "")) if not self.done else ""
 
 
+def whole(path: str, body: dict[str, Any], failures: Failures) -> Outcome:
+    """One request for an answer in one piece."""
+    return ask(path, {**body, "stream": False}, failures)
+
+
 def ask(
     path: str, body: dict[str, Any], failures: Failures, *, dialect: str = "llama.cpp", replicas: int = 5
 ) -> Outcome:
