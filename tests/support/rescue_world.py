@@ -158,7 +158,13 @@ def whole(path: str, body: dict[str, Any], failures: Failures) -> Outcome:
 
 
 def ask(
-    path: str, body: dict[str, Any], failures: Failures, *, dialect: str = "llama.cpp", replicas: int = 5
+    path: str,
+    body: dict[str, Any],
+    failures: Failures,
+    *,
+    dialect: str = "llama.cpp",
+    replicas: int = 5,
+    used: list[Measured] | None = None,
 ) -> Outcome:
     """One streamed request to a fleet of fake engines."""
     engines = [FakeEngine(dialect or "llama.cpp") for _ in range(replicas)]
@@ -166,7 +172,7 @@ def ask(
         ReplicaRoute(f"g{i}", f"http://127.0.0.1:{i or 80}", "north", "engine", dialect)
         for i in range(1, replicas)
     )
-    used: list[Measured] = []
+    used = [] if used is None else used
     metrics, exchange = Metrics(), FakeExchange()
 
     async def run() -> None:

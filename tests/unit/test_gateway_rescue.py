@@ -18,10 +18,10 @@ from caudal.gateway.router import Router, Ticket
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
 from caudal.gateway.said import Said, SaidLog
 from caudal.gateway.spanning import SpanningStop
-from caudal.gateway.usage import UsageTap, asking_usage, estimated, usage_of
+from caudal.gateway.usage import Measured, UsageTap, asking_usage, estimated, usage_of
 from caudal.gateway.watch import Watch, overdue_s
 from tests.support.fake_engine import FakeEngine
-from tests.support.rescue_world import Failures, Outcome, ask, parsed_events, whole
+from tests.support.rescue_world import Failures, FakeExchange, Outcome, ask, parsed_events, whole
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -238,6 +238,26 @@ def test_answer_in_one_piece_that_breaks_off_is_asked_for_again() -> None:
     outcome = whole(CHAT, body, Failures([40]))
     assert json.loads(outcome.data)["choices"] and outcome.metrics.retries == 1
     assert outcome.used[0].exact and outcome.used[0].usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("failures", [Failures([], [300]), Failures([900], [300])])
+def test_client_that_leaves_is_counted_by_what_it_got(
+    failures: Failures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+
+    async def leaves(self: FakeExchange) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 8:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(FakeExchange, "drained", leaves)
+    used: list[Measured] = []
+    with pytest.raises(asyncio.CancelledError):
+        ask(CHAT, chat(**GREEDY), failures, used=used)
+    [one] = used
+    assert not one.exact and 5 <= one.usage.completion_tokens <= 20 and one.usage.prompt_tokens > 0
 
 
 @pytest.mark.parametrize(
