@@ -82,11 +82,9 @@ class FakeEngine:
 
     def __init__(self, dialect: str = "llama.cpp") -> None:
         self.dialect = dialect
-        self.asked: list[tuple[str, dict[str, Any]]] = []
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and body."""
-        self.asked.append((path, body))
         if path == "/apply-template" and self.dialect == "llama.cpp":
             return 200, json.dumps({"prompt": template(body["messages"])}).encode()
         if path == "/tokenize":
@@ -164,7 +162,7 @@ class FakeEngine:
         if body.get("tools"):
             call = {"index": 0, "id": f"call-{next(RUNS)}", "type": "function"}
             yield _delta(tool_calls=[{**call, "function": {"name": "f", "arguments": ""}}])
-        thinking = 3 if body.get("think") else 0
+        thinking = 3 if (body.get("chat_template_kwargs") or {}).get("think") else 0
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10_000
         for text, token, finish in generate(ids, limit, [stop] if isinstance(stop, str) else stop, salt):
             if finish == "spent":

@@ -11,6 +11,7 @@ import pytest
 
 from caudal.domain.key import Usage
 from caudal.gateway import said as said_module
+from caudal.gateway.events import NotEvents
 from caudal.gateway.generation import Losses
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.relay import Relay
@@ -42,7 +43,7 @@ def lost(body: dict[str, Any], path: str = CHAT, share: float = 0.5, **options: 
 
 def paths(outcome: Outcome) -> list[str]:
     """What the second replica was asked."""
-    return [path for path, _ in outcome.engines[2].asked]
+    return [path for path, _ in outcome.by(1)]
 
 
 def read(events: list[dict[str, Any]]) -> dict[str, str]:
@@ -74,7 +75,7 @@ def test_every_dialect_goes_on_with_the_text(dialect: str, path: str) -> None:
     if exact:
         assert read(outcome.events) == read(alone)
         assert outcome.used[0].usage.completion_tokens == alone[-1]["usage"]["completion_tokens"]
-    assert outcome.engines[2].asked[-1][1]["max_tokens"] < 28
+    assert outcome.by(1)[-1][1]["max_tokens"] < 28
     half = FakeEngine(dialect or "llama.cpp").undisturbed(path, body)[:1500].rpartition(b"\n\n")[0]
     before = read(parsed_events(half))
     key = "0.content" if path == CHAT else "0.text"
@@ -86,11 +87,11 @@ def test_how_each_engine_is_asked_to_go_on() -> None:
     assert paths(lost(body)) == ["/apply-template", "/tokenize", "/tokenize", COMPLETIONS]
     assert paths(lost(body, dialect="vllm")) == ["/tokenize", "/tokenize", COMPLETIONS]
     assert paths(lost(body, dialect="sglang")) == ["/tokenize", CHAT]
-    sent = lost(body).engines[2].asked
+    sent = lost(body).by(1)
     assert sent[0][1]["chat_template_kwargs"] == {"x": 1}
     assert sent[-1][1]["seed"] == 3 and sent[-1][1]["model"] == "engine" and "messages" not in sent[-1][1]
     assert all(isinstance(one, int) for one in sent[-1][1]["prompt"])
-    last = lost(body, dialect="sglang").engines[2].asked[-1][1]
+    last = lost(body, dialect="sglang").by(1)[-1][1]
     assert last["continue_final_message"] and last["messages"][-1]["role"] == "assistant"
 
 
@@ -100,7 +101,7 @@ def test_log_probabilities_give_the_token_ids_themselves() -> None:
     )
     asked = paths(outcome)
     assert asked[-1] == COMPLETIONS and outcome.done == 1
-    assert outcome.engines[2].asked[-1][1]["logprobs"] == 2
+    assert outcome.by(1)[-1][1]["logprobs"] == 2
     rows = [c["logprobs"] for e in outcome.events for c in e["choices"] if c.get("delta", {}).get("content")]
     assert all(row["content"] for row in rows)
     said = Said()
@@ -118,7 +119,7 @@ REPEATED = [
     ("tools", {"tools": TOOLS}),
     ("form", {"response_format": {"type": "json_object"}}),
     ("choices", {"n": 3}),
-    ("aloud", {"think": True}),
+    ("aloud", {"chat_template_kwargs": {"think": True}}),
 ]
 
 
@@ -177,14 +178,14 @@ def test_address_of_which_nothing_is_known() -> None:
 )
 def test_completions_that_are_not_a_continued_prompt(more: dict[str, Any]) -> None:
     body = {"temperature": 1, "max_tokens": 20, **more}
-    assert lost(body, COMPLETIONS).error == "rescue_impossible"
+    assert lost(body, COMPLETIONS, dialect="openai").error == "rescue_impossible"
 
 
 def test_replica_that_does_not_answer_what_it_is_asked_is_the_next_failure() -> None:
     body = chat(**GREEDY)
     half = len(FakeEngine().undisturbed(CHAT, body)) // 2
     outcome = ask(CHAT, body, Failures([half], [100], on_asks=(1,)))
-    assert outcome.done == 1 and outcome.engines[3].asked
+    assert outcome.done == 1 and outcome.by(2)
     assert read(outcome.events) == read(parsed_events(FakeEngine().undisturbed(CHAT, body)))
 
 
@@ -223,6 +224,15 @@ def test_stream_that_said_too_much_is_not_rescued(monkeypatch: pytest.MonkeyPatc
     outcome = lost(chat(**GREEDY), share=0.9)
     assert outcome.error == "rescue_impossible" and "kept" in outcome.events[-1]["error"]["message"]
     assert not outcome.used[0].exact and outcome.used[0].usage.completion_tokens > 5
+
+
+def test_null_at_the_beginning_says_nothing() -> None:
+    said = Said()
+    said.add_all(b'data: null\n\ndata: {"id": 1, "choices": [{"text": "a"}]}\r\n\r\ndata: [DONE]\n\n')
+    assert said.text(0, "text") == "a" and said.done and said.envelope == {"id": 1}
+    for bad in (b"data: 5\n\n", b"data: {\n\n", b'data: {"choices": [7]}\n\n', b'data: {"choices": 7}\n\n'):
+        with pytest.raises(NotEvents):
+            Said().add_all(bad)
 
 
 def test_log_gives_back_what_it_was_given_packed_or_not() -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from caudal.gateway.account import Account, Record
+from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.continuation import Impossible
 from caudal.gateway.events import NotEvents
 from caudal.gateway.http_server import Exchange
@@ -39,6 +41,7 @@ OUTAGE_S = 1.0
 
 WAIT_FOR_REPLICA_S = 10.0
 
+
 Used = Callable[[Call, Measured], None]
 """Told what every answer used, once, also of one that was cut off."""
 
@@ -66,27 +69,35 @@ class Generations:
         pool: UpstreamPool,
         metrics: Metrics,
         wait_s: float = WAIT_FOR_REPLICA_S,
+        record: Record = lambda *_: None,
         *,
         used: Used = lambda call, measured: None,
         watch: Watch | None = None,
     ) -> None:
+        self._record = record
+        self._used = used
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
-        self._used = used
         self._watch = watch or Watch(router)
 
-    async def run(self, exchange: Exchange, call: Call) -> int:
-        """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+    async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
+        """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
+        nothing was sent."""
+        if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
+        with Account(self._record, caller.id, call.model) as account:
+            await self._carry_out(exchange, call, account, caller.id)
+        return 200
+
+    async def _carry_out(self, exchange: Exchange, call: Call, account: Account, who: str) -> None:
         kind = Relay if call.stream else Whole
-        answer = kind(exchange, call, self._pool, self._metrics, self._router.now)
+        answer = kind(exchange, call, self._pool, self._metrics, self._router)
         if isinstance(answer, Relay):
             self._watch.add(answer)
         try:
-            await self._answer(answer, call)
+            await self._answer(answer, call, who)
         except Impossible as impossible:
             assert isinstance(answer, Relay)
             answer.impossible(impossible)
@@ -94,25 +105,36 @@ class Generations:
             if isinstance(answer, Relay):
                 self._watch.remove(answer)
             if answer.measured is not None:
+                account.usage = answer.measured.usage
                 self._used(call, answer.measured)
-        return 200
 
-    async def _answer(self, answer: Relay | Whole, call: Call) -> None:
+    async def _answer(self, answer: Relay | Whole, call: Call, who: str) -> None:
         tried: frozenset[str] = frozenset()
         losses = Losses()
         why = ""
+        version = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(
+                call.model,
+                call.tokens,
+                tried,
+                self._wait_s,
+                prompt_tokens=call.prompt_tokens,
+                prefix=call.prefix,
+                who=who,
+                version=version,
+            )
             if not isinstance(ticket, Ticket):
                 if answer.started:
                     break
                 raise no_replica(call.model, ticket.reason)
+            version = ticket.version
             self._metrics.retries += attempt > 0 and not answer.started
             try:
                 await answer.attempt(ticket)
                 return
             except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed()
+                ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
                 if isinstance(failure, UpstreamFailed) and failure.lost:

@@ -71,7 +71,7 @@ class Metrics:
         """It said nothing for so long before it went on."""
         self._pause.observe(seconds)
 
-    def render(self, connections: int, models: Iterable[tuple[str, int, int]]) -> bytes:
+    def render(self, connections: int, models: Iterable[tuple[str, int, int]], wrong_keys: int = 0) -> bytes:
         """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
         out = PrometheusText()
         out.family(names.GATEWAY_REQUESTS, "counter")
@@ -80,6 +80,7 @@ class Metrics:
         for name, count in (
             (names.GATEWAY_RETRIES, self.retries),
             (names.GATEWAY_BROKEN_STREAMS, self.broken_streams),
+            (names.GATEWAY_WRONG_KEYS, wrong_keys),
         ):
             out.family(name, "counter")
             out.sample(name, count)

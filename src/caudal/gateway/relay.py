@@ -8,22 +8,23 @@ this module carries that out. Knows nothing of which replica is next.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 
 from caudal.gateway.continuation import Ask, Impossible, Work
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request, post
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError, engine_error, rescue_impossible
 from caudal.gateway.rescue import Rescue
-from caudal.gateway.router import Ticket
+from caudal.gateway.router import Router, Ticket
 from caudal.gateway.said import Said, SaidLog
 from caudal.gateway.upstream import Address, UpstreamConnection, UpstreamFailed, UpstreamPool
-from caudal.gateway.usage import Measured, UsageTap, estimated
+from caudal.gateway.usage import Measured, UsageTap, estimated, total
 
 EVENT_STREAM = b"text/event-stream"
 NO_BUFFERING = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -40,19 +41,20 @@ class Relay:
         call: Call,
         pool: UpstreamPool,
         metrics: Metrics,
-        now: Callable[[], float],
+        router: Router,
     ) -> None:
         self.model = call.model
         self.chunks = 0  # grows with every sign of life; for the watch
         self.silent_s = 0.0  # how long its replica had said nothing when it was given up
         self.ticket: Ticket | None = None
         self.connection: UpstreamConnection | None = None  # the one that is being read
-        self._began_at = now()
+        self._began_at = router.now()
+        self._router = router
         self._exchange = exchange
         self._call = call
         self._pool = pool
         self._metrics = metrics
-        self._now = now
+        self._now = router.now
         self._tap = UsageTap(swallow=not call.include_usage)
         self._log = SaidLog()
         self._rescue: Rescue | None = None
@@ -94,18 +96,22 @@ class Relay:
 
     async def _begin(self, ticket: Ticket) -> None:
         self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
-        connection = await self._pool.request(ticket.address, generation_request(self._call, ticket))
+        call = self._call
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
+        asked = self._pool, ticket, lambda place: generation_request(call, place)
+        connection = await hedged_request(self._router, *asked, stream=True)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 body = await connection.read_all()
                 raise engine_error(connection.status, body, self._call.prompt_param)
-            await self._forward(connection)
+            await self._forward(connection, ticket)
         finally:
             self._pool.release(ticket.address, connection)
 
-    async def _forward(self, connection: UpstreamConnection) -> None:
+    async def _forward(self, connection: UpstreamConnection, ticket: Ticket) -> None:
         splitter, name = EventSplitter(), ModelName(self._call.model)
         exchange, log, tap = self._exchange, self._log, self._tap
         self.connection = connection
@@ -122,6 +128,7 @@ class Relay:
                 if not exchange.started:
                     exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
                     self._metrics.first_byte(self._now() - self._began_at)
+                    ticket.first_token()
                 exchange.send(events)
                 await exchange.drained()
         except UpstreamFailed:
@@ -132,6 +139,8 @@ class Relay:
         if splitter.pending or not splitter.done:
             raise NotEvents("its stream ended without [DONE]")
         exchange.end()
+        used = tap.measured
+        ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
 
     def lost(self) -> None:
         """The replica failed within the answer. Raises Impossible where that is the end of it."""

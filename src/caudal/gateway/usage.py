@@ -25,6 +25,11 @@ class Measured:
     exact: bool = True
 
 
+def total(usage: Usage) -> int:
+    """Tokens of prompt and reply."""
+    return usage.prompt_tokens + usage.completion_tokens
+
+
 def asking_usage(body: bytes, asked: bool | None) -> bytes:
     """A streamed request's body that makes the engine say at the end what it used. `asked` is the client's
     own `include_usage`, None where it gave no stream_options: then its bytes are kept, and some are put in

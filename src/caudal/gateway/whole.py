@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
 from caudal.gateway.events import ModelName
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
-from caudal.gateway.openai_api import Call
+from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
 from caudal.gateway.openai_errors import ApiError, engine_error
-from caudal.gateway.router import Ticket
+from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
-from caudal.gateway.usage import Measured, usage_of
+from caudal.gateway.usage import Measured, total, usage_of
 
 
 class Whole:
     """An answer in one piece."""
 
     def __init__(
-        self, exchange: Exchange, call: Call, pool: UpstreamPool, metrics: Metrics, now: Callable[[], float]
+        self, exchange: Exchange, call: Call, pool: UpstreamPool, metrics: Metrics, router: Router
     ) -> None:
         self.measured: Measured | None = None
         self._exchange = exchange
         self._call = call
         self._pool = pool
         self._metrics = metrics
-        self._now = now
-        self._began_at = now()
+        self._now = router.now
+        self._began_at = router.now()
 
     @property
     def started(self) -> bool:
@@ -42,6 +41,8 @@ class Whole:
     async def attempt(self, ticket: Ticket) -> None:
         """Get it from this replica. Raises ApiError, UpstreamFailed, NotEvents."""
         call = self._call
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
         connection = await self._pool.request(ticket.address, generation_request(call, ticket))
         try:
             if connection.status in RETRY_STATUSES:
@@ -50,7 +51,9 @@ class Whole:
             if connection.status != 200:
                 raise engine_error(connection.status, body, call.prompt_param)
             named = ModelName(call.model).whole(body)
-            self.measured = usage_of(body)
+            self.measured = used = usage_of(body)
+            reply = len(body) // BYTES_PER_TOKEN
+            ticket.done(total(used.usage) if used is not None else call.prompt_tokens + reply)
             self._exchange.respond(200, named)
             self._metrics.first_byte(self._now() - self._began_at)
         finally:
