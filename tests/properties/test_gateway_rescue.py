@@ -103,7 +103,7 @@ def test_usage_is_taken_out_of_any_cutting_and_the_rest_is_untouched(
 ) -> None:
     path, body = request
     outcome = ask(path, body, Failures([], sizes))
-    sent = next(e.asked[0][1] for e in outcome.engines if e.asked)
+    sent = outcome.by(0)[0][1]
     assert sent["stream_options"]["include_usage"] is True
     assert {k: v for k, v in sent.items() if k not in ("stream_options", "model")} == {
         **{k: v for k, v in body.items() if k != "stream_options"},

@@ -16,6 +16,7 @@ PIECES = [b"a", b"b", b"ab", b" ", b" a", b"ba", b"\xc3", b"\xa9", b"\xf0\x9f", 
 UNITS = [[0], [1], [2], [3], [4], [5], [6, 7], [8, 9, 10], [11]]
 NEXT = {6: 7, 8: 9, 9: 10}
 END_ODDS = 23
+RANDOM = "by chance"  # such answers end at their limit only, so that none is too short for a test
 RUNS = count(1_000_000)
 
 
@@ -40,7 +41,7 @@ def next_id(ids: list[int], salt: str = "") -> int:
     if ids[-1] in NEXT:
         return NEXT[ids[-1]]
     number = zlib.crc32(repr(ids).encode() + salt.encode())
-    return EOS if number % END_ODDS == 0 else UNITS[number // END_ODDS % len(UNITS)][0]
+    return EOS if number % END_ODDS == 0 and RANDOM not in salt else UNITS[number // END_ODDS % len(UNITS)][0]
 
 
 def generate(
@@ -81,19 +82,29 @@ class FakeEngine:
 
     def __init__(self, dialect: str = "llama.cpp") -> None:
         self.dialect = dialect
-        self.asked: list[tuple[str, dict[str, Any]]] = []
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and body."""
-        self.asked.append((path, body))
         if path == "/apply-template" and self.dialect == "llama.cpp":
             return 200, json.dumps({"prompt": template(body["messages"])}).encode()
         if path == "/tokenize":
             ids = self._tokenize(body)
             return 200, json.dumps({"tokens": ids, "count": len(ids)}).encode()
         if path in ("/v1/chat/completions", "/v1/completions"):
-            return 200, "".join(self._stream(path, body)).encode()
+            if body.get("stream"):
+                return 200, "".join(self._stream(path, body)).encode()
+            return 200, self._whole(path, body)
         return 404, b'{"error":{"message":"no such path","code":404,"type":"not_found_error"}}'
+
+    def _whole(self, path: str, body: dict[str, Any]) -> bytes:
+        """The stream's events as one answer: its text, its finish, its usage."""
+        lines = self.undisturbed(path, {**body, "stream_options": {"include_usage": True}}).split(b"\n\n")
+        events = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+        text = "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+        message = {"role": "assistant", "content": text}
+        finish = events[-2]["choices"][0]["finish_reason"]
+        choice = {"index": 0, "finish_reason": finish, "message": message}
+        return json.dumps({**events[-1], "choices": [choice]}).encode()
 
     def undisturbed(self, path: str, body: dict[str, Any]) -> bytes:
         """What a client without a gateway gets."""
@@ -145,13 +156,13 @@ class FakeEngine:
         stop = body.get("stop") or []
         salt = str(index or "") + json.dumps(body.get("response_format") or "")
         if body.get("temperature") != 0:
-            salt += str(next(RUNS))
+            salt += RANDOM + str(next(RUNS))
         if chat:
             yield {"finish_reason": None, "delta": {"role": "assistant", "content": None}}
         if body.get("tools"):
             call = {"index": 0, "id": f"call-{next(RUNS)}", "type": "function"}
             yield _delta(tool_calls=[{**call, "function": {"name": "f", "arguments": ""}}])
-        thinking = 3 if body.get("think") else 0
+        thinking = 3 if (body.get("chat_template_kwargs") or {}).get("think") else 0
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10_000
         for text, token, finish in generate(ids, limit, [stop] if isinstance(stop, str) else stop, salt):
             if finish == "spent":

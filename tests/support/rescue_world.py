@@ -97,13 +97,15 @@ class FakePool:
         self._engines = engines
         self._failures = failures
         self._at = iter(failures.at)
+        self.asked: list[tuple[int, str, dict[str, Any]]] = []
         self._asks = 0
 
     async def request(self, address: Address, data: bytes) -> FakeConnection:
         """An answer's head."""
         head, _, body = data.partition(b"\r\n\r\n")
         path = head.split(b" ")[1].decode()
-        status, answer = self._engines[address.port].answer(path, json.loads(body))
+        self.asked.append((address.port, path, json.loads(body)))
+        status, answer = self._engines[address.port].answer(path, self.asked[-1][2])
         if path.startswith("/v1/"):
             end = next(self._at, None)
             return FakeConnection(status, self._cut(answer[:end]), end is not None)
@@ -135,7 +137,12 @@ class Outcome:
     data: bytes
     used: list[Measured]
     metrics: Metrics
-    engines: list[FakeEngine]
+    asked: list[tuple[int, str, dict[str, Any]]]
+
+    def by(self, number: int) -> list[tuple[str, dict[str, Any]]]:
+        """What the first, second... replica that took part was asked."""
+        ports = list(dict.fromkeys(port for port, _, _ in self.asked))
+        return [(path, body) for port, path, body in self.asked if port in ports[number : number + 1]]
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -154,8 +161,19 @@ class Outcome:
         return str(last.get("error", {}).get("code", "")) if not self.done else ""
 
 
+def whole(path: str, body: dict[str, Any], failures: Failures) -> Outcome:
+    """One request for an answer in one piece."""
+    return ask(path, {**body, "stream": False}, failures)
+
+
 def ask(
-    path: str, body: dict[str, Any], failures: Failures, *, dialect: str = "llama.cpp", replicas: int = 5
+    path: str,
+    body: dict[str, Any],
+    failures: Failures,
+    *,
+    dialect: str = "llama.cpp",
+    replicas: int = 5,
+    used: list[Measured] | None = None,
 ) -> Outcome:
     """One streamed request to a fleet of fake engines."""
     engines = [FakeEngine(dialect or "llama.cpp") for _ in range(replicas)]
@@ -163,18 +181,20 @@ def ask(
         ReplicaRoute(f"g{i}", f"http://127.0.0.1:{i or 80}", "north", "engine", engine=dialect)
         for i in range(1, replicas)
     )
-    used: list[Measured] = []
+    used = [] if used is None else used
     metrics, exchange = Metrics(), FakeExchange()
+    pool = FakePool(engines, failures)
 
     async def run() -> None:
         router = Router("north", asyncio.get_running_loop().time)
         router.update(RouteTable(1, (ModelRoutes("m", 1, 0, routes),)))
-        pool = cast(UpstreamPool, FakePool(engines, failures))
-        generations = Generations(router, pool, metrics, 0.0, used=lambda call, one: used.append(one))
+        generations = Generations(
+            router, cast(UpstreamPool, pool), metrics, 0.0, used=lambda call, one: used.append(one)
+        )
         parse = parse_chat if "chat" in path else parse_completion
         call: Call = parse(json.dumps({"model": "m", "stream": True, **body}).encode())
         await generations.run(cast(Exchange, exchange), call)
 
     asyncio.run(run())
     assert exchange.finished
-    return Outcome(exchange.data, used, metrics, engines)
+    return Outcome(exchange.data, used, metrics, pool.asked)

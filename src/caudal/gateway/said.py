@@ -65,7 +65,8 @@ class SaidLog:
 
 
 def decoded(events: bytes) -> Iterator[dict[str, Any] | None]:
-    """The events' JSON objects; None for [DONE]. Raises NotEvents."""
+    """The events' JSON objects; None for [DONE]. llama.cpp begins some streams with `null`, which says nothing.
+    Raises NotEvents."""
     for line in events.splitlines():
         if not line.startswith(b"data:"):
             continue
@@ -77,6 +78,8 @@ def decoded(events: bytes) -> Iterator[dict[str, Any] | None]:
             event = msgspec.json.decode(payload)
         except (msgspec.DecodeError, RecursionError):
             raise NotEvents("an event that is not JSON") from None
+        if event is None:
+            continue
         if not isinstance(event, dict):
             raise NotEvents("an event that is not a JSON object")
         yield event
