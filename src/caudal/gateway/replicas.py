@@ -79,6 +79,7 @@ class ModelState:
     pool: Pool = field(default_factory=Pool)
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
     served_share: float = 1.0
+    capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
 
     def expected(self, asked: int) -> int:
         """Of the tokens that a request may have, those that are likely: answers end before their limit."""
@@ -139,6 +140,10 @@ class Ticket:
             model,
             owner,
         )
+
+    def is_at(self, replica: Replica) -> bool:
+        """Whether this is its place."""
+        return self._replica is replica
 
     @property
     def engine(self) -> str:

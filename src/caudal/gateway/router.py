@@ -15,13 +15,15 @@ from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.gateway.upstream import Address, parse_address
 from caudal.policy.hedging import Hedger, HedgeRules
-from caudal.policy.routing import Ask, Pool, Route, choose
+from caudal.policy.routing import DEFAULT_BOUND, Ask, Pool, Route, choose
 from caudal.policy.versions import next_share, sticky_share
 
 __all__ = ["Router", "Ticket"]
 
 RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
+
+NO_CAPACITY = (0, 0)
 
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
@@ -69,6 +71,7 @@ class Router:
         for model in models.values():
             weights = [(w.version, w.weight) for w in model.routes.weights]
             model.pool = Pool.of([self._of(r).load for r in model.routes.replicas], weights)
+            model.capacity = _capacity(model.routes)
             model.by_gang = {r.gang: self._of(r) for r in model.routes.replicas}
         self.wake()
 
@@ -94,6 +97,11 @@ class Router:
         model = self._models.get(model_id)
         return model.routes if model is not None and self._known(model) else None
 
+    def capacity(self, model_id: str) -> tuple[int, int]:
+        """A model's replicas and the requests that they run at once, together; the same object between updates."""
+        model = self._models.get(model_id)
+        return model.capacity if model is not None else NO_CAPACITY
+
     def models(self) -> list[ModelRoutes]:
         """All models of the fleet."""
         return [model.routes for model in self._models.values() if self._known(model)]
@@ -112,6 +120,13 @@ class Router:
             r.load.gang: [r.load.requests, r.load.tokens, round(r.load.tokens_per_s, 1)]
             for r in told[:MAX_REPORTED]
         }
+
+    def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
+        """Whether a request's replica is still routed to, and whether another one could take it over now."""
+        model, now = self._models.get(model_id), self.now()
+        replicas = [self._of(route) for route in model.routes.replicas] if model else []
+        free = any(r.load.admits(now) for r in replicas if r.load.gang != ticket.gang)
+        return any(ticket.is_at(r) for r in replicas), free
 
     async def acquire(
         self,
@@ -208,3 +223,9 @@ class Router:
         model = self._models.get(model_id)
         waits = [r.breaker.until - now for r in model.pool.replicas] if model else []
         return min((s for s in waits if s > 0), default=1.0)
+
+
+def _capacity(routes: ModelRoutes) -> tuple[int, int]:
+    """Replicas that take requests, and how many all of them run at once."""
+    taking = [route for route in routes.replicas if not route.draining]
+    return len(taking), sum(route.slots or DEFAULT_BOUND for route in taking)

@@ -6,10 +6,15 @@ GATEWAY_REQUESTS = "caudal_gateway_requests_total"
 GATEWAY_RETRIES = "caudal_gateway_retries_total"
 GATEWAY_BROKEN_STREAMS = "caudal_gateway_broken_streams_total"
 GATEWAY_WRONG_KEYS = "caudal_gateway_wrong_keys_total"
+GATEWAY_RESCUES = "caudal_gateway_rescues_total"
+GATEWAY_RESCUE_PAUSE = "caudal_gateway_rescue_pause_seconds"
 GATEWAY_FIRST_BYTE = "caudal_gateway_first_byte_seconds"
 GATEWAY_CONNECTIONS = "caudal_gateway_connections"
 GATEWAY_IN_FLIGHT = "caudal_gateway_requests_in_flight"
 GATEWAY_STREAMS = "caudal_gateway_streams_open"
+GATEWAY_QUEUED = "caudal_gateway_requests_queued"
+GATEWAY_REFUSED = "caudal_gateway_refused_total"
+GATEWAY_WAIT = "caudal_gateway_wait_seconds"
 GATEWAY_REPLICAS = "caudal_gateway_replicas_ready"
 
 RUN_ROUND = "caudal_run_round"
@@ -29,10 +34,15 @@ HELP = {
     GATEWAY_RETRIES: "Requests that were sent to a replica again because one failed before its first byte.",
     GATEWAY_BROKEN_STREAMS: "Answers that a replica's failure cut off in the middle.",
     GATEWAY_WRONG_KEYS: "Keys that were looked at and are none of this fleet's.",
+    GATEWAY_RESCUES: "Streams that lost their replica, by how they ended: whole, impossible or failed.",
+    GATEWAY_RESCUE_PAUSE: "Seconds from a replica's failure to the next bytes of the answer.",
     GATEWAY_FIRST_BYTE: "Seconds from a whole request to the first byte of its answer.",
     GATEWAY_CONNECTIONS: "Clients that are connected.",
     GATEWAY_IN_FLIGHT: "Requests at replicas, by model.",
     GATEWAY_STREAMS: "Streaming answers that are open.",
+    GATEWAY_QUEUED: "Requests that wait for admission, by class.",
+    GATEWAY_REFUSED: "Requests that admission refused, by class and code.",
+    GATEWAY_WAIT: "Seconds that admitted requests waited for that.",
     GATEWAY_REPLICAS: "Replicas that requests can be sent to, by model.",
     RUN_ROUND: "The last committed round, by run.",
     RUN_TOKENS: "Tokens in committed rounds.",
