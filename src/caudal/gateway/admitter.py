@@ -118,6 +118,16 @@ class Admitter:
         """Leave for a request of a key; waits where that is promised to be short enough. Raises Refused. `slo`
         is what it asked for, and no better than the key's; `deadline_s` how long the whole may take (0: any
         time)."""
+        admitted = self.admit_now(call, key, limits, slo, deadline_s)
+        if isinstance(admitted, Permit):
+            return admitted
+        return await self.wait(admitted)
+
+    def admit_now(
+        self, call: Call, key: str, limits: KeyLimits, slo: Slo | None, deadline_s: float
+    ) -> Permit | Ask:
+        """The same without waiting: a request that has to is given back, and is to `wait` at once. Raises
+        Refused."""
         now = self._now()
         self._learn(now, call.model)
         self._serial += 1
@@ -137,11 +147,15 @@ class Admitter:
         effect = self.admission.arrive(now, ask)
         if isinstance(effect, Admit):
             self.metrics.waited(0.0)
-        elif isinstance(effect, Refuse):
+            return Permit(self, id_, key, limits)
+        if isinstance(effect, Refuse):
             raise self._refused(ask, effect)
-        else:
-            await self._wait(ask)
-        return Permit(self, id_, key, limits)
+        return ask
+
+    async def wait(self, ask: Ask) -> Permit:
+        """Leave for a request that waits. Raises Refused."""
+        await self._wait(ask)
+        return Permit(self, ask.id, ask.key, ask.limits)
 
     def first_token(self, id_: int) -> None:
         """The first bytes of a stream came."""

@@ -60,6 +60,8 @@ class Relay:
         self._now = router.now
         self._tap = UsageTap(swallow=not call.include_usage)
         self._log = SaidLog()
+        self._splitter = EventSplitter()
+        self._name = ModelName(call.model)
         self._rescue: Rescue | None = None
         self._lost_at: float | None = None
 
@@ -84,26 +86,22 @@ class Relay:
         """Whether the client has all that it will get."""
         return self._exchange.finished
 
-    async def attempt(self, ticket: Ticket) -> None:
+    async def attempt(self, ticket: Ticket, connection: UpstreamConnection | None = None) -> None:
         """Begin the answer at this replica, or go on with it there, to its end. Raises ApiError while the
         client has nothing; UpstreamFailed, NotEvents; Impossible."""
         self.ticket = ticket
-        self._metrics.streams += 1
-        try:
-            if self._rescue is None:
-                await self._begin(ticket)
-            else:
-                await self._go_on(self._rescue, ticket)
-        finally:
-            self._metrics.streams -= 1
+        if self._rescue is None:
+            await self._begin(ticket, connection)
+        else:
+            await self._go_on(self._rescue, ticket)
 
-    async def _begin(self, ticket: Ticket) -> None:
-        self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
+    async def _begin(self, ticket: Ticket, connection: UpstreamConnection | None) -> None:
         call = self._call
-        if call.extras:
-            check_parameters(ticket.engine, call.model, call.extras)
-        asked = self._pool, ticket, lambda place: generation_request(call, place)
-        connection = await hedged_request(self._router, *asked, stream=True)
+        if connection is None:
+            if call.extras:
+                check_parameters(ticket.engine, call.model, call.extras)
+            asked = self._pool, ticket, lambda place: generation_request(call, place)
+            connection = await hedged_request(self._router, *asked, stream=True)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
@@ -115,37 +113,58 @@ class Relay:
             self._pool.release(ticket.address, connection)
 
     async def _forward(self, connection: UpstreamConnection, ticket: Ticket) -> None:
-        splitter, name = EventSplitter(), ModelName(self._call.model)
-        exchange, log, tap = self._exchange, self._log, self._tap
-        self.connection = connection
+        self.open(ticket, connection)
         try:
             while data := await connection.read():
-                self.chunks += 1
-                events = splitter.feed(data)
-                if not events:
-                    continue
-                log.add(events)
-                events = name.events(tap.feed(events))
-                if not events:
-                    continue
-                if not exchange.started:
-                    self._permit.first_token()
-                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
-                    self._metrics.first_byte(self._now() - self._began_at)
-                    ticket.first_token()
-                exchange.send(events)
-                await exchange.drained()
+                self.piece(data)
+                await self._exchange.drained()
         except UpstreamFailed:
-            if not splitter.done:
+            if not self.over:
                 raise  # else it failed after its last word
         finally:
             self.connection = None
-        if splitter.pending or not splitter.done:
+        self.whole()
+
+    def open(self, ticket: Ticket, connection: UpstreamConnection) -> None:
+        """A replica begins to answer: what is said from here on is its."""
+        self.ticket, self.connection = ticket, connection
+        self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
+        self._splitter, self._name = EventSplitter(), ModelName(self._call.model)
+
+    @property
+    def over(self) -> bool:
+        """Whether the replica has said its last word."""
+        return self._splitter.done and not self._splitter.pending
+
+    def piece(self, data: bytes) -> None:
+        """Forward what came. Raises NotEvents."""
+        self.chunks += 1
+        events = self._splitter.feed(data)
+        if not events:
+            return
+        self._log.add(events)
+        events = self._name.events(self._tap.feed(events))
+        if not events:
+            return
+        exchange = self._exchange
+        if not exchange.started:
+            assert self.ticket is not None
+            self._permit.first_token()
+            exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
+            self._metrics.first_byte(self._now() - self._began_at)
+            self.ticket.first_token()
+        exchange.send(events)
+
+    def whole(self) -> None:
+        """The replica has ended its answer. Raises NotEvents where that was not the end."""
+        self.connection = None
+        if not self.over:
             raise NotEvents("its stream ended without [DONE]")
-        exchange.end()
-        used = tap.measured
+        used = self._tap.measured
         self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
-        ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
+        assert self.ticket is not None
+        self.ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
+        self._exchange.end()
 
     def lost(self) -> None:
         """The replica failed within the answer. Raises Impossible where that is the end of it."""

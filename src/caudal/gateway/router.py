@@ -24,6 +24,7 @@ RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
 
 NO_CAPACITY = (0, 0)
+NOT_TRIED: frozenset[str] = frozenset()
 
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
@@ -146,14 +147,7 @@ class Router:
         gets the same version each time; `version` is the one to go on with. Both are preferred only.
         """
         end = self.now() + wait_s
-        self._requests += 1
-        share = sticky_share(who) if who else next_share(self._requests)
-        model = self._models.get(model_id)
-        expected = tokens
-        if model is not None:
-            expected = model.expected(tokens)
-            model.hedger.asked()
-        ask = Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
+        ask = self._ask(model_id, tokens, tried, prompt_tokens, prefix, who, version)
         while True:
             self._changed.clear()
             taken = self._try(model_id, ask, tokens)
@@ -166,6 +160,36 @@ class Router:
                     await self._changed.wait()
             except TimeoutError:
                 pass  # an open breaker may let one through, or the wait is over
+
+    def take(
+        self, model_id: str, tokens: int, *, prompt_tokens: int, prefix: int | None, who: str
+    ) -> Ticket | None:
+        """A place that is to be had at once; None where there is none, or where the request may be sent twice."""
+        model = self._models.get(model_id)
+        if model is None or model.hedger.wait_s() is not None:
+            return None
+        ask = self._ask(model_id, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
+        taken = self._try(model_id, ask, tokens)
+        return taken if isinstance(taken, Ticket) else None
+
+    def _ask(
+        self,
+        model_id: str,
+        tokens: int,
+        tried: frozenset[str],
+        prompt_tokens: int,
+        prefix: int | None,
+        who: str,
+        version: int,
+    ) -> Ask:
+        self._requests += 1
+        share = sticky_share(who) if who else next_share(self._requests)
+        model = self._models.get(model_id)
+        expected = tokens
+        if model is not None:
+            expected = model.expected(tokens)
+            model.hedger.asked()
+        return Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
 
     def _try(self, model_id: str, ask: Ask, asked: int) -> Ticket | Route:
         """A place at a replica now, or why there is none."""

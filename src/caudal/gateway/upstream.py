@@ -1,7 +1,8 @@
 """Connections from the gateway to replicas: pooled, kept alive, read as a stream.
 
-Knows HTTP/1.1 only, nothing of models. An answer that is not read to its end closes its connection, which is
-how a replica learns that nobody waits any more.
+Knows HTTP/1.1 only, nothing of models. Whoever asks waits for the answer and reads it, or gives a `Sink` that is
+told of it from the loop's callbacks: no task, future or timer is made then. An answer that is not read to its end
+closes its connection, which is how a replica learns that nobody waits any more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -67,6 +68,26 @@ class UpstreamLimits:
     body_bytes: int = 32 * 1024 * 1024
 
 
+class Sink(Protocol):
+    """Who is told of an answer as it comes. After `whole` or `failed` nothing more is said."""
+
+    def begun(self) -> None:
+        """The head is there: status and headers."""
+
+    def piece(self, data: bytes) -> None:
+        """Bytes of the body."""
+
+    def whole(self) -> None:
+        """The answer is whole, and the connection may be given back."""
+
+    def failed(self, failure: UpstreamFailed) -> None:
+        """There will be no more of it; the connection is closed."""
+
+
+FOREVER = float("inf")
+SWEEP_S = 0.5
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a replica, used for one request after the other."""
 
@@ -75,6 +96,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers: dict[bytes, bytes] = {}
         self.complete = True  # nothing of an answer is outstanding
         self.idle_since = 0.0
+        self.sink: Sink | None = None
+        self.deadline = FOREVER  # of who has a sink
+        self._head_told = False
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -100,10 +124,41 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def waiting(self) -> bool:
         """Whether somebody waits for the other side to say something."""
-        return self._waiter is not None
+        return self._waiter is not None or (self.sink is not None and not self._paused)
 
     async def request(self, data: bytes) -> None:
         """Send a whole request and wait for the head of its answer. Raises UpstreamFailed."""
+        self._send(data)
+        while not self._head_done:
+            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
+
+    def start(self, data: bytes, sink: Sink) -> None:
+        """Send a whole request; the sink is told of its answer."""
+        self.sink, self._head_told = sink, False
+        self.deadline = self._loop.time() + self._limits.first_byte_s
+        self._send(data)
+
+    def detach(self) -> None:
+        """The sink is told no more: the rest is read, or the connection closed."""
+        self.sink, self.deadline = None, FOREVER
+        self.resume()
+
+    def pause(self) -> None:
+        """Read no more for now: what is said waits at the other side."""
+        if not self._paused and self._transport is not None and not self.complete:
+            self._paused = True
+            self.deadline = FOREVER
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+            if self.sink is not None:
+                self.deadline = self._loop.time() + self._limits.stall_s
+
+    def _send(self, data: bytes) -> None:
         assert self.complete and self._transport is not None
         self.complete = self._head_done = self._any_byte = False
         self.headers = {}
@@ -111,8 +166,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._uses += 1
         if self._failure is None:
             self._transport.write(data)
-        while not self._head_done:
-            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
 
     async def read(self) -> bytes:
         """What arrived since the last call, all of it; empty at the end. Raises UpstreamFailed."""
@@ -120,12 +173,14 @@ class UpstreamConnection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait(self._limits.stall_s, "silent for {:g} s within an answer")
+        data = self._take()
+        self.resume()
+        return data
+
+    def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered_bytes = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
         return data
 
     async def begun(self) -> None:
@@ -175,6 +230,9 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_done and self._head_bytes > self._limits.head_bytes:
             self._fail("its headers are too large")
             return
+        if self.sink is not None:
+            self._tell(self.sink)
+            return
         if self._buffered_bytes > self._limits.buffer_bytes and not self._paused and not self.complete:
             assert self._transport is not None
             self._paused = True
@@ -217,7 +275,31 @@ class UpstreamConnection(asyncio.Protocol):
         if self._failure is None:
             self._failure = UpstreamFailed(why, stale=stale, lost=lost)
         self.close()
-        self._wake()
+        sink = self.sink
+        if sink is None:
+            self._wake()
+        else:
+            self.sink, self.deadline = None, FOREVER
+            sink.failed(self._failure)
+
+    def _tell(self, sink: Sink) -> None:
+        """What just came. A sink may detach itself at any word; what is left is then read, or never."""
+        if not self._head_done:
+            return
+        if not self._head_told:
+            self._head_told = True
+            sink.begun()
+            if self.sink is not sink:
+                return
+        if self._chunks:
+            sink.piece(self._take())
+            if self.sink is not sink:
+                return
+        if self.complete:
+            self.sink, self.deadline = None, FOREVER
+            sink.whole()
+        elif not self._paused:
+            self.deadline = self._loop.time() + self._limits.stall_s
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -251,12 +333,14 @@ class UpstreamPool:
         )
         self._limits = limits
         self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
+        self._telling: set[UpstreamConnection] = set()  # those with a sink
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def request(self, address: Address, data: bytes) -> UpstreamConnection:
         """Send a request; returns the connection with the head of the answer read. Give it back with
         `release`. A kept connection that turns out to be closed is retried on a new one, once. Raises
         UpstreamFailed."""
-        kept = self._take(address)
+        kept = self.take(address)
         if kept is not None:
             try:
                 return await self._ask(kept, data)
@@ -265,10 +349,28 @@ class UpstreamPool:
                     raise
         return await self._ask(await self._connect(address), data)
 
+    def start(self, connection: UpstreamConnection, data: bytes, sink: Sink) -> None:
+        """Send a request on a connection that `take` gave; its silence is bounded from here, to half a second."""
+        self._telling.add(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        connection.start(data, sink)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._telling):
+            if connection.sink is None:
+                self._telling.discard(connection)
+            elif now > connection.deadline:
+                connection.give_up("it said nothing for too long")
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._telling else None
+
     def release(self, address: Address, connection: UpstreamConnection) -> None:
         """Keep the connection if its answer was read to the end, else close it."""
         idle = self._idle.setdefault((address.host, address.port), [])
         if connection.usable and len(idle) < self._limits.idle_connections:
+            self._telling.discard(connection)
             connection.idle_since = asyncio.get_running_loop().time()
             idle.append(connection)
         else:
@@ -294,7 +396,8 @@ class UpstreamPool:
             else:
                 del self._idle[key]
 
-    def _take(self, address: Address) -> UpstreamConnection | None:
+    def take(self, address: Address) -> UpstreamConnection | None:
+        """A kept connection that looks usable, if there is one."""
         idle = self._idle.get((address.host, address.port))
         oldest = asyncio.get_running_loop().time() - self._limits.idle_s
         while idle:
