@@ -36,7 +36,9 @@ class Ask:
     delay_ms: int = 0
     greedy: bool = False  # for a real engine, to which `seed` would mean something else
 
-    def request(self, prompt: str = "Tell me about the sea, please.", headers: str = "", tokens: int = 0) -> bytes:
+    def request(
+        self, prompt: str = "Tell me about the sea, please.", headers: str = "", tokens: int = 0
+    ) -> bytes:
         """One request for a chat, as bytes."""
         body: dict[str, Any] = {
             "model": self.model,
@@ -127,6 +129,16 @@ class Connection(asyncio.Protocol):
             self._answered(self, answer)
 
 
+def into(over: asyncio.Future[Answer]) -> Callable[[Connection, Answer], None]:
+    """What puts the first answer of a connection into a future."""
+
+    def answered(_: Connection, answer: Answer) -> None:
+        if not over.done():
+            over.set_result(answer)
+
+    return answered
+
+
 def quantile(values: list[float], share: float) -> float:
     """In milliseconds, of seconds; -1 of nothing."""
     ordered = sorted(values)
@@ -143,6 +155,7 @@ class Closed:
         self.request = self.ask.request()
         self.answers: list[tuple[float, float]] = []
         self.live: set[Connection] = set()
+        self.opening: set[asyncio.Task[None]] = set()
         self.errors: dict[str, int] = {}
         self.pieces = 0
         self.stop_at = 0.0
@@ -161,7 +174,7 @@ class Closed:
             connection.transport.close()
             self.live.discard(connection)
             if now <= self.stop_at:
-                loop.create_task(self.open(0.05))
+                self.open_later()
         elif self.every_s:
             loop.call_later(max(0.0, self.every_s - (now - answer.started)), self.again, connection)
         else:
@@ -175,6 +188,12 @@ class Closed:
             self.live.discard(connection)
             connection.transport.close()
 
+    def open_later(self) -> None:
+        """A connection in the place of one that is lost, after a moment."""
+        task = asyncio.get_running_loop().create_task(self.open(0.05))
+        self.opening.add(task)
+        task.add_done_callback(self.opening.discard)
+
     async def open(self, wait_s: float) -> None:
         """A connection that asks from now on."""
         await asyncio.sleep(wait_s)
@@ -186,7 +205,7 @@ class Closed:
         except OSError:
             self.errors["connect"] = self.errors.get("connect", 0) + 1
             if time.perf_counter() < self.stop_at:
-                asyncio.get_running_loop().create_task(self.open(0.05))
+                self.open_later()
             return
         self.live.add(connection)
         connection.send(self.request)
@@ -256,18 +275,15 @@ class Said:
 
 
 async def one(ports: list[int], number: int, request: bytes, patience_s: float) -> Said:
-    """One stream. A client that loses its gateway asks the next one, from the start: that is its pause, too."""
-    loop = asyncio.get_running_loop()
+    """One stream. A client that loses its gateway asks the next one, from the start: the time from the last token that
+    it had to the next one is a pause, too."""
     begun = last = time.perf_counter()
     pause_s, answer, asked = 0.0, Answer(begun), 0
-    for asked, port in enumerate(ports, 1):
-        over: asyncio.Future[Answer] = loop.create_future()
-        try:
-            _, connection = await loop.create_connection(
-                lambda over=over: Connection(True, lambda _, a: over.done() or over.set_result(a)),  # type: ignore[misc]
-                "127.0.0.1", port,
-            )  # fmt: skip
-        except OSError:
+    for port in ports:
+        asked += 1
+        over: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        connection = await connected(port, True, over)
+        if connection is None:
             continue
         connection.send(request)
         try:
@@ -275,13 +291,25 @@ async def one(ports: list[int], number: int, request: bytes, patience_s: float) 
         except TimeoutError:
             answer = connection.answer or answer
         connection.transport.close()
-        pause_s = max(pause_s, answer.pause_s, (answer.first_at or time.perf_counter()) - last)
+        waited_s = (answer.first_at or time.perf_counter()) - last if asked > 1 else 0.0
+        pause_s = max(pause_s, answer.pause_s, waited_s)
         last = answer.last_at or last
         if answer.over:
             break
     text, finish, used = text_of(answer.said) if answer.status == 200 else ("", "", -1)
     good, seconds = answer.complete(True), time.perf_counter() - begun
     return Said(number, answer.status, good, text, finish, used, pause_s, asked, seconds)
+
+
+async def connected(port: int, keep: bool, over: asyncio.Future[Answer]) -> Connection | None:
+    """A connection for one request; None where nobody listens."""
+    answered = into(over)
+    loop = asyncio.get_running_loop()
+    try:
+        _, connection = await loop.create_connection(lambda: Connection(keep, answered), "127.0.0.1", port)
+    except OSError:
+        return None
+    return connection
 
 
 async def each(told: dict[str, Any]) -> dict[str, Any]:
@@ -315,12 +343,8 @@ async def replay(told: dict[str, Any]) -> dict[str, Any]:
         rows.append(row | {"slo": slo, "prompt": prompt, "tokens": tokens, "at": at})
         place = len(rows) - 1
         started = time.perf_counter()
-        try:
-            _, connection = await loop.create_connection(
-                lambda: Connection(False, lambda _, a: over.done() or over.set_result(a)),
-                "127.0.0.1", told["port"],
-            )  # fmt: skip
-        except OSError:
+        connection = await connected(told["port"], False, over)
+        if connection is None:
             return
         connection.send(ask.request(words, headers, tokens))
         try:

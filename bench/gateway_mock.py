@@ -33,7 +33,9 @@ WORD = re.compile(r"w(\d+) ")
 TOKEN_CHARACTERS = 4
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
-MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"mock"}],"model_path":"m","status":"ok"}'
+MODELS = (
+    b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"mock"}],"model_path":"m","status":"ok"}'
+)
 
 
 def framed(data: bytes) -> bytes:
@@ -147,7 +149,9 @@ class Job:
 def job_of(path: str, body: dict[str, Any], connection: Connection) -> Job:
     """What a body asks for. An answer goes on after the last token of ours in its prompt."""
     chat = path.startswith("/v1/chat")
-    prompt = body.get("prompt") if not chat else "".join(str(m.get("content")) for m in body.get("messages", []))
+    prompt = (
+        body.get("prompt") if not chat else "".join(str(m.get("content")) for m in body.get("messages", []))
+    )
     first, tokens = 0, 0
     if isinstance(prompt, list):
         tokens = sum(1 for number in prompt if number < FIRST_ID)
@@ -157,7 +161,9 @@ def job_of(path: str, body: dict[str, Any], connection: Connection) -> Job:
     count = body.get("max_tokens") or body.get("max_completion_tokens") or 16
     usage = bool((body.get("stream_options") or {}).get("include_usage"))
     delay_s = float(body.get("seed") or 0) / 1e3
-    return Job(connection, chat, bool(body.get("stream")), first, count, delay_s, usage, tokens, unread=tokens)
+    return Job(
+        connection, chat, bool(body.get("stream")), first, count, delay_s, usage, tokens, unread=tokens
+    )
 
 
 def tokenized(content: Any) -> list[int]:
@@ -186,7 +192,9 @@ class Timed:
             asyncio.get_running_loop().call_later(job.delay_s, self._tick, job)
             return
         if job.stream:
-            job.connection.transport.write(HEAD + (ROLE if job.chat else b"") + burst(job.chat, job.first, job.count))
+            job.connection.transport.write(
+                HEAD + (ROLE if job.chat else b"") + burst(job.chat, job.first, job.count)
+            )
         job.end()
 
     def _tick(self, job: Job) -> None:

@@ -89,7 +89,9 @@ def gathered(rows: dict[str, list[dict[str, float]]], units: dict[str, str]) -> 
     }
 
 
-def ratio(figures: dict[str, Any], name: str, ours: str, others: tuple[str, ...], best: Callable[..., float]) -> float | None:
+def ratio(
+    figures: dict[str, Any], name: str, ours: str, others: tuple[str, ...], best: Callable[..., float]
+) -> float | None:
     """Our median over the best of the others'; None without one of them."""
     theirs = [figures[other][name]["median"] for other in others if other in figures]
     if ours not in figures or not theirs or not best(theirs):

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = {
     "vllm-router": "vllm-router==0.1.17",
     "sglang-router": "sglang-router==0.3.2",
-    "litellm": "litellm[proxy]==1.110.2",
+    "litellm": "litellm[proxy]==1.108.7",  # of 1.110.2 the extra names a package that PyPI does not have
 }
 KINDS = ("direct", "caudal", *PEERS)
 READY_S = 120.0
@@ -159,7 +159,9 @@ def answers(port: int, key: str, model: str = MODEL) -> str:
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=10.0) as answer:
+        with opener.open(
+            urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=10.0
+        ) as answer:
             return "" if b'"choices"' in answer.read() else "no choices in its answer"
     except OSError as error:
         return str(error)
@@ -265,10 +267,23 @@ def listening(program: Program, port: int) -> None:
 
 def _router(kind: str, port: int, urls: list[str]) -> list[str]:
     """A Rust router: round robin is its fastest policy, and the only fair one without a cache to know about."""
-    module = {"vllm-router": "vllm_router.launch_router", "sglang-router": "sglang_router.launch_router"}[kind]
-    python = str(installed(kind) / "python")
+    module = {"vllm-router": "vllm_router.launch_router", "sglang-router": "sglang_router.launch_router"}[
+        kind
+    ]
+    python, level = str(installed(kind) / "python"), "warning" if kind == "vllm-router" else "warn"
     place = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
-    return [python, "-m", module, *place, "--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
+    return [
+        python,
+        "-m",
+        module,
+        *place,
+        "--policy",
+        "round_robin",
+        "--log-level",
+        level,
+        "--worker-urls",
+        *urls,
+    ]
 
 
 def _litellm(folder: Path, port: int, urls: list[str]) -> list[str]:
