@@ -3,8 +3,8 @@
     python bench/gateway.py [--rows json,ttft,...] [--repeats 5] [--quick] [--systems direct,caudal,...]
 
 The gateway runs on the first core, load and backends on the second. Its keys are required, limits, usage and metrics
-are on; the peers do none of that. `--quick` shows that every row works; its figures are not to be quoted. See
-docs/howto/measure.md.
+are on; of that the peers do nothing (LiteLLM: one key). `--quick` shows that every row works; its figures are not to
+be quoted. See docs/howto/measure.md.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from harness import figure
 
 KILL_AFTER_S = 1.0
 TOKENS, DELAY_MS = 60, 50
+NOTICED_S = 1.0
+"""When control takes what was killed off the routes: gateways have to find out for themselves before."""
+
 FORGET_S = 1.5
 """How long a gateway may go on to use a replica that is draining: two polls of routes and some."""
 
@@ -66,6 +69,7 @@ def kill_site(options: Options) -> dict[str, Any]:
         "asked_again": "requests",
         "same_text": "requests",
         "longest_pause_s": "s",
+        "longest_pause_same_gateway_s": "s",
         "longest_pause_undisturbed_s": "s",
     }
     return {"engine": options.site_engine} | {
@@ -114,6 +118,7 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
         "asked_again": sum(s["asked"] > 1 for s in hit),
         "same_text": sum(s["text"] == texts[s["number"]] for s in hit),
         "longest_pause_s": max(s["pause_s"] for s in hit),
+        "longest_pause_same_gateway_s": max(s["pause_s"] for s in hit if s["asked"] == 1),
         "longest_pause_undisturbed_s": max(s["pause_s"] for s in calm),
     }
 

@@ -35,6 +35,7 @@ class Ask:
     tokens: int = 16
     delay_ms: int = 0
     greedy: bool = False  # for a real engine, to which `seed` would mean something else
+    more: dict[str, Any] = field(default_factory=dict)  # of the body
 
     def request(
         self, prompt: str = "Tell me about the sea, please.", headers: str = "", tokens: int = 0
@@ -46,8 +47,7 @@ class Ask:
             "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}],
         }
         body |= {"temperature": 0, "ignore_eos": True} if self.greedy else {"seed": self.delay_ms}
-        if self.stream:
-            body["stream"] = True
+        body |= self.more | ({"stream": True} if self.stream else {})
         data = json.dumps(body).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {self.key}\r\n"

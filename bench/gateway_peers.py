@@ -1,13 +1,14 @@
 """Our gateway and its peers, started in their best configuration, and what they take of the machine.
 
-Peers are installed from PyPI into environments of their own, once: in the user's cache, `caudal-bench`. They check no
-key, keep no usage and have no limits on: ours does all of it in every figure.
+Peers are installed from PyPI into environments of their own, once: in the user's cache, `caudal-bench`. They keep no
+usage and have no limits on, and but for LiteLLM check no key: ours does all of it in every figure.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -215,8 +216,9 @@ class Yard:
             return self.ours("north")
         port = free_port()
         env = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "RUST_LOG": "warn"}
-        argv = _litellm(self.folder, port, urls) if kind == "litellm" else _router(kind, port, urls)
-        return until_answers(Front(kind, port, "none", self.run(kind, argv, self.gateway_core, env)))
+        key = "sk-" + secrets.token_hex(32) if kind == "litellm" else "none"
+        argv = _litellm(self.folder, port, urls, key) if kind == "litellm" else _router(kind, port, urls)
+        return until_answers(Front(kind, port, key, self.run(kind, argv, self.gateway_core, env)))
 
     def ours(self, site: str, model: str = MODEL) -> Front:
         """Caudal's gateway, which asks this yard's control: keys required, limits, usage and metrics on."""
@@ -286,8 +288,8 @@ def _router(kind: str, port: int, urls: list[str]) -> list[str]:
     ]
 
 
-def _litellm(folder: Path, port: int, urls: list[str]) -> list[str]:
-    """LiteLLM's proxy with one worker, as it has one core; no callbacks, no database."""
+def _litellm(folder: Path, port: int, urls: list[str], key: str) -> list[str]:
+    """LiteLLM's proxy with one worker, as it has one core; no callbacks, no database. It does not start without a key."""
     models = [
         {
             "model_name": MODEL,
@@ -296,7 +298,12 @@ def _litellm(folder: Path, port: int, urls: list[str]) -> list[str]:
         for url in urls
     ]
     path = folder / f"litellm-{port}.yaml"  # JSON is YAML
-    path.write_text(json.dumps({"model_list": models, "router_settings": {"num_retries": 2}}))
+    told = {
+        "model_list": models,
+        "router_settings": {"num_retries": 2},
+        "general_settings": {"master_key": key},
+    }
+    path.write_text(json.dumps(told))
     program = str(installed("litellm") / "litellm")
     return [program, "--config", str(path), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 

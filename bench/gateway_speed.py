@@ -175,7 +175,7 @@ def engine(options: Options) -> dict[str, Any]:
         def measure(front: Front) -> dict[str, float]:
             ask = {
                 "key": front.key, "model": ENGINE_MODEL, "stream": True, "tokens": options.engine_tokens,
-                "greedy": True,
+                "greedy": True, "more": {"cache_prompt": False},
             }  # fmt: skip
             told = {"do": "each", "ports": [front.port], "streams": 16, "ask": ask, "patience_s": 300.0}
             load = Load(told, options.gateway_core)
