@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from caudal.domain.key import Usage
@@ -362,12 +363,17 @@ def test_watch_moves_a_silent_stream_and_one_whose_replica_left() -> None:
         watch.add(cast(Relay, relay))
         assert not look(60)  # not begun: a long prompt
         assert not look(1, chunks=1) and not look(60)  # begun, but there is no other replica
+        routes(a, msgspec.structs.replace(b, version=2))
+        assert not look(60)  # nor one that would go on with the same model
         routes(a, b)
+        relay.speaking = False
+        assert not look(60)  # begun, but with nothing said
+        relay.speaking = True
         assert not look(1, chunks=900) and not look(4.9)
         assert not look(3, waiting=False)  # the client is slow, not the replica
         assert not look(4.9) and len(look(0.3)) == 1 and "silent for 5." in given_up[0]
         assert relay.silent_s >= 5
-        routes(b)
+        routes(msgspec.structs.replace(a, draining=True), b)
         look(0.1, chunks=1)
         look(3, chunks=1)
         assert len(look(1.1, chunks=1)) == 2 and given_up[1] == "it is to leave"
@@ -376,7 +382,7 @@ def test_watch_moves_a_silent_stream_and_one_whose_replica_left() -> None:
     class Fake(SimpleNamespace):
         __hash__ = object.__hash__  # type: ignore[assignment]
 
-    relay = Fake(chunks=0, connection=connection, ticket=None, model="m", silent_s=0.0)
+    relay = Fake(chunks=0, connection=connection, ticket=None, model="m", silent_s=0.0, speaking=True)
     watch = Watch(router)
     asyncio.run(scenario())
 

@@ -82,6 +82,19 @@ class Relay:
         return estimated(len(self._call.body), tokens)
 
     @property
+    def speaking(self) -> bool:
+        """Whether the engine has said a word, and not only that it is there (an empty event, a comment): before
+        that it may be reading a long prompt. Costs a look at all that came."""
+        if self._rescue is not None or self._log.too_long:
+            return True
+        said = Said()
+        try:
+            said.add_all(self._log.bytes())
+        except NotEvents:
+            return True
+        return bool(said.pieces)
+
+    @property
     def finished(self) -> bool:
         """Whether the client has all that it will get."""
         return self._exchange.finished
@@ -191,6 +204,8 @@ class Relay:
         if work.body is not None:
             await self._continue(rescue, ticket, work.path, work.body)
         self._finish(rescue)
+        if work.body is not None and rescue.measured is not None:
+            ticket.done(total(rescue.measured.usage))
 
     def _finish(self, rescue: Rescue) -> None:
         self._send(rescue.end())

@@ -123,11 +123,13 @@ class Router:
         }
 
     def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
-        """Whether a request's replica is still routed to, and whether another one could take it over now."""
+        """Whether a request's replica is to stay, and whether another one of the same version could take the
+        request over now."""
         model, now = self._models.get(model_id), self.now()
         replicas = [self._of(route) for route in model.routes.replicas] if model else []
-        free = any(r.load.admits(now) for r in replicas if r.load.gang != ticket.gang)
-        return any(ticket.is_at(r) for r in replicas), free
+        stays = any(ticket.is_at(r) and not r.load.draining for r in replicas)
+        others = [r.load for r in replicas if r.load.gang != ticket.gang and r.load.version == ticket.version]
+        return stays, any(load.admits(now) for load in others)
 
     async def acquire(
         self,

@@ -19,7 +19,8 @@ GAPS = 10.0
 """A silence counts as a stall only when it is also so many times the mean time between two chunks."""
 
 DRAIN_S = 4.0
-"""How long an answer may stay at a replica that left the routes: a draining one ends after 10 s."""
+"""How long an answer may stay at a replica that drains or left the routes. Less than the 5 s that control gives
+one that has to make room at once; most answers end within it."""
 
 
 @dataclass(slots=True)
@@ -79,7 +80,8 @@ class Watch:
         if not others:
             return
         silent_s = now - seen.moved_at
-        if silent_s >= overdue_s(self._stall_s, seen.chunks, seen.moved_at - seen.first_at):
+        overdue = silent_s >= overdue_s(self._stall_s, seen.chunks, seen.moved_at - seen.first_at)
+        if overdue and relay.speaking:
             relay.silent_s = silent_s
             connection.give_up(f"silent for {silent_s:.1f} s within an answer")
         elif seen.unlisted_at is not None and now - seen.unlisted_at >= self._drain_s:
