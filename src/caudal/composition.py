@@ -228,8 +228,8 @@ class Control:
         except Unreachable:
             return  # nothing is known of what runs there: the gateway says it itself if it cannot listen
         if not any(g.role is Role.GATEWAY and g.id in alive for g in state.gangs):
-            gateway = self.fleet.gateway
-            _listen(gateway.host, gateway.port, "the gateway", "gateway.port").close()
+            for port in self.fleet.gateway_ports():
+                _listen(self.fleet.gateway.host, port, "the gateway", "gateway.port").close()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._listener])
@@ -283,6 +283,7 @@ class Control:
             certificates=str(self.place.certificates),
             gateway=self.fleet.gateway,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
+            gateway_dir=str(self.place.root),
         )
 
     def _app(self) -> FastAPI:

@@ -6,6 +6,7 @@ twice for the same id or token is asking once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from caudal.domain.decision import Decision, Intent
 from caudal.domain.event import Event, Point
 from caudal.domain.fleet import FleetSpec, Lease, Machine, Offer, SiteSpec
 from caudal.domain.gang import Gang, GangSpec, GangStatus, Report
+from caudal.domain.key import ApiKey, UsageBatch, UsageHour
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
 from caudal.domain.workload import Workload
@@ -53,6 +55,7 @@ class Change:
     intents: Sequence[Intent] = ()
     decision: Decision | None = None
     events: Sequence[Event] = ()
+    keys: Sequence[ApiKey] = ()
 
 
 Notable = Callable[[Mapping[str, Any], Sequence[Point]], Sequence[Event]]
@@ -112,6 +115,21 @@ class Store(Protocol):
 
     def intents(self, subject: str, limit: int = 50) -> list[Intent]:
         """A subject's intents in any state, newest first."""
+        ...
+
+    def api_keys(self) -> list[ApiKey]:
+        """Every key that was ever made, by id; also those that were revoked."""
+        ...
+
+    def add_usage(self, batches: Sequence[UsageBatch]) -> None:
+        """Add what was used to the sums: each batch once, however often it is brought, also where this and
+        whoever brings it are cut off at any moment. The batches of a source come in the order of their seq."""
+        ...
+
+    def usage(
+        self, since: float = 0.0, until: float = math.inf, key_id: str | None = None
+    ) -> list[UsageHour]:
+        """What was used in the hours that began at `since` or later and before `until`, by key, model, hour."""
         ...
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from caudal.domain.errors import NotFound, Stale
-from caudal.domain.gang import GangState, GangStatus
+from caudal.domain.gang import GangState, GangStatus, gang_id
+from caudal.policy.slots import replica_slot
 from tests.conformance.ports import DRIVERS, Does, DriverCase, unreachable
 
 
@@ -51,6 +52,13 @@ def test_what_was_started_is_listed_at_once(case: DriverCase) -> None:
     assert status.gang_id == "a-0"
     assert status.alive
     assert status.site == case.driver.site
+
+
+def test_ids_of_gangs_of_a_newer_version_are_taken(case: DriverCase) -> None:
+    newer = gang_id(replica_slot("assistant", "smollm2-135m", 0, generation=2, version=3), 1)
+    start(case, newer)
+    case.driver.stop(newer, 1.0)
+    assert over(case, newer).gang_id == newer
 
 
 def test_a_running_gang_says_since_when(case: DriverCase) -> None:

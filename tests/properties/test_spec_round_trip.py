@@ -32,7 +32,7 @@ FLEETS = st.builds(
     FleetSpec,
     name=NAMES,
     sites=st.lists(NAMES, min_size=1, max_size=4, unique=True).map(lambda n: tuple(SiteSpec(x) for x in n)),
-    gateway=st.builds(GatewaySpec, port=st.integers(1, 8599)),
+    gateway=st.builds(GatewaySpec, port=st.integers(1, 8599), keys=st.sampled_from(["optional", "required"])),
 )
 
 

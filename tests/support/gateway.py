@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,11 @@ async def gateway(
     limits: Limits | None = None,
     upstream: UpstreamLimits | None = None,
     wait_s: float = 0.2,
+    more: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway that listens; control is away unless `routes_url` says otherwise."""
-    config = GatewayConfig("127.0.0.1", 0, routes_url, str(tmp_path / "routes.json"), "north", "gateway-1")
+    """A gateway that listens; control is away unless `routes_url` says otherwise. `more` of its configuration."""
+    where = ("127.0.0.1", 0, routes_url, str(tmp_path / "routes.json"), "north", "gateway-1")
+    config = GatewayConfig(*where, **(more or {}))
     one = Gateway(config, limits=limits, upstream_limits=upstream, wait_s=wait_s)
     await one.start()
     if models is not None:

@@ -150,18 +150,27 @@ class Served:
 
 
 @contextlib.contextmanager
-def mock_gateway(port: int, answers: Sequence[tuple[int, str]], models: Sequence[str]) -> Iterator[list[Any]]:
+def mock_gateway(
+    port: int,
+    answers: Sequence[tuple[int, str]],
+    models: Sequence[str],
+    keys: list[str | None] | None = None,
+) -> Iterator[list[Any]]:
     """A stand-in for the gateway: `/v1/models` lists these, each chat gets the next of the answers (status,
-    body; `text/event-stream` where the status is 200). Yields the list of what it is asked."""
+    body; `text/event-stream` where the status is 200). Yields the list of what it is asked; `keys` gets the header
+    with the key of every request."""
+    keys = [] if keys is None else keys
     asked: list[Any] = []
     left = list(answers)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            keys.append(self.headers.get("authorization"))
             self._answer(200, json.dumps({"object": "list", "data": [{"id": m} for m in models]}))
 
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            keys.append(self.headers.get("authorization"))
             self._answer(*left.pop(0))
 
         def _answer(self, status: int, body: str) -> None:

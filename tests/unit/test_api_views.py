@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 from caudal.api.views import status_view, workload_view
-from caudal.domain.fleet import FleetSpec, Lease, LeaseState, MachineType, Market, Resources, SiteSpec
+from caudal.domain.fleet import (
+    FleetSpec,
+    GatewaySpec,
+    Lease,
+    LeaseState,
+    MachineType,
+    Market,
+    Resources,
+    SiteSpec,
+)
 from caudal.domain.gang import Gang, Report, Role
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
@@ -87,3 +97,17 @@ def test_status_counts_ready_replicas_and_shows_sites_without_a_node() -> None:
     ]
     assert view.gateway_url == "http://127.0.0.1:8601"
     assert not view.gateway_ready
+
+
+def test_status_names_a_gateway_for_each_site_and_prefers_one_that_is_ready() -> None:
+    gateway = replace(gang("gateway.1", Role.GATEWAY, ""), site="south")
+    ready = (Report(gateway.id, 1.0, {"ready": True}),)
+    found = state(gateway, reports=ready)
+    assert found.fleet is not None
+    fleet = replace(found.fleet, gateway=GatewaySpec(port=9000, each_site=True))
+    view = status_view(replace(found, fleet=fleet), [], 3.0, "0.1.0")
+    assert [(g.url, g.site, g.ready) for g in view.gateways] == [
+        ("http://127.0.0.1:9000", "", False),
+        ("http://127.0.0.1:9001", "south", True),
+    ]
+    assert (view.gateway_url, view.gateway_ready) == ("http://127.0.0.1:9001", True)

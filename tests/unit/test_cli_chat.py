@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from caudal.console.talk import answer_pieces
 from tests.support.served import Served, mock_gateway
 
 
@@ -124,3 +126,26 @@ def test_people_talk_on_while_the_control_process_is_dead(served: Served) -> Non
     with mock_gateway(served.gateway_port, [(200, SAID)], ["small"]):
         told = served.caudal("chat", "hi")
     assert (told.code, told.out) == (0, "¡Hola, amigo!\n")
+
+
+def test_a_key_is_taken_from_the_environment_and_not_from_the_command_line(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str | None] = []
+    with mock_gateway(served.gateway_port, [(200, SAID)] * 3, ["small"], keys):
+        assert served.caudal("chat", "hi").code == 0
+        monkeypatch.setenv("CAUDAL_API_KEY", "ck-mine")
+        assert served.caudal("chat", "hi").code == 0
+        assert asyncio.run(on_the_page(f"http://127.0.0.1:{served.gateway_port}")) == "¡Hola, amigo!"
+    assert keys == [None, None, *["Bearer ck-mine"] * 3]
+
+
+def test_a_key_that_is_missing_is_said_with_where_it_goes(served: Served) -> None:
+    answers = [(401, refusal("no key", code="invalid_api_key"))]
+    with mock_gateway(served.gateway_port, answers, ["small"]):
+        told = served.caudal("chat", "hi")
+    assert told.code == 1 and "error[unauthorized]: no key" in told.err and "CAUDAL_API_KEY" in told.err
+
+
+async def on_the_page(url: str) -> str:
+    return "".join([piece async for piece in answer_pieces(url, "small", [])])

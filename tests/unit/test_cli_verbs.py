@@ -58,7 +58,18 @@ def away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Served:
 READS: dict[tuple[str, ...], tuple[str, set[str]]] = {
     ("status",): (
         "status/1",
-        {"at", "caudal", "fleet", "gateway_ready", "gateway_url", "models", "sites", "version", "workloads"},
+        {
+            "at",
+            "caudal",
+            "fleet",
+            "gateway_ready",
+            "gateway_url",
+            "gateways",
+            "models",
+            "sites",
+            "version",
+            "workloads",
+        },
     ),
     ("status", "starter"): (
         "workload/1",

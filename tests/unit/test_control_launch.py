@@ -47,7 +47,11 @@ def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
         "model", "version", "context", "slots", "threads", "blobs_url", "cache_dir", "host", "site", "gang",
     }  # fmt: skip
     gateway = config(bench.spec("gateway.0-1"))
-    assert set(gateway) == {"host", "port", "routes_url", "state_file", "site", "gang"}
+    assert set(gateway) == {
+        "host", "port", "hedge", "routes_url", "state_file", "site", "gang",
+        "keys", "keys_url", "keys_file", "usage_url", "usage_dir",
+    }  # fmt: skip
+    assert gateway["keys"] == "optional" and gateway["usage_dir"] == ""
     assert gateway["routes_url"] == "http://127.0.0.1:8600/api/v1/routes" and gateway["port"] == 8601
 
 

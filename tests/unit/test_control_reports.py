@@ -11,6 +11,7 @@ import pytest
 from caudal.control.reports import accept, curve_of
 from caudal.control.routes import Routes, routes
 from caudal.domain.errors import NotFound, Stale, UsageError
+from caudal.domain.workload import RolloutSpec, ServedModel, ServiceSpec
 from caudal.ports import Change
 from caudal.store import history
 from tests.unit.control_world import RUN, SERVICE, Bench
@@ -116,13 +117,66 @@ def test_routes_hold_what_is_ready_and_nothing_else(bench: Bench) -> None:
     assert urls(routes(replace(state, leases=(suspect,)))) == []
 
 
-def test_routes_go_to_the_newest_version_that_is_ready(bench: Bench) -> None:
+NEW = "assistant.replica.small.0@v2-1"
+
+
+def now_routes(bench: Bench, gateway: str = "") -> Routes:
+    return routes(bench.store.read(), bench.clock.now(), gateway)
+
+
+def test_routes_have_both_versions_until_the_old_one_is_drained(bench: Bench) -> None:
     say(bench, REPLICA, ready=True, url="http://old")
     bench.models.put("small")
     bench.run(1)
-    assert urls(routes(bench.store.read())) == ["http://old"]
-    say(bench, "assistant.replica.small.0@v2-1", ready=True, url="http://new")
-    assert urls(routes(bench.store.read())) == ["http://new"]
+    assert urls(now_routes(bench)) == ["http://old"]
+    say(bench, NEW, ready=True, url="http://new")
+    bench.run(1)
+    small = now_routes(bench).models[0]
+    assert [(r.url, r.version, r.slots, r.draining) for r in small.replicas] == [
+        ("http://old", 1, 4, True),
+        ("http://new", 2, 4, False),
+    ]
+    assert small.version == 2 and small.weights == []
+    say(bench, "gateway.0-1", ready=True, load={REPLICA: [1, 300, 50.0]})
+    bench.run(3)
+    say(bench, "gateway.0-1", ready=True, load={REPLICA: [1, 300, 50.0]})
+    bench.run(3)
+    assert bench.live("assistant.replica.small.0"), "it still answers somebody"
+    say(bench, "gateway.0-1", ready=True, load={})
+    bench.run(1)
+    assert urls(now_routes(bench)) == ["http://new"]
+    bench.run(2)
+    assert not bench.live("assistant.replica.small.0")
+    assert bench.kinds().count("gang.draining") == 1
+
+
+def test_a_new_version_has_its_first_share_for_its_time(bench: Bench) -> None:
+    canary = ServedModel("small", source="pypi:small==1", rollout=RolloutSpec(0.1, 60.0))
+    bench = Bench(ServiceSpec("assistant", (canary,)))
+    bench.run(5)
+    say(bench, REPLICA, ready=True, url="http://old")
+    bench.models.put("small")
+    bench.run(1)
+    assert now_routes(bench).models[0].weights == []
+    say(bench, NEW, ready=True, url="http://new")
+    for _ in range(5):
+        bench.run(1, each_s=10.0)
+        say(bench, NEW, ready=True, url="http://new")
+        weights = [(w.version, w.weight) for w in now_routes(bench).models[0].weights]
+        assert weights == [(1, pytest.approx(0.9)), (2, 0.1)]
+    bench.run(2, each_s=10.0)
+    found = now_routes(bench).models[0]
+    assert found.weights == [] and [r.draining for r in found.replicas] == [True, False]
+
+
+def test_gateways_are_told_what_the_others_have_in_flight(bench: Bench) -> None:
+    say(bench, "gateway.0-1", ready=True, load={REPLICA: [2, 600, 80.5], "idle-1": [0, 0, 9.0], "odd": "x"})
+    bench.clock.sleep(3.0)
+    assert now_routes(bench, "gateway.0-1").others_in_flight == []
+    other = now_routes(bench, "gateway.1-1").others_in_flight
+    assert [(o.gang, o.requests, o.tokens, o.age_s) for o in other] == [(REPLICA, 2, 600, 3.0)]
+    bench.clock.sleep(60.0)
+    assert now_routes(bench, "gateway.1-1").others_in_flight == []
 
 
 def test_the_version_of_the_routes_rises_when_a_replica_gets_ready(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from caudal.policy.slo import Promise, SloTargets
 from tests.support.gateway import chat, gateway, parsed, post, raw, table
 from tests.support.mock_replica import MockReplica
 
-CALL = Call("/v1/chat/completions", "m", True, 300, b'{"max_tokens":256}' + b" " * 158, "messages")
+CALL = Call("/v1/chat/completions", "m", True, 300, b'{"max_tokens":256}' + b" " * 158, "messages", 44)
 
 
 class Timed:

@@ -41,11 +41,11 @@ def events(answer: bytes) -> list[Any]:
 
 def test_whole_answer_has_public_model_id_and_usage(tmp_path: Path) -> None:
     async def scenario(one: Gateway, replica: MockReplica) -> None:
-        status, body = parsed(await raw(one, post(chat(foo={"kept": [1]}))))
+        status, body = parsed(await raw(one, post(chat(chat_template_kwargs={"kept": [1]}))))
         assert status == 200
         assert body["model"] == "m" and body["id"] == "cmpl-1" and body["usage"] == USAGE
         assert body["choices"][0]["message"]["content"] == "w0 w1 w2"
-        assert replica.requests[0]["foo"] == {"kept": [1]}
+        assert replica.requests[0]["chat_template_kwargs"] == {"kept": [1]}
 
     with_one(tmp_path, scenario)
 

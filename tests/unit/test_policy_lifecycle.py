@@ -132,7 +132,13 @@ def test_a_newer_version_gets_ready_beside_the_old_one_and_then_takes_its_place(
     assert state_of(play, "assistant").state is WorkloadState.RUNNING, "the old one serves on"
     assert play.step(1.0).choices == ()
     play.report("assistant.replica.small.0@v2", ready=True)
-    decision = play.step(1.0)
+    assert kinds(play.step(1.0)) == ["drain_gang assistant.replica.small.0"]
+    assert play.step(1.0).choices == ()
+    play.report("gateway.0", ready=True, load={})
+    decision = play.step(RULES.drain_least_s)
+    assert not any(isinstance(c.action, StopGang) for c in decision.choices), "it may not know yet"
+    play.report("gateway.0", ready=True, load={})
+    decision = play.step(0.1)
     assert [
         (c.action.gang_id, c.reason.code) for c in decision.choices if isinstance(c.action, StopGang)
     ] == [("assistant.replica.small.0-1", "model.newer")]
@@ -146,9 +152,10 @@ def test_where_both_versions_have_no_room_the_old_one_goes_first() -> None:
     play.models["small"] = model()
     play.settle()
     play.models["small"] = model(version=2)
-    decision = play.step(1.0)
-    assert [c.reason.code for c in decision.choices if isinstance(c.action, StopGang)] == ["replace.no_room"]
-    play.settle(3)
+    assert [(c.action.kind, c.reason.code) for c in play.step(1.0).choices] == [
+        ("drain_gang", "replace.no_room")
+    ]
+    play.settle(6)
     assert [g.model_version for g in play.live() if g.role == "replica"] == [2]
 
 

@@ -12,7 +12,7 @@ import pytest
 from caudal import spec
 from caudal.domain.errors import DataError, NotFound, SpecError
 from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
-from caudal.domain.workload import BaseSpec, ServedModel, ServiceSpec, StageSpec, TrainSpec
+from caudal.domain.workload import BaseSpec, RolloutSpec, ServedModel, ServiceSpec, StageSpec, TrainSpec
 
 TRAIN = """\
 type: train
@@ -137,6 +137,10 @@ def test_documents_that_are_no_spec(text: str, expected: str) -> None:
             "f.yaml:5: port: expected a number from 1 to 65,535, found 0",
         ),
         ("  - {name: a}\ngateway: {port: 70000}\n", "found 70000"),
+        (
+            "  - {name: a}\ngateway: {keys: require}\n",
+            "keys: expected optional or required, found the text 'require'; did you mean 'required'?",
+        ),
         ("  - {name: a}\ngateway: {port: 8600}\n", "f.yaml:5: port: the gateway and the api both have 8600"),
         ("  - {name: a}\napi: {host: 0.0.0.0}\n", "f.yaml:5: host: '0.0.0.0' is not this machine's own"),
         ("  - {name: A}\n", "f.yaml:4: name: 'A' is not a name"),
@@ -410,4 +414,20 @@ def test_the_gateway_takes_an_address_of_this_machine() -> None:
     text = "type: fleet\nname: x\nsites: [{name: a}]\ngateway: {host: '::1', port: 9}\n"
     (fleet,) = spec.parse(text, "f.yaml")
     assert isinstance(fleet, FleetSpec)
-    assert fleet.gateway == GatewaySpec("::1", 9)
+    assert fleet.gateway == GatewaySpec("::1", 9, "optional")
+
+
+def test_a_fleet_may_have_a_gateway_at_each_site_and_needs_a_port_for_each() -> None:
+    text = "type: fleet\nname: f\nsites: [{name: a}, {name: b}]\ngateway: {each_site: true, hedge: 0.05, port: %d}\n"
+    (fleet,) = spec.parse(text % 8601, "f.yaml")
+    assert isinstance(fleet, FleetSpec) and fleet.gateway_ports() == (8601, 8602)
+    assert "the api has 8600 too" in said(text % 8599)
+    assert "2 gateways need as many ports" in said(text % 65535)
+    assert "hedge: expected a number from 0 to 0.1" in said((text % 8601).replace("0.05", "0.5"))
+
+
+def test_a_canary_needs_a_time_to_be_watched() -> None:
+    text = "type: service\nname: s\nmodels: [{id: m, run: m, rollout: {canary: 0.1%s}}]\n"
+    (service,) = spec.parse(text % ", hold_s: 60", "f.yaml")
+    assert isinstance(service, ServiceSpec) and service.models[0].rollout == RolloutSpec(0.1, 60.0)
+    assert "a canary needs `hold_s`" in said(text % "")

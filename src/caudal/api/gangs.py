@@ -30,9 +30,10 @@ def report(gang_id: str, ctx: Ctx, body: Annotated[dict[str, Any], Body()]) -> d
 
 
 @router.get("/routes", dependencies=[Depends(guard_token)])
-def current_routes(ctx: Ctx) -> Routes:
-    """The replicas that answer, for gateways."""
-    return routes(ctx.store.read())
+def current_routes(ctx: Ctx, gateway: Annotated[str, Query(max_length=200)] = "") -> Routes:
+    """The replicas that answer, for gateways. `gateway` is the gang that asks: what others have in flight leaves
+    its own requests out."""
+    return routes(ctx.store.read(), ctx.clock.now(), gateway)
 
 
 @router.get("/gangs/{name}/logs", dependencies=[Depends(guard_token)])

@@ -12,9 +12,11 @@ from typing import Any
 
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Report, Role
+from caudal.domain.key import ANONYMOUS, ApiKey, KeyLimits, UsageHour
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServiceSpec, TrainSpec, Workload
+from caudal.policy.slots import gateway_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,17 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayView:
+    """One front door, and where it stands (empty: nowhere now)."""
+
+    url: str
+    site: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
-    """The whole fleet at a glance."""
+    """The whole fleet at a glance. `gateway_url` is the first gateway that is ready, or else the first."""
 
     fleet: str
     version: int
@@ -96,6 +107,7 @@ class StatusView:
     models: list[ModelView]
     gateway_url: str
     gateway_ready: bool
+    gateways: list[GatewayView]
     caudal: str
     shape: str = "status/1"
 
@@ -106,6 +118,67 @@ class ListView:
 
     shape: str
     items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """A key without its hash. `expires_at` and `revoked_at` are 0 where they are never."""
+
+    id: str
+    name: str
+    created_at: float
+    expires_at: float
+    revoked_at: float
+    limits: KeyLimits
+    shape: str = "key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeyView:
+    """A key that was just made, with its secret: shown this once."""
+
+    key: KeyView
+    secret: str
+    shape: str = "new_key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageView:
+    """What a key used of a model within the hour that began at `hour`."""
+
+    key_id: str
+    key: str
+    model: str
+    hour: int
+    requests: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+def key_view(key: ApiKey) -> KeyView:
+    """What people may see of a key."""
+    return KeyView(key.id, key.name, key.created_at, key.expires_at, key.revoked_at, key.limits)
+
+
+def usage_views(hours: Iterable[UsageHour], keys: Iterable[ApiKey]) -> list[UsageView]:
+    """The hours, with the keys' names beside their ids."""
+    names = {key.id: key.name for key in keys} | {ANONYMOUS: ANONYMOUS}
+    return [
+        UsageView(
+            h.key_id,
+            names.get(h.key_id, ""),
+            h.model,
+            h.hour,
+            h.requests,
+            h.failed,
+            h.usage.prompt_tokens,
+            h.usage.completion_tokens,
+            h.usage.cached_tokens,
+        )
+        for h in hours
+    ]
 
 
 def _gang_view(gang: Gang, report: Report | None) -> GangView:
@@ -222,9 +295,8 @@ def _site_views(state: State) -> list[SiteView]:
 
 def status_view(state: State, records: Iterable[ModelRecord], now: float, version: str) -> StatusView:
     """The whole fleet at a glance."""
-    gateway = next((g for g in live_gangs(state) if g.role == Role.GATEWAY.value), None)
-    configured = state.fleet.gateway if state.fleet else None
-    url = f"http://{configured.host}:{configured.port}" if configured else ""
+    gateways = _gateways(state)
+    first = next((g for g in gateways if g.ready), gateways[0] if gateways else None)
     return StatusView(
         fleet=state.fleet.name if state.fleet else "",
         version=state.version,
@@ -232,7 +304,25 @@ def status_view(state: State, records: Iterable[ModelRecord], now: float, versio
         sites=_site_views(state),
         workloads=[workload_view(state, w) for w in sorted(state.workloads, key=lambda w: w.name)],
         models=model_views(state, records),
-        gateway_url=url,
-        gateway_ready=bool(gateway and gateway.status.get("ready")),
+        gateway_url=first.url if first else "",
+        gateway_ready=bool(first and first.ready),
+        gateways=gateways,
         caudal=version,
     )
+
+
+def _gateways(state: State) -> list[GatewayView]:
+    """The gateways that the fleet file asks for, each with what runs there."""
+    if state.fleet is None:
+        return []
+    views = []
+    for number, port in enumerate(state.fleet.gateway_ports()):
+        runs = next((g for g in live_gangs(state) if g.slot == gateway_slot(number)), None)
+        views.append(
+            GatewayView(
+                url=f"http://{state.fleet.gateway.host}:{port}",
+                site=runs.site if runs else "",
+                ready=bool(runs and runs.status.get("ready")),
+            )
+        )
+    return views

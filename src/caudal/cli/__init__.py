@@ -27,6 +27,7 @@ VERBS = {
     "logs": "Show what a gang printed.",
     "stop": "Stop a run or a service.",
     "models": "List models, and pull them in.",
+    "keys": "Make, limit and revoke keys of the gateway; show what was used with them.",
     "chat": "Talk to a model in the terminal.",
     "track": "Send a run's curve to TensorBoard, W&B or a file.",
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",

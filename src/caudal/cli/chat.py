@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,8 +12,9 @@ import httpx
 
 from caudal.cli.client import Client
 from caudal.cli.output import console
-from caudal.domain.errors import ControlAway, Failed, NotFound
+from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, Unauthorized
 from caudal.domain.fleet import GatewaySpec
+from caudal.domain.key import SECRET_VARIABLE
 from caudal.store.home import Home, home
 from caudal.store.state import open_store
 
@@ -32,12 +34,23 @@ def gateway_url(place: Home) -> str:
     return f"http://{listens.host}:{listens.port}"
 
 
+def key_header() -> dict[str, str]:
+    """The caller's key, where one is set."""
+    key = os.environ.get(SECRET_VARIABLE, "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Iterator[str]:
     """The assistant's words as they come. Raises NotFound, ControlAway, Failed."""
     body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
     try:
         with httpx.stream(
-            "POST", f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(60.0), trust_env=False
+            "POST",
+            f"{url}/v1/chat/completions",
+            json=body,
+            headers=key_header(),
+            timeout=httpx.Timeout(60.0),
+            trust_env=False,
         ) as answer:
             if answer.status_code >= 400:
                 raise _refused(answer.status_code, answer.read())
@@ -62,18 +75,20 @@ def _words(data: str) -> str:
         raise Failed("a part of the answer cannot be read", why=data[:200]) from error
 
 
-def _refused(status: int, body: bytes) -> Failed | NotFound:
+def _refused(status: int, body: bytes) -> CaudalError:
     try:
         message = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = body[:200].decode(errors="replace")
+    if status == 401:
+        return Unauthorized(message, remedy=f"set {SECRET_VARIABLE} to a key of this fleet")
     return NotFound(message, remedy="caudal models list") if status == 404 else Failed(message)
 
 
 def choose(url: str) -> str:
     """The first model that the gateway lists."""
     try:
-        answer = httpx.get(f"{url}/v1/models", timeout=5.0, trust_env=False)
+        answer = httpx.get(f"{url}/v1/models", headers=key_header(), timeout=5.0, trust_env=False)
     except httpx.TransportError as error:
         raise ControlAway(f"no gateway answers at {url}", why=str(error), remedy="caudal up") from error
     if answer.status_code >= 400:
@@ -90,7 +105,8 @@ def choose(url: str) -> str:
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1, 100_000))
 @click.pass_obj
 def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens: int) -> None:
-    """Talk to a model. With WORDS: one answer; without: a conversation (Ctrl-D ends it)."""
+    """Talk to a model. With WORDS: one answer; without: a conversation (Ctrl-D ends it). Where the gateway
+    requires keys, set $CAUDAL_API_KEY."""
     url = gateway_url(home(root))
     chosen = model or choose(url)
     messages: list[Message] = []

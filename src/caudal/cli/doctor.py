@@ -134,7 +134,7 @@ def _ports(place: Home) -> list[int]:
     if state is None or state.fleet is None:
         return usual
     runs = any(g.role is Role.GATEWAY and g.ended_at is None for g in state.gangs)
-    return [state.fleet.api.port] if runs else [state.fleet.api.port, state.fleet.gateway.port]
+    return [state.fleet.api.port] if runs else [state.fleet.api.port, *state.fleet.gateway_ports()]
 
 
 def _listens(port: int) -> bool:

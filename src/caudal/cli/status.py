@@ -29,6 +29,9 @@ def verb(root: str | None, name: str | None, as_json: bool) -> None:
         _workload(out, answer)
         return
     out.print(f"fleet [bold]{answer['fleet']}[/]  gateway {answer['gateway_url']}/v1")
+    if len(answer["gateways"]) > 1:
+        out.print(table(("GATEWAY", "SITE", "STATE"), [_gateway(g) for g in answer["gateways"]]))
+        out.print()
     out.print(
         table(
             ("SITE", "NODE", "STATE", "CPUS", "MEMORY", "$/H", "GANGS"), [_site(s) for s in answer["sites"]]
@@ -45,6 +48,14 @@ def verb(root: str | None, name: str | None, as_json: bool) -> None:
         for m in answer["models"]
     ]
     out.print(table(("MODEL", "VERSION", "SIZE", "REPLICAS"), models))
+
+
+def _gateway(gateway: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{gateway['url']}/v1",
+        gateway["site"] or "-",
+        state("ready" if gateway["ready"] else "starting"),
+    )
 
 
 def _site(site: dict[str, Any]) -> tuple[str, ...]:

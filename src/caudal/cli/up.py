@@ -87,7 +87,8 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
             f"[bold]caudal {caudal.__version__}[/]  fleet [bold]{fleet.name}[/]  state {plain(place.root)}"
         )
         out.print(f"  web page  {control.url}")
-        out.print(f"  gateway   http://{fleet.gateway.host}:{fleet.gateway.port}/v1  (OpenAI-compatible)")
+        for port in fleet.gateway_ports():
+            out.print(f"  gateway   http://{fleet.gateway.host}:{port}/v1  (OpenAI-compatible)")
         client = Client(place)
         if out.is_terminal:
             follow_live(client, out)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 
 import httpx
+
+from caudal.domain.key import SECRET_VARIABLE
 
 
 async def answer_pieces(
@@ -16,7 +19,7 @@ async def answer_pieces(
     try:
         async with (
             httpx.AsyncClient(timeout=60.0, trust_env=False) as client,
-            client.stream("POST", f"{gateway_url}/v1/chat/completions", json=body) as answer,
+            client.stream("POST", f"{gateway_url}/v1/chat/completions", json=body, headers=_key()) as answer,
         ):
             if answer.status_code >= 400:
                 yield f"[{message_of(await answer.aread())}]"
@@ -26,6 +29,12 @@ async def answer_pieces(
                     yield piece_of(line.removeprefix("data: "))
     except httpx.TransportError as error:
         yield f"[the gateway does not answer: {error}]"
+
+
+def _key() -> dict[str, str]:
+    """The key of the process that shows the page, where the gateway requires one."""
+    key = os.environ.get(SECRET_VARIABLE, "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def piece_of(data: str) -> str:

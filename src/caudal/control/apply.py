@@ -39,15 +39,17 @@ def apply(store: Store, specs: Sequence[Spec], now: float) -> list[Applied]:
     cannot be changed like this or a run cannot be placed on it, Stale where the state never stood still.
     """
     _distinct(specs)
-    return _retry(lambda: _apply_once(store, specs, now))
+    return retried(lambda: _apply_once(store, specs, now))
 
 
 def stop(store: Store, name: str, now: float) -> bool:
     """Want a workload no longer; returns whether that was news. Raises NotFound, Stale."""
-    return _retry(lambda: _stop_once(store, name, now))
+    return retried(lambda: _stop_once(store, name, now))
 
 
-def _retry(attempt: Callable[[], T]) -> T:
+def retried(attempt: Callable[[], T]) -> T:
+    """What the attempt returns, which reads, decides and commits: again where others committed in between.
+    Raises Stale where they always did."""
     for _ in range(TRIES - 1):
         try:
             return attempt()
@@ -135,7 +137,7 @@ def _fleet(state: State, given: FleetSpec) -> Applied:
     serving = any(g.role is Role.GATEWAY and g.ended_at is None for g in state.gangs)
     if serving and state.fleet.gateway != given.gateway:
         raise Impossible(
-            "the gateway's address cannot change while it runs",
+            "where the gateway listens, and whether it requires keys, cannot change while it runs",
             remedy="caudal stop the services, apply the fleet, and apply the services again",
         )
     return Applied("fleet", given.name, "changed", 1)

@@ -19,6 +19,7 @@ from caudal.domain.fleet import GatewaySpec
 from caudal.domain.gang import Gang, GangSpec, ProcessSpec, Role
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
+from caudal.policy.slots import gateway_number
 from caudal.telemetry.report import REPORT_URL, TOKEN_FILE
 
 HOST = "127.0.0.1"
@@ -35,7 +36,8 @@ MODULES = {
 @dataclass(frozen=True, slots=True)
 class LaunchSettings:
     """Where gangs find things. `secret` is the control API's; it is never handed on, only runs' tokens are
-    made from it. `gateway` None: as the fleet says."""
+    made from it. `gateway` None: as the fleet says. In `gateway_dir` gateways keep keys and usage; without it
+    they keep no usage."""
 
     api_url: str = ""
     token_file: str = ""
@@ -45,6 +47,7 @@ class LaunchSettings:
     certificates: str = ""
     gateway: GatewaySpec | None = None
     gateway_state_file: str = ""
+    gateway_dir: str = ""
 
 
 def run_token(secret: str, run: str, generation: int) -> str:
@@ -102,13 +105,21 @@ def _config(gang: Gang, state: State, settings: LaunchSettings, threads: int) ->
 
 def _gateway(gang: Gang, state: State, settings: LaunchSettings) -> Mapping[str, Any]:
     spec = settings.gateway or (state.fleet.gateway if state.fleet else GatewaySpec())
+    number = gateway_number(gang.slot)
+    state_file = settings.gateway_state_file or f"{settings.cache_dir}/gateway-routes.json"
     return {
         "host": spec.host,
-        "port": spec.port,
+        "port": spec.port + number,
+        "hedge": spec.hedge,
         "routes_url": f"{settings.api_url}/api/v1/routes",
-        "state_file": settings.gateway_state_file or f"{settings.cache_dir}/gateway-routes.json",
+        "state_file": state_file.replace(".json", f"-{number}.json") if number else state_file,
         "site": gang.site,
         "gang": gang.id,
+        "keys": spec.keys,
+        "keys_url": f"{settings.api_url}/api/v1/gateway/keys",
+        "keys_file": f"{settings.gateway_dir or settings.cache_dir}/gateway-keys.json",
+        "usage_url": f"{settings.api_url}/api/v1/gateway/usage",
+        "usage_dir": f"{settings.gateway_dir}/gateway-usage" if settings.gateway_dir else "",
     }
 
 

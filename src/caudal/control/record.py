@@ -12,6 +12,7 @@ from caudal.domain.decision import (
     AcquireNode,
     Choice,
     Decision,
+    DrainGang,
     EndGang,
     EndLease,
     Intent,
@@ -40,6 +41,7 @@ _EVENTS = {
     "release_node": "lease.releasing",
     "release_machine": "machine.released",
     "start_gang": "gang.starting",
+    "drain_gang": "gang.draining",
     "stop_gang": "gang.stopping",
     "pull_model": "model.pulling",
     "suspect_lease": "lease.suspect",
@@ -123,6 +125,9 @@ def _book(books: _Books, choice: Choice, now: float) -> None:
         gang = books.gangs.get(action.gang_id)
         if gang is not None and gang.ended_at is None:
             books.gang(replace(gang, stopping=True))
+    elif isinstance(action, DrainGang):
+        since = now if action.draining else None
+        books.gang(replace(books.gangs[action.gang_id], draining_at=since))
     elif isinstance(action, EndGang):
         _end_gang(books, action, choice, now)
     elif isinstance(action, SetWorkloadState):
@@ -172,7 +177,9 @@ def _events(books: _Books, choice: Choice, now: float, before: Workload | None) 
     data = {"code": choice.reason.code}
     if not isinstance(action, SetWorkloadState):
         data |= _ids(action)
-        return [Event(now, _EVENTS[action.kind], choice.subject, choice.reason.text, data)]
+        stays = isinstance(action, DrainGang) and not action.draining
+        kind = "gang.drain_over" if stays else _EVENTS[action.kind]
+        return [Event(now, kind, choice.subject, choice.reason.text, data)]
     if before is not None and before.state is action.state:
         return []  # only the words changed: what waits is in the decision
     workload = books.workloads[action.name]
@@ -191,7 +198,7 @@ def _ids(action: object) -> dict[str, str]:
     found: dict[str, str] = {}
     if isinstance(action, StartGang):
         found = {"gang": action.gang.id, "site": action.gang.site, "node": action.gang.node}
-    elif isinstance(action, StopGang | EndGang):
+    elif isinstance(action, StopGang | DrainGang | EndGang):
         found = {"gang": action.gang_id}
     elif isinstance(action, PullModel):
         found = {"model": action.model_id, "source": action.source}

@@ -32,12 +32,23 @@ def accept(store: Store, gang_id: str, body: Mapping[str, Any], now: float) -> N
     state = store.read()
     gang = _reporting(state, gang_id)
     status = _mapping(body.get("status"), "status")
+    if gang.role is Role.REPLICA:
+        _note_ready(status, state, gang_id, now)
     points = _points(gang, body.get("points", []))
 
     def notable(before: Mapping[str, Any], new: Sequence[Point]) -> list[Event]:
         return _notable(gang, before, status, new, now)
 
     store.put_report(Report(gang_id, now, status), points, notable)
+
+
+def _note_ready(status: dict[str, Any], state: State, gang_id: str, now: float) -> None:
+    """Since when a replica has been ready, by the clock of control: rollouts count from there."""
+    status.pop("ready_since", None)
+    if status.get("ready") is True:
+        before = next((r.status for r in state.reports if r.gang_id == gang_id), {})
+        since = before.get("ready_since") if before.get("ready") is True else None
+        status["ready_since"] = now if since is None else since
 
 
 def curve_of(run: str, generation: int) -> str:

@@ -57,6 +57,16 @@ class StopGang:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainGang:
+    """Send a replica nothing new, so that it ends what it has and can be stopped; or (`draining` False) think
+    better of it."""
+
+    gang_id: str
+    draining: bool = True
+    kind: Literal["drain_gang"] = "drain_gang"
+
+
+@dataclass(frozen=True, slots=True)
 class PullModel:
     """Bring a model into the model store. Done when the model store lists it."""
 
@@ -111,8 +121,8 @@ class SetWorkloadState:
 ExternalAction = AcquireNode | ReleaseNode | ReleaseMachine | StartGang | StopGang | PullModel
 """Actions that call the world: each becomes an intent."""
 
-BookAction = SuspectLease | TrustLease | EndLease | EndGang | SetWorkloadState
-"""Actions that only write down what was observed: carried out by the transaction itself."""
+BookAction = SuspectLease | TrustLease | EndLease | EndGang | DrainGang | SetWorkloadState
+"""Actions that only write down what was observed or what others shall read: carried out by the transaction itself."""
 
 Action = ExternalAction | BookAction
 

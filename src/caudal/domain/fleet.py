@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from typing import Literal
 
 
 class Market(StrEnum):
@@ -71,10 +72,19 @@ class SiteSpec:
 
 @dataclass(frozen=True, slots=True)
 class GatewaySpec:
-    """Where the front door listens."""
+    """Where the front door listens, and whether it asks for a key.
+
+    With `each_site` there is one at every site: the fleet's first site has `port`, the second one the next, and so
+    on, and clients may use any of them. Else there is one, at whichever site has room. `hedge`: the share of
+    requests that may be sent to a second replica when the first is slow to begin (0: none). With `keys: optional`
+    a request without a key is served, and one with a wrong, revoked or expired key is refused all the same.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8601
+    keys: Literal["optional", "required"] = "optional"
+    each_site: bool = False
+    hedge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,11 @@ class FleetSpec:
     def site(self, name: str) -> SiteSpec | None:
         """The site of that name, if the fleet has it."""
         return next((s for s in self.sites if s.name == name), None)
+
+    def gateway_ports(self) -> tuple[int, ...]:
+        """The ports on which gateways listen: one, or one for each site in their order."""
+        count = len(self.sites) if self.gateway.each_site else 1
+        return tuple(self.gateway.port + number for number in range(count))
 
 
 @dataclass(frozen=True, slots=True)

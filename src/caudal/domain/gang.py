@@ -44,6 +44,7 @@ class Gang:
     model: str = ""
     model_version: int = 0
     stopping: bool = False  # a StopGang was decided
+    draining_at: float | None = None  # a replica that gets nothing new since then, and ends what it has
     ended_at: float | None = None  # filled when it was observed to be over; the row is kept for `explain`
     exit_code: int | None = None
     end_reason: str = ""

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+SECRET_PREFIX = "ck-"
+"""What every key's secret begins with; what does not is no key of ours."""
+
+SECRET_VARIABLE = "CAUDAL_API_KEY"
+"""The environment variable from which Caudal's own clients of the gateway take their key."""
+
+ANONYMOUS = "anonymous"
+"""The id and the name under which requests without a key are counted."""
+
+HOUR_S = 3600
 
 
 class Slo(StrEnum):
@@ -62,3 +74,52 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class UsageHour:
+    """What one key used of one model within one hour. `hour` is when it began, in seconds since 1970; of
+    `requests`, `failed` were answered with a status of 400 or more, or left by their client."""
+
+    key_id: str
+    model: str
+    hour: int
+    requests: int = 0
+    failed: int = 0
+    usage: Usage = Usage()
+
+    def plus(self, other: UsageHour) -> UsageHour:
+        """Both together; they are of the same key, model and hour."""
+        return UsageHour(
+            self.key_id,
+            self.model,
+            self.hour,
+            self.requests + other.requests,
+            self.failed + other.failed,
+            self.usage + other.usage,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBatch:
+    """Usage that a gateway hands over at once. `source` is one gateway process, `seq` rises within it: whoever
+    keeps the sums keeps the last `seq` of each source with them, and so counts every batch once."""
+
+    source: str
+    seq: int
+    rows: tuple[UsageHour, ...]
+
+
+def hour_of(at: float) -> int:
+    """When the hour of that time began; both in seconds since 1970."""
+    return int(at // HOUR_S) * HOUR_S
+
+
+def summed(rows: Iterable[UsageHour]) -> list[UsageHour]:
+    """One row for each key, model and hour, in that order."""
+    sums: dict[tuple[str, str, int], UsageHour] = {}
+    for row in rows:
+        key = (row.key_id, row.model, row.hour)
+        before = sums.get(key)
+        sums[key] = row if before is None else before.plus(row)
+    return [sums[key] for key in sorted(sums)]

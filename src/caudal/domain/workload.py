@@ -189,6 +189,17 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """How a new version of a model takes over from the old one. While both are ready the new one answers the
+    share `canary` of the requests for `hold_s` seconds; then the old one's replicas end what they have and go. As
+    it stands here the new one takes over as soon as it is ready. No request is dropped either way.
+    """
+
+    canary: float = 1.0
+    hold_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """One model of a service: pulled from `source`, or published by the run named `run`.
 
@@ -203,6 +214,7 @@ class ServedModel:
     replicas: int = 1
     context: int = 2048
     slots: int = 4
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.15, memory_bytes=512 * MIB))
 
 

@@ -47,7 +47,7 @@ PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"})
 
 ISOLATED = ("-I", "-S") if sys.platform == "linux" else ("-I",)  # elsewhere psutil has to be found
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,180}")
 
 
 class LocalDriver:

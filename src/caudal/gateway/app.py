@@ -8,20 +8,30 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from caudal.gateway.account import CLIENT_LEFT
+from caudal.gateway.answer_heads import AnswerHeads
+from caudal.gateway.callers import Caller, Callers
+from caudal.gateway.engine_dialects import fans_out
+from caudal.gateway.fan_out import fan_out
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
 from caudal.gateway.http_server import Exchange
+from caudal.gateway.legacy_logprobs import LegacyLogprobs
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
-from caudal.gateway.openai_errors import ApiError, model_not_found
+from caudal.gateway.openai_errors import ApiError, keys_unknown, model_not_found
+from caudal.gateway.openapi import openapi_document
+from caudal.gateway.responses_api import Responses
+from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
+from caudal.gateway.short_calls import Embeddings, ShortCalls
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 UNKNOWN_MODEL = "unknown"
-CLIENT_LEFT = 499
-"""The status that is counted, and seen by nobody, where a client did not wait for its answer."""
+KEYED = "/v1/"
+"""Below it everything is for those who may: a path that is added is guarded by being there."""
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
 
@@ -30,16 +40,32 @@ class App:
     """The handler of every request."""
 
     def __init__(
-        self, router: Router, generations: Generations, metrics: Metrics, connections: Callable[[], int]
+        self,
+        router: Router,
+        generations: Generations,
+        metrics: Metrics,
+        connections: Callable[[], int],
+        callers: Callers,
+        short_calls: ShortCalls,
+        responses: ResponseStore,
     ) -> None:
+        self._callers = callers
         self._router = router
         self._generations = generations
         self._metrics = metrics
         self._connections = connections
+        self._short_calls = short_calls
+        self._responses = Responses(responses, self._generate)
+        self._heads = AnswerHeads(router.now)
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completion),
+            "/v1/embeddings": ("POST", self._embedding),
+            "/v1/tokenize": ("POST", self._tokenize),
+            "/v1/detokenize": ("POST", self._detokenize),
+            "/v1/responses": ("POST", self._response),
             "/v1/models": ("GET", self._models),
+            "/openapi.json": ("GET", self._openapi),
             "/health": ("GET", self._health),
             "/ready": ("GET", self._ready),
             "/metrics": ("GET", self._metrics_text),
@@ -47,16 +73,30 @@ class App:
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request."""
+        exchange.headers = self._heads.of(exchange.request)
         try:
-            _refuse_foreign_pages(exchange.request)
-            await self._endpoint(exchange.request.method, exchange.request.path)(exchange)
+            request = exchange.request
+            _refuse_foreign_pages(request)
+            if request.path.startswith(KEYED):
+                exchange.caller = self._caller(exchange)
+            await self._endpoint(request.method, request.path)(exchange)
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
+
+    def _caller(self, exchange: Exchange) -> Caller:
+        """Who asks; who may not is counted as an answer to nobody knows which model."""
+        try:
+            return self._callers.of(exchange.request.headers, exchange.address)
+        except ApiError as error:
+            self._metrics.answered(UNKNOWN_MODEL, error.status)
+            raise
 
     def _endpoint(self, method: str, path: str) -> Endpoint:
         found = self._endpoints.get(path)
         if found is None and path.startswith("/v1/models/"):
             found = ("GET", self._model)
+        if found is None and path.startswith("/v1/responses/"):
+            return self._responses.one
         if found is None:
             raise ApiError(404, "unknown_url", f"Unknown request URL: {method} {path[:200]}.")
         if method != found[0] and not (method == "HEAD" and found[0] == "GET"):
@@ -69,6 +109,25 @@ class App:
     async def _completion(self, exchange: Exchange) -> None:
         await self._generate(exchange, parse_completion)
 
+    async def _response(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        await self._responses.create(exchange)
+
+    async def _embedding(self, exchange: Exchange) -> None:
+        embeddings = Embeddings(exchange)
+        await self._generate(embeddings, embeddings.parse)
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        exchange.respond(200, await self._short_calls.tokenize(exchange.request.body))
+
+    async def _detokenize(self, exchange: Exchange) -> None:
+        _require_json(exchange)
+        exchange.respond(200, await self._short_calls.detokenize(exchange.request.body))
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        exchange.respond(200, openapi_document())
+
     async def _generate(self, exchange: Exchange, parse: Callable[[bytes], Call]) -> None:
         """Every generation is counted once, with the status that its client saw."""
         model = UNKNOWN_MODEL
@@ -77,7 +136,7 @@ class App:
             call = parse(exchange.request.body)
             if self._router.model(call.model) is not None:
                 model = call.model
-            status = await self._generations.run(exchange, call)
+            status = await self._run(exchange, call)
         except ApiError as error:
             self._metrics.answered(model, error.status)
             raise
@@ -86,14 +145,27 @@ class App:
             raise
         self._metrics.answered(model, status)
 
+    async def _run(self, exchange: Exchange, call: Call) -> int:
+        """Most calls go straight to one replica."""
+        if call.choices == 1 and not call.logprobs:
+            return await self._generations.run(exchange, call, exchange.caller)
+        if call.logprobs and call.path == "/v1/completions":
+            exchange = LegacyLogprobs(exchange)
+        model = self._router.model(call.model)
+        engines = {route.engine for route in model.replicas} if model is not None else set()
+        if call.choices > 1 and (not engines or any(fans_out(engine) for engine in engines)):
+            return await fan_out(exchange, call, self._generations.run)
+        return await self._generations.run(exchange, call, exchange.caller)
+
     async def _models(self, exchange: Exchange) -> None:
-        data = [_described(model) for model in self._router.models()]
+        caller = exchange.caller
+        data = [_described(model) for model in self._router.models() if caller.may_use(model.id)]
         exchange.respond(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def _model(self, exchange: Exchange) -> None:
         model_id = exchange.request.path.removeprefix("/v1/models/")
         model = self._router.model(model_id)
-        if model is None:
+        if model is None or not exchange.caller.may_use(model_id):
             raise model_not_found(model_id)
         exchange.respond(200, msgspec.json.encode(_described(model)))
 
@@ -104,11 +176,13 @@ class App:
         if not self._router.known:
             message = "The gateway knows no routes yet: control has not answered since it was started."
             raise ApiError(503, "not_ready", message, retry_after_s=1)
+        if not self._callers.known:
+            raise keys_unknown()
         exchange.respond(200, b'{"status":"ready"}')
 
     async def _metrics_text(self, exchange: Exchange) -> None:
-        rows = [(m.id, len(m.replicas), self._router.in_flight(m.id)) for m in self._router.models()]
-        exchange.respond(200, self._metrics.render(self._connections(), rows), TEXT)
+        rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
+        exchange.respond(200, self._metrics.render(self._connections(), rows, self._callers.wrong), TEXT)
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:
@@ -118,7 +192,7 @@ def _described(model: ModelRoutes) -> dict[str, object]:
         "object": "model",
         "created": 0,
         "owned_by": "caudal",
-        "caudal": {"version": model.version, "context": model.context, "replicas": len(model.replicas)},
+        "caudal": {"version": model.version, "context": model.context, "replicas": model.ready},
     }
 
 

@@ -11,8 +11,12 @@ import logging
 
 import msgspec
 
+from caudal.gateway.account import Account, Record, usage_in
 from caudal.gateway.admitter import Admitter, Permit, reply_tokens
+from caudal.gateway.callers import NOBODY, Caller
+from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
@@ -23,6 +27,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 from caudal.gateway.wishes import wishes
@@ -50,40 +55,54 @@ class Generations:
         pool: UpstreamPool,
         metrics: Metrics,
         wait_s: float = WAIT_FOR_REPLICA_S,
+        record: Record = lambda *_: None,
         admitter: Admitter | None = None,
     ) -> None:
+        self._record = record
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
 
-    async def run(self, exchange: Exchange, call: Call) -> int:
-        """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+    async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
+        """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
+        nothing was sent."""
+        if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        slo, deadline_s = wishes(exchange.request.headers, call.body)
-        permit = await self._admitter.admit(call, slo=slo, deadline_s=deadline_s)
-        try:
-            return await self._carry_out(exchange, call, permit)
-        finally:
-            permit.done()
+        with Account(self._record, caller.id, call.model) as account:
+            slo, deadline_s = wishes(exchange.request.headers, call.body)
+            permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
+            try:
+                return await self._carry_out(exchange, call, account, caller.id, permit)
+            finally:
+                permit.done()
 
-    async def _carry_out(self, exchange: Exchange, call: Call, permit: Permit) -> int:
+    async def _carry_out(
+        self, exchange: Exchange, call: Call, account: Account, who: str, permit: Permit
+    ) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
         lost = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(
+                call.model,
+                call.tokens,
+                tried,
+                self._wait_s,
+                prompt_tokens=call.prompt_tokens,
+                prefix=call.prefix,
+                who=who,
+            )
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
                 self._metrics.retries += 1
             try:
-                return await self._attempt(exchange, call, ticket, begun_at, permit)
+                return await self._attempt(exchange, call, ticket, begun_at, account, permit)
             except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed()
+                ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
                 lost += isinstance(failure, UpstreamFailed) and failure.lost
@@ -98,18 +117,29 @@ class Generations:
         raise replica_failed(call.model, why)
 
     async def _attempt(
-        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, permit: Permit
+        self,
+        exchange: Exchange,
+        call: Call,
+        ticket: Ticket,
+        begun_at: float,
+        account: Account,
+        permit: Permit,
     ) -> int:
-        connection = await self._pool.request(ticket.address, _request(call, ticket))
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
+        asked = self._pool, ticket, lambda place: _request(call, place)
+        connection = await hedged_request(self._router, *asked, stream=call.stream)
         try:
             if connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at, permit)
+                await self._stream(exchange, call, connection, begun_at, ticket, permit)
             else:
                 body = ModelName(call.model).whole(await connection.read_all())
+                account.usage = usage_in(body)
+                ticket.done(served_tokens(body, call.prompt_tokens))
                 permit.reply_tokens = reply_tokens(body)
                 exchange.respond(200, body, extra=permit.headers())
                 self._metrics.first_byte(self._router.now() - begun_at)
@@ -118,10 +148,16 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, permit: Permit
+        self,
+        exchange: Exchange,
+        call: Call,
+        connection: UpstreamConnection,
+        begun_at: float,
+        ticket: Ticket,
+        permit: Permit,
     ) -> None:
-        said = 0
         splitter = EventSplitter()
+        said = 0
         name = ModelName(call.model)
         self._metrics.streams += 1
         try:
@@ -133,13 +169,15 @@ class Generations:
                     permit.first_token()
                     exchange.begin(200, EVENT_STREAM, NO_BUFFERING + permit.headers())
                     self._metrics.first_byte(self._router.now() - begun_at)
-                said += events.count(b"data:")  # engines say one token in each, or a few
+                    ticket.first_token()
+                said += events.count(b"\n\n")  # an event says about one token
                 exchange.send(name.events(events))
                 await exchange.drained()
             if splitter.pending or not splitter.done:
                 raise NotEvents("its stream ended without [DONE]")
             permit.reply_tokens = max(0, said - 2)  # the last two are the finish reason and [DONE]
             exchange.end()
+            ticket.done(call.prompt_tokens + said)
         finally:
             self._metrics.streams -= 1
 

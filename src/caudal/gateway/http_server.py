@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import cast
 
+from caudal.gateway.callers import NOBODY
 from caudal.gateway.http_request import Refusal, Request, RequestReader
 from caudal.gateway.limits import Limits
 
@@ -34,15 +35,30 @@ def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> b
     return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
 
 
-class Exchange:
-    """One request and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+def _no_headers() -> bytes:
+    return b""
 
-    __slots__ = ("_chunked", "_connection", "_keep_alive", "finished", "request", "started")
+
+class Exchange:
+    """One request, who asks, and its answer: either `respond` once, or `begin`, `send`..., `end`."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_keep_alive",
+        "caller",
+        "finished",
+        "headers",
+        "request",
+        "started",
+    )
 
     def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
         self.request = request
+        self.caller = NOBODY  # until the handler knows better
         self.started = False
         self.finished = False
+        self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
         self._connection = connection
         self._keep_alive = keep_alive
         self._chunked = False
@@ -51,7 +67,7 @@ class Exchange:
         """The whole answer at once. `extra` are further header lines, each with its line end."""
         assert not self.started
         self.started = self.finished = True
-        head = _head(status, content_type, self._keep_alive, extra)
+        head = _head(status, content_type, self._keep_alive, extra + self.headers())
         shown = b"" if self.request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
 
@@ -62,6 +78,7 @@ class Exchange:
         self._chunked = self.request.http_1_1
         self._keep_alive = self._keep_alive and self._chunked
         coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
+        extra += self.headers()
         self._connection.write(_head(status, content_type, self._keep_alive, extra) + coding)
 
     def send(self, data: bytes) -> None:
@@ -76,6 +93,10 @@ class Exchange:
         self.finished = True
         if self._chunked:
             self._connection.write(b"0\r\n\r\n")
+
+    def address(self) -> str:
+        """The address that the client's connection comes from."""
+        return self._connection.address()
 
     async def drained(self) -> None:
         """Return when the client has taken enough for more to be sent."""
@@ -163,6 +184,11 @@ class HttpConnection(asyncio.Protocol):
         """Return when the client has taken enough."""
         if self._writable is not None:
             await self._writable
+
+    def address(self) -> str:
+        """Where it comes from; empty where that cannot be told."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     @property
     def busy(self) -> bool:

@@ -37,7 +37,7 @@ class Metrics:
         self._buckets[bisect_left(FIRST_BYTE_BUCKETS_S, seconds)] += 1
         self._first_byte_sum_s += seconds
 
-    def render(self, connections: int, models: Iterable[tuple[str, int, int]]) -> bytes:
+    def render(self, connections: int, models: Iterable[tuple[str, int, int]], wrong_keys: int = 0) -> bytes:
         """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
         out = PrometheusText()
         out.family(names.GATEWAY_REQUESTS, "counter")
@@ -46,6 +46,7 @@ class Metrics:
         for name, count in (
             (names.GATEWAY_RETRIES, self.retries),
             (names.GATEWAY_BROKEN_STREAMS, self.broken_streams),
+            (names.GATEWAY_WRONG_KEYS, wrong_keys),
         ):
             out.family(name, "counter")
             out.sample(name, count)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import msgspec
@@ -14,10 +16,22 @@ from caudal.gateway.http_request import Refusal
 RETRY_AFTER_S = 2
 """What a client is told to wait where nothing better is known; a replica restarts in about a second."""
 
+INVALID_API_KEY = "invalid_api_key"
 
-CLIENTS_FAULT = ("input is not supported", "Failed to parse ", "Unknown reasoning format")
-"""llama.cpp answers 500 to some requests that are simply wrong (pictures for a text model, tools without a
-type); a client that reads 500 sends the same again."""
+CLIENTS_FAULT = (
+    "input is not supported",
+    "Failed to parse ",
+    "Unknown reasoning format",
+    "Cannot use both json_schema and grammar",
+    "empty grammar stack",
+    "does not support embeddings",
+    "_M_range_check",
+)
+"""llama.cpp answers 500 or 501 to some requests that are simply wrong (pictures for a text model, tools without
+a type, tokens beyond the vocabulary); a client that reads 500 sends the same again."""
+
+_TOO_LARGE = re.compile(r"input \((\d{1,9}) tokens\) is too large .* batch size: (\d{1,9})\)")
+"""How llama.cpp says it of texts for embeddings."""
 
 
 class ApiError(Exception):
@@ -47,6 +61,8 @@ class ApiError(Exception):
 
     def headers(self) -> bytes:
         """Further header lines."""
+        if self.status == 401:
+            return b"www-authenticate: Bearer\r\n"
         return b"" if self.retry_after_s is None else b"retry-after: %d\r\n" % self.retry_after_s
 
     def event(self) -> bytes:
@@ -65,6 +81,37 @@ def model_not_found(model: str) -> ApiError:
     return ApiError(
         404, "model_not_found", f"The model {shown!r} does not exist on this fleet.", param="model"
     )
+
+
+def key_missing() -> ApiError:
+    """Keys are required here, and the request has none."""
+    message = (
+        "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'. "
+        "`caudal keys create NAME` makes one."
+    )
+    return ApiError(401, INVALID_API_KEY, message)
+
+
+def key_wrong() -> ApiError:
+    """No key of this fleet is like the one that came, or it was revoked."""
+    return ApiError(401, INVALID_API_KEY, "Incorrect API key provided: it is not valid on this fleet.")
+
+
+def key_expired() -> ApiError:
+    """The key was valid until some time ago."""
+    return ApiError(401, INVALID_API_KEY, "The API key that you provided has expired.")
+
+
+def keys_unknown() -> ApiError:
+    """A key cannot be told from a wrong one yet."""
+    message = "The gateway knows no keys yet: control has not answered since it was started."
+    return ApiError(503, "keys_unknown", message, retry_after_s=1)
+
+
+def too_many_keys(wait_s: float) -> ApiError:
+    """Wrong keys came from the client's address, again and again."""
+    message = "Too many wrong API keys came from this address. Wait a minute, and check the key."
+    return ApiError(429, "too_many_wrong_keys", message, retry_after_s=math.ceil(wait_s))
 
 
 def no_replica(model: str, reason: str) -> ApiError:
@@ -106,11 +153,14 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
     message = error.get("message")
     text = message[:2000] if isinstance(message, str) else f"The engine answered with status {status}."
     kind = error.get("type")
-    if kind == "exceed_context_size_error" or "maximum context length" in text:
+    too_large = _TOO_LARGE.search(text)
+    if too_large:
+        error = {"n_prompt_tokens": int(too_large[1]), "n_ctx": int(too_large[2])}
+    if too_large or kind == "exceed_context_size_error" or "maximum context length" in text:
         return _too_long(error, text, prompt_param)
     code = error.get("code")
     param = error.get("param")
-    if status == 500 and any(words in text for words in CLIENTS_FAULT):
+    if status in (500, 501) and any(words in text for words in CLIENTS_FAULT):
         status, kind = 400, "invalid_request_error"
     return ApiError(
         status,

@@ -9,20 +9,27 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import psutil
 
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.app import App
+from caudal.gateway.callers import Callers, key_poller, required_at
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_errors import refusal_body
+from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
+from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
+from caudal.gateway.usage_journal import usage_journal
+from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
+from caudal.policy.hedging import HedgeRules
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
 REPORT_S = 0.5
@@ -31,7 +38,8 @@ GRACE_S = 8.0
 
 
 class GatewayConfig(msgspec.Struct, frozen=True):
-    """What control writes for a gateway. `port` 0 takes any."""
+    """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
+    `usage_dir` no usage is kept. `keys` and `hedge`: see GatewaySpec."""
 
     host: str
     port: int
@@ -39,6 +47,12 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     state_file: str
     site: str
     gang: str
+    keys: Literal["optional", "required"] = "optional"
+    keys_url: str = ""
+    keys_file: str = ""
+    usage_url: str = ""
+    usage_dir: str = ""
+    hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
 
 
 def read_config(path: Path) -> GatewayConfig:
@@ -67,23 +81,40 @@ class Gateway:
         self._config = config
         self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
         self.metrics = Metrics()
-        self.router = Router(config.site, now)
-        generations = Generations(self.router, self._pool, self.metrics, wait_s)
-        app = App(self.router, generations, self.metrics, lambda: self.server.connections)
+        self.router = Router(config.site, now, HedgeRules(share=config.hedge))
+        token_file = os.environ.get(TOKEN_FILE, "")
+        self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
+        self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
+        generations = Generations(self.router, self._pool, self.metrics, wait_s, self.usage.record)
+        app = App(
+            self.router,
+            generations,
+            self.metrics,
+            lambda: self.server.connections,
+            self.callers,
+            ShortCalls(self.router, self._pool, wait_s),
+            ResponseStore(Path(config.state_file).parent / "responses"),
+        )
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,
-            os.environ.get(TOKEN_FILE, ""),
+            token_file,
             Path(config.state_file),
             self._pool,
             self.router.update,
+            self.router.learn,
+            config.gang,
         )
-        self._poller: asyncio.Task[None] | None = None
+        self.keys = key_poller(config.keys_url, token_file, config.keys_file, self._pool, self.callers)
+        self._pool.on_connect = self.router.connected
+        self._pollers: list[asyncio.Task[None]] = []
         self.url = ""
 
     async def start(self) -> None:
         """Take up the last known routes and listen. Raises PortInUse."""
         self.routes.load()
+        if self.keys is not None:
+            self.keys.load()
         host, port = self._config.host, self._config.port
         try:
             port = await self.server.listen(host, port)
@@ -92,15 +123,18 @@ class Gateway:
                 raise
             raise _port_in_use(host, port) from error
         self.url = f"http://{host}:{port}/v1"
-        self._poller = asyncio.get_running_loop().create_task(self.routes.run())
+        loop = asyncio.get_running_loop()
+        self._pollers = [loop.create_task(p.run()) for p in (self.routes, self.keys) if p is not None]
+        self.usage.start()
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Let answers end within the grace, then leave."""
         await self.server.close(grace_s)
-        if self._poller is not None:
-            self._poller.cancel()
+        for poller in self._pollers:
+            poller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+                await poller
+        await asyncio.to_thread(self.usage.close)
         self._pool.close()
 
 
@@ -122,7 +156,12 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
     while True:
         update(
-            ready=True, url=gateway.url, requests=gateway.metrics.requests, streams=gateway.metrics.streams
+            ready=True,
+            url=gateway.url,
+            requests=gateway.metrics.requests,
+            streams=gateway.metrics.streams,
+            hedged=gateway.router.hedged,
+            load=gateway.router.load(),
         )
         await asyncio.sleep(REPORT_S)
 

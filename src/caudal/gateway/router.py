@@ -6,107 +6,89 @@ Knows nothing of HTTP. A `Ticket` is a request's place at a replica until it is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
-from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
+from caudal.gateway.replicas import ModelState, Replica, Ticket
+from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.gateway.upstream import Address, parse_address
-from caudal.policy.routing import AVOID_FAILED_S, ReplicaLoad, Route, choose_replica
+from caudal.policy.hedging import Hedger, HedgeRules
+from caudal.policy.routing import DEFAULT_BOUND, Ask, Pool, Route, choose
+from caudal.policy.versions import next_share, sticky_share
 
-MAX_REQUESTS_PER_REPLICA = 32
-"""What may run or wait inside one replica; more wait here, where they can go to another one."""
+__all__ = ["Router", "Ticket"]
 
 RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
 
-
-@dataclass(slots=True)
-class _Replica:
-    """A replica's counters; kept while it is routed to or has requests in flight."""
-
-    route: ReplicaRoute
-    address: Address
-    requests: int = 0
-    tokens: int = 0
-    avoid_until: float = 0.0
-
-
-@dataclass(slots=True)
-class _Model:
-    """A model and the last moment at which it had a replica (None: never since this process started). One
-    that left the table is still known for a while: its only replica may just be on its way back."""
-
-    routes: ModelRoutes
-    last_ready: float | None
-    listed: bool = True
-    capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them hold
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A request's place at a replica. Given back exactly once."""
-
-    gang: str
-    address: Address
-    model: str  # what the engine calls the model
-    tokens: int
-    _replica: _Replica
-    _router: Router
-    _open: bool = True
-
-    def failed(self) -> None:
-        """The replica failed this request: it is avoided for a while."""
-        self._replica.avoid_until = self._router.now() + AVOID_FAILED_S
-
-    def release(self) -> None:
-        """The request is over at this replica."""
-        assert self._open
-        self._open = False
-        self._replica.requests -= 1
-        self._replica.tokens -= self.tokens
-        self._router.wake()
+MAX_REPORTED = 64
+"""Replicas in a gateway's report: control takes no more keys."""
 
 
 class Router:
-    """The replicas and their load."""
+    """The replicas and their load. `hedge` off: no request is sent twice."""
 
-    def __init__(self, site: str, now: Callable[[], float]) -> None:
+    def __init__(self, site: str, now: Callable[[], float], hedge: HedgeRules | None = None) -> None:
         self.now = now
         self.known = False  # whether any table was ever had
+        self.hedged = 0  # requests that were sent twice
         self._site = site
-        self._models: dict[str, _Model] = {}
-        self._replicas: dict[tuple[str, str], _Replica] = {}
+        self._hedge = hedge or HedgeRules()
+        self._models: dict[str, ModelState] = {}
+        self._replicas: dict[tuple[str, str], Replica] = {}
+        self._by_address: dict[tuple[str, int], Replica] = {}
         self._changed = asyncio.Event()
+        self._requests = 0
 
     def update(self, table: RouteTable) -> None:
         """Take over a new table. Requests in flight at a replica that left the table go on."""
         now = self.now()
         self.known = True
-        models: dict[str, _Model] = {}
+        models: dict[str, ModelState] = {}
         for routes in table.models:
             before = self._models.get(routes.id)
             had = before is not None and before.routes.replicas
             last_ready = now if routes.replicas or had else before.last_ready if before else None
-            slots = sum(r.slots or MAX_REQUESTS_PER_REPLICA for r in routes.replicas)
-            models[routes.id] = _Model(routes, last_ready, capacity=(len(routes.replicas), slots))
+            models[routes.id] = self._kept(before, routes, last_ready)
         for model_id, gone in self._models.items():
             if model_id not in models and gone.last_ready is not None:
                 last_ready = now if gone.routes.replicas else gone.last_ready
                 emptied = msgspec.structs.replace(gone.routes, replicas=())
-                models[model_id] = _Model(emptied, last_ready, listed=False)
+                models[model_id] = self._kept(gone, emptied, last_ready, listed=False)
         self._models = models
         wanted = {(r.gang, r.url): r for m in table.models for r in m.replicas}
         for key, route in wanted.items():
-            known = self._replicas.get(key)
-            if known is None:
-                self._replicas[key] = _Replica(route, parse_address(route.url))
-            else:
-                known.route = route
-        for key in [k for k, r in self._replicas.items() if k not in wanted and not r.requests]:
+            if key not in self._replicas:
+                self._replicas[key] = Replica(route, parse_address(route.url))
+            self._replicas[key].take(route)
+        for key in [k for k, r in self._replicas.items() if k not in wanted and not r.load.requests]:
             del self._replicas[key]
+        self._by_address = {(r.address.host, r.address.port): r for r in self._replicas.values()}
+        for model in models.values():
+            weights = [(w.version, w.weight) for w in model.routes.weights]
+            model.pool = Pool.of([self._of(r).load for r in model.routes.replicas], weights)
+            model.capacity = _capacity(model.routes)
+            model.by_gang = {r.gang: self._of(r) for r in model.routes.replicas}
         self.wake()
+
+    def learn(self, others: Iterable[OthersLoad]) -> None:
+        """What other gateways have in flight; what is not named has nothing of theirs."""
+        now = self.now()
+        said = {o.gang: o for o in others}
+        for replica in self._replicas.values():
+            other = said.get(replica.load.gang)
+            replica.seen(now)
+            replica.load.others_tokens = float(other.tokens) if other else 0.0
+            replica.load.others_at = now - other.age_s if other else now
+
+    def connected(self, address: Address, seconds: float) -> None:
+        """A connection to a replica took so long: that is a round trip."""
+        replica = self._by_address.get((address.host, address.port))
+        if replica is not None:
+            before = replica.load.round_trip_s
+            replica.load.round_trip_s = seconds if before is None else before + 0.3 * (seconds - before)
 
     def model(self, model_id: str) -> ModelRoutes | None:
         """A model's routes, if the fleet serves it."""
@@ -125,16 +107,47 @@ class Router:
     def in_flight(self, model_id: str) -> int:
         """Requests at the model's replicas."""
         model = self._models.get(model_id)
-        return sum(self._of(route).requests for route in model.routes.replicas) if model else 0
+        return sum(self._of(route).load.requests for route in model.routes.replicas) if model else 0
+
+    def load(self) -> dict[str, list[float]]:
+        """What control is told, by gang: requests and tokens in flight here, and tokens per second (0: not
+        measured). Those that drain come first, then the busiest, should they be too many to tell."""
+        told = [r for r in self._replicas.values() if r.load.requests or r.load.tokens_per_s]
+        told.sort(key=lambda r: (not r.load.draining, -r.load.requests))
+        return {
+            r.load.gang: [r.load.requests, r.load.tokens, round(r.load.tokens_per_s, 1)]
+            for r in told[:MAX_REPORTED]
+        }
 
     async def acquire(
-        self, model_id: str, tokens: int, tried: frozenset[str], wait_s: float
+        self,
+        model_id: str,
+        tokens: int,
+        tried: frozenset[str],
+        wait_s: float,
+        *,
+        prompt_tokens: int = 0,
+        prefix: int | None = None,
+        who: str = "",
+        version: int = 0,
     ) -> Ticket | Route:
-        """A place at a replica, waiting for one where that is worth it; else a Route that says why not."""
+        """A place at a replica, waiting for one where that is worth it; else a Route that says why not.
+
+        `tokens` are the most that prompt and reply may have; `prefix` is the prompt's key (policy/affinity). `who`
+        gets the same version each time; `version` is the one to go on with. Both are preferred only.
+        """
         end = self.now() + wait_s
+        self._requests += 1
+        share = sticky_share(who) if who else next_share(self._requests)
+        model = self._models.get(model_id)
+        expected = tokens
+        if model is not None:
+            expected = model.expected(tokens)
+            model.hedger.asked()
+        ask = Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
         while True:
             self._changed.clear()
-            taken = self._try(model_id, tokens, tried)
+            taken = self._try(model_id, ask, tokens)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -143,30 +156,49 @@ class Router:
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
             except TimeoutError:
-                pass  # an avoided replica may be tried again, or the wait is over
+                pass  # an open breaker may let one through, or the wait is over
+
+    def _try(self, model_id: str, ask: Ask, asked: int) -> Ticket | Route:
+        """A place at a replica now, or why there is none."""
+        model = self._models.get(model_id)
+        if model is None:
+            return Route(None, "no_replica")
+        now = self.now()
+        choice = choose(model.pool, ask, site=self._site, now=now)
+        if choice.replica is None:
+            return choice
+        return Ticket.at(model.by_gang[choice.replica.gang], model, self, ask, asked, now)
+
+    def try_other(self, ticket: Ticket) -> Ticket | None:
+        """A place at another replica of the same version, for a request that has one already."""
+        ask = replace(
+            ticket.ask,
+            tried=ticket.ask.tried | {ticket.gang},
+            prefix=None,
+            version=ticket.version,
+        )
+        other = self._try(ticket.public_model, ask, ticket.asked)
+        if not isinstance(other, Ticket):
+            return None
+        if other.gang in ask.tried or other.version != ticket.version:
+            other.release()
+            return None
+        return other
 
     def wake(self) -> None:
         """Something changed that a waiting request may profit from."""
         self._changed.set()
 
-    def _try(self, model_id: str, tokens: int, tried: frozenset[str]) -> Ticket | Route:
-        model = self._models.get(model_id)
-        replicas = [self._of(route) for route in model.routes.replicas] if model else []
-        loads = [
-            ReplicaLoad(r.route.gang, r.route.site, r.requests, r.tokens, r.avoid_until) for r in replicas
-        ]
-        choice = choose_replica(
-            loads, site=self._site, now=self.now(), max_requests=MAX_REQUESTS_PER_REPLICA, tried=tried
-        )
-        replica = next((r for r in replicas if r.route.gang == choice.gang), None)
-        if replica is None:
-            return choice
-        replica.requests += 1
-        replica.tokens += tokens
-        name = replica.route.model or model_id
-        return Ticket(replica.route.gang, replica.address, name, tokens, replica, self)
+    def _kept(
+        self, before: ModelState | None, routes: ModelRoutes, last_ready: float | None, listed: bool = True
+    ) -> ModelState:
+        """What is known of a model, with its new routes."""
+        if before is None:
+            return ModelState(routes, last_ready, Hedger(self._hedge), listed)
+        before.routes, before.last_ready, before.listed = routes, last_ready, listed
+        return before
 
-    def _of(self, route: ReplicaRoute) -> _Replica:
+    def _of(self, route: ReplicaRoute) -> Replica:
         return self._replicas[route.gang, route.url]
 
     def _worth_waiting(self, model_id: str, now: float) -> bool:
@@ -175,10 +207,16 @@ class Router:
             return False
         return bool(model.routes.replicas) or now - model.last_ready < RECENTLY_S
 
-    def _known(self, model: _Model) -> bool:
+    def _known(self, model: ModelState) -> bool:
         return model.listed or (model.last_ready is not None and self.now() - model.last_ready < RECENTLY_S)
 
     def _next_trial(self, model_id: str, now: float) -> float:
         model = self._models.get(model_id)
-        avoided = [self._of(r).avoid_until - now for r in model.routes.replicas] if model else []
-        return min((s for s in avoided if s > 0), default=1.0)
+        waits = [r.breaker.until - now for r in model.pool.replicas] if model else []
+        return min((s for s in waits if s > 0), default=1.0)
+
+
+def _capacity(routes: ModelRoutes) -> tuple[int, int]:
+    """Replicas that take new requests, and how many those run at once."""
+    slots = [r.slots or DEFAULT_BOUND for r in routes.replicas if not r.draining]
+    return len(slots), sum(slots)

@@ -1,38 +1,45 @@
 """Which replicas serve which model: asked of the control API, remembered for when it is away.
 
-The last good answer lies in a state file, so that a gateway that is started again while control is away
-serves at once. Knows nothing of loads or failures of replicas.
+Knows nothing of loads or failures of replicas.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 
-from caudal.gateway.upstream import Address, UpstreamFailed, UpstreamPool, parse_address
-
-log = logging.getLogger("caudal.gateway")
+from caudal.gateway.polling import Poller
+from caudal.gateway.upstream import UpstreamPool, parse_address
 
 POLL_S = 0.5
-ANSWER_S = 3.0
 MAX_MODELS = 1000
 MAX_REPLICAS = 1000
 
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one; `slots` how many requests it runs at once (0: not known)."""
+    the public one; `engine` is what generates there, "" being llama.cpp. `slots`: how many requests it runs at once
+    (0: not known). One that is `draining` gets nothing new."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
     slots: int = 0
+    version: int = 0
+    draining: bool = False
+    engine: str = ""
+
+
+class VersionWeight(msgspec.Struct, frozen=True):
+    """The share of a model's requests that one of its versions answers, while there are several."""
+
+    version: int
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
@@ -42,6 +49,21 @@ class ModelRoutes(msgspec.Struct, frozen=True):
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
+    weights: tuple[VersionWeight, ...] = ()
+
+    @property
+    def ready(self) -> int:
+        """How many replicas take new requests."""
+        return sum(not replica.draining for replica in self.replicas)
+
+
+class OthersLoad(msgspec.Struct, frozen=True):
+    """What other gateways together had in flight at a replica, by what they said `age_s` ago."""
+
+    gang: str
+    requests: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    age_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class RouteTable(msgspec.Struct, frozen=True):
@@ -49,6 +71,7 @@ class RouteTable(msgspec.Struct, frozen=True):
 
     version: int = 0
     models: tuple[ModelRoutes, ...] = ()
+    others_in_flight: tuple[OthersLoad, ...] = ()
 
 
 def decode_routes(data: bytes) -> RouteTable:
@@ -64,8 +87,14 @@ def decode_routes(data: bytes) -> RouteTable:
     return table
 
 
-class RoutePoller:
-    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file."""
+def _lasting(table: RouteTable) -> RouteTable:
+    """What of a table is worth keeping: loads are of the moment."""
+    return msgspec.structs.replace(table, version=0, others_in_flight=())
+
+
+class RoutePoller(Poller[RouteTable]):
+    """Asks for the table twice a second, hands on every one that differs, keeps the last in a file. `learn` is
+    given what other gateways have in flight, with every answer."""
 
     def __init__(
         self,
@@ -74,85 +103,23 @@ class RoutePoller:
         state_file: Path,
         pool: UpstreamPool,
         changed: Callable[[RouteTable], None],
+        learn: Callable[[tuple[OthersLoad, ...]], None] = lambda loads: None,
+        gang: str = "",
     ) -> None:
-        self._address: Address = parse_address(routes_url)
-        self._token_file = token_file
-        self._state_file = state_file
-        self._pool = pool
-        self._changed = changed
-        self._last = b""
-        self._away_because = ""
-
-    def load(self) -> bool:
-        """Take up what the state file has; False where it has nothing that can be used."""
-        try:
-            data = self._state_file.read_bytes()
-            table = decode_routes(data)
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError) as error:
-            log.warning("the last known routes in %s cannot be used: %s", self._state_file, error)
-            return False
-        self._last = data
-        self._changed(table)
-        return True
-
-    async def run(self) -> None:
-        """Poll for ever."""
-        while True:
-            await self.poll()
-            self._pool.prune()
-            await asyncio.sleep(POLL_S)
-
-    async def poll(self) -> bool:
-        """Ask once; False where control did not give a good answer (what was known stays)."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                data = await self._fetch()
-            if data != self._last:
-                self._changed(decode_routes(data))
-                self._last = data
-                self._keep(data)
-        except (UpstreamFailed, TimeoutError, ValueError) as error:
-            self._note_away(str(error) or "no answer in time")
-            return False
-        if self._away_because:
-            log.info("control is back")
-            self._away_because = ""
-        return True
-
-    async def _fetch(self) -> bytes:
-        address = self._address
-        request = (
-            f"GET {address.prefix} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\n"
-            f"authorization: Bearer {self._token()}\r\naccept: application/json\r\n\r\n"
+        self._table: RouteTable | None = None
+        self._table_changed = changed
+        self._learn = learn
+        query = f"?gateway={quote(gang)}" if gang else ""
+        super().__init__(
+            "routes", routes_url, token_file, state_file, pool, decode_routes, self._take, POLL_S, query
         )
-        connection = await self._pool.request(address, request.encode("latin-1", "replace"))
-        try:
-            data = await connection.read_all()
-        finally:
-            self._pool.release(address, connection)
-        if connection.status != 200:
-            raise UpstreamFailed(f"control answers {connection.status}")
-        return data
 
-    def _token(self) -> str:
-        try:
-            return Path(self._token_file).read_text().strip()
-        except OSError:
-            return ""  # control will refuse, and that is logged
-
-    def _keep(self, data: bytes) -> None:
-        """Written beside and moved over, so that a reader never sees half of it."""
-        beside = self._state_file.with_name(self._state_file.name + f".{os.getpid()}")
-        try:
-            self._state_file.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(data)
-            beside.replace(self._state_file)
-        except OSError as error:
-            log.warning("the routes could not be written to %s: %s", self._state_file, error)
-
-    def _note_away(self, why: str) -> None:
-        if why != self._away_because:
-            log.warning("control does not give routes (%s): going on with what is known", why)
-            self._away_because = why
+    def _take(self, table: RouteTable) -> bool:
+        """Hand it on; False where nothing but loads changed."""
+        lasting = _lasting(table)
+        news = lasting != self._table
+        if news:
+            self._table = lasting
+            self._table_changed(lasting)
+        self._learn(table.others_in_flight)
+        return news

@@ -7,6 +7,7 @@ how a replica learns that nobody waits any more.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
@@ -122,6 +123,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    async def begun(self) -> None:
+        """Wait for the first byte of the body, and leave it where it is. Raises UpstreamFailed."""
+        while not self._chunks and not self.complete:
+            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
+
     async def read_all(self) -> bytes:
         """The whole body. Raises UpstreamFailed, also when it is larger than this side keeps."""
         parts: list[bytes] = []
@@ -231,6 +237,9 @@ class UpstreamPool:
     """Connections that are kept for the next request, by address."""
 
     def __init__(self, limits: UpstreamLimits) -> None:
+        self.on_connect: Callable[[Address, float], None] | None = (
+            None  # told how long a connection took, in s
+        )
         self._limits = limits
         self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
 
@@ -288,6 +297,7 @@ class UpstreamPool:
 
     async def _connect(self, address: Address) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
+        begun_at = loop.time()
         try:
             async with asyncio.timeout(self._limits.connect_s):
                 _, connection = await loop.create_connection(
@@ -297,6 +307,8 @@ class UpstreamPool:
             raise UpstreamFailed(f"no connection within {self._limits.connect_s:g} s") from None
         except OSError as error:
             raise UpstreamFailed(f"no connection: {error.strerror or error}") from error
+        if self.on_connect is not None:
+            self.on_connect(address, loop.time() - begun_at)
         return connection
 
     async def _ask(self, connection: UpstreamConnection, data: bytes) -> UpstreamConnection:

@@ -12,6 +12,7 @@ from typing import Any
 from caudal.domain.decision import (
     Action,
     Choice,
+    DrainGang,
     EndGang,
     Intent,
     Reason,
@@ -31,6 +32,7 @@ _ORDER = {
     "suspect_lease": 0,
     "trust_lease": 0,
     "end_gang": 1,
+    "drain_gang": 1,
     "set_workload_state": 2,
     "stop_gang": 3,
     "release_node": 4,
@@ -64,6 +66,7 @@ class Board:
         self.machines: dict[str, Machine] = {m.id: m for m in sorted(snapshot.machines, key=_id)}
         self.choices: list[Choice] = []
         self.waiting: list[Waiting] = []
+        self.retiring: set[str] = set()  # the gangs that are to go, in this decision
 
     def choose(
         self, action: Action, subject: str, reason: Reason, rejected: tuple[Rejected, ...] = ()
@@ -77,6 +80,9 @@ class Board:
             self.over[ended.id] = replace(
                 ended, ended_at=ended_at, exit_code=action.exit_code, end_reason=reason.code
             )
+        elif isinstance(action, DrainGang):
+            since = self.now if action.draining else None
+            self.gangs[action.gang_id] = replace(self.gangs[action.gang_id], draining_at=since)
         elif isinstance(action, StartGang):
             self.gangs[action.gang.id] = action.gang
         elif isinstance(action, StopGang) and action.gang_id in self.gangs:

@@ -12,6 +12,7 @@ from caudal.policy.assign import assign
 from caudal.policy.board import Board
 from caudal.policy.capacity import Buyer, release_nodes
 from caudal.policy.desired import desired
+from caudal.policy.draining import keep_the_others
 from caudal.policy.fencing import stop_strays, stop_unwanted
 from caudal.policy.lifecycle import settle_runs, settle_states
 from caudal.policy.placement import Placer
@@ -38,6 +39,7 @@ def decide(snapshot: Snapshot, now: float, rules: Rules = DEFAULT_RULES) -> Deci
     placer = Placer(board, dirty_sites, dirty_leases)
     homeless = assign(board, wanted, placer, buyer)
     replace_replicas(board, wanted, homeless)
+    keep_the_others(board)
     release_nodes(board)
     release_strays(board)
     settle_states(board, wanted, over)

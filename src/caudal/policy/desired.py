@@ -12,7 +12,7 @@ from caudal.domain.gang import Gang, Role
 from caudal.domain.model import ModelRecord
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
 from caudal.policy.board import Board
-from caudal.policy.slots import GATEWAY_SLOT, Slot, replica_slot
+from caudal.policy.slots import Slot, gateway_slot, replica_slot
 
 
 @dataclass(slots=True)
@@ -29,19 +29,26 @@ class Desired:
 
 
 def desired(board: Board, over: frozenset[str]) -> Desired:
-    """The gateway first, then services, then runs (each by name): people wait for answers. `over` are the
+    """Gateways first, then services, then runs (each by name): people wait for answers. `over` are the
     runs that have just been found finished or failed."""
     wanted = [w for w in board.workloads.values() if w.wanted and not w.over and w.name not in over]
     services = [w for w in wanted if isinstance(w.spec, ServiceSpec)]
     found = Desired()
     if services:
-        found.add(Slot(GATEWAY_SLOT, Role.GATEWAY, "", 0, board.rules.gateway, board.sites))
+        _gateways(board, found)
     for workload in services:
         _service(board, workload, found)
     for workload in wanted:
         if isinstance(workload.spec, TrainSpec):
             _train(board, workload, workload.spec, found)
     return found
+
+
+def _gateways(board: Board, found: Desired) -> None:
+    fleet = board.snapshot.state.fleet
+    each = fleet is not None and fleet.gateway.each_site
+    for number, sites in enumerate([(s,) for s in board.sites] if each else [board.sites]):
+        found.add(Slot(gateway_slot(number), Role.GATEWAY, "", 0, board.rules.gateway, sites))
 
 
 def _train(board: Board, workload: Workload, spec: TrainSpec, found: Desired) -> None:

@@ -12,7 +12,8 @@ from caudal.domain.gang import Gang, Role
 from caudal.domain.workload import WorkloadState
 from caudal.policy.board import Board
 from caudal.policy.desired import Desired
-from caudal.policy.slots import GATEWAY_SLOT, base_of
+from caudal.policy.draining import retire
+from caudal.policy.slots import base_of
 
 
 def stop_strays(board: Board) -> tuple[frozenset[str], frozenset[str]]:
@@ -59,8 +60,8 @@ def stop_unwanted(board: Board, wanted: Desired, over: frozenset[str]) -> None:
             board.stop(gang, "gang.fenced", text, epoch=lease.epoch)
         elif board.sites and gang.site not in board.sites:
             board.stop(gang, "site.removed", f"site {gang.site} is no longer in the fleet")
-        elif gang.slot == GATEWAY_SLOT:
-            if GATEWAY_SLOT not in wanted.slots:
+        elif gang.role is Role.GATEWAY:
+            if gang.slot not in wanted.slots:
                 board.stop(gang, "workload.stopped", "no service is wanted any more")
         else:
             _of_workload(board, gang, wanted, over)
@@ -84,7 +85,11 @@ def _of_workload(board: Board, gang: Gang, wanted: Desired, over: frozenset[str]
         text = f"it is of generation {gang.generation}, and {workload.generation} was applied since"
         board.stop(gang, "generation.changed", text)
     elif gang.slot not in wanted.slots and not _has_successor(gang, wanted):
-        board.stop(gang, "slot.removed", f"the spec of {workload.name} no longer asks for it")
+        text = f"the spec of {workload.name} no longer asks for it"
+        if gang.role is Role.REPLICA:
+            retire(board, gang, "slot.removed", text, board.rules.drain_s)
+        else:
+            board.stop(gang, "slot.removed", text)
 
 
 def _failing(board: Board, gang: Gang) -> bool:

@@ -8,7 +8,7 @@ from caudal.domain.workload import ServiceSpec, Workload, WorkloadState
 from caudal.policy.board import Board
 from caudal.policy.desired import Desired
 from caudal.policy.recovery import failures, fruitless
-from caudal.policy.slots import GATEWAY_SLOT, base_of, end_code
+from caudal.policy.slots import base_of, end_code
 
 FINAL_EXIT_CODES = frozenset({2, 4})
 """The exit codes of UsageError and Impossible: the run itself says that trying again is of no use."""
@@ -95,7 +95,7 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
             return Reason(first.reason.code, f"{first.subject}: {first.reason.text}")
         if unready:
             return Reason("replica.loading", f"{unready[0]} is starting")
-        if not _up(board, GATEWAY_SLOT):
+        if not any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values()):
             return Reason("gateway.starting", "the gateway is not there yet")
         return None if slots else Reason("service.empty", "none of its models is in the model store")
     head = f"{workload.name}.coordinator"

@@ -24,6 +24,9 @@ class Rules:
     row ends with a gang that lived for `healthy_after_s`. A run fails with the `max_coordinator_failures`-th
     coordinator in a row that brought it no further. `leave_s` is how long the workers of a finished run have
     to leave by themselves.
+    Draining: gateways have `drain_least_s` to learn that a replica gets nothing new; it is stopped when they say
+    that it has nothing left, at the latest after `drain_s`, or after `drain_no_room_s` where its successor cannot
+    be started before.
     """
 
     suspect_after_s: float = 3.0
@@ -37,6 +40,9 @@ class Rules:
     max_coordinator_failures: int = 8
     stop_grace_s: float = 10.0
     leave_s: float = 5.0
+    drain_least_s: float = 2.0
+    drain_s: float = 300.0
+    drain_no_room_s: float = 5.0
     pull_retry_base_s: float = 5.0
     pull_retry_max_s: float = 60.0
     no_capacity_retry_s: float = 30.0

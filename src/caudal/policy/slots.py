@@ -9,6 +9,7 @@ from caudal.domain.fleet import Resources
 from caudal.domain.gang import Gang, Role
 
 GATEWAY_SLOT = "gateway.0"
+"""The only gateway's slot, or that of the fleet's first site."""
 
 _SUFFIX = re.compile(r"@(?:g\d+)?(?:v\d+)?$")
 
@@ -42,6 +43,16 @@ def replica_slot(service: str, model: str, index: int, generation: int, version:
     """
     suffix = (f"g{generation}" if generation > 1 else "") + (f"v{version}" if version > 1 else "")
     return f"{service}.replica.{model}.{index}" + (f"@{suffix}" if suffix else "")
+
+
+def gateway_slot(number: int) -> str:
+    """The slot of the gateway with that number: of the site with that place in the fleet, where each has one."""
+    return f"gateway.{number}"
+
+
+def gateway_number(slot: str) -> int:
+    """The other way round."""
+    return int(slot.rpartition(".")[2])
 
 
 def base_of(slot: str) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from caudal.domain.errors import ModelInvalid, PortInUse
 from caudal.ports import EngineCapabilities, EngineLaunch
-from caudal.store.gguf_header import read_gguf
+from caudal.store.gguf_header import GgufInfo, read_gguf
 
 BATCH_TOKENS = 64
 """Prompt tokens per step. A step is the longest pause that one client's long prompt makes in the streams of
@@ -48,6 +48,8 @@ class LlamaCppEngine:
     def __init__(self) -> None:
         self.url = ""
         self._server: Any = None
+        self._embeds = False
+        self._generates = True
 
     def start(self, launch: EngineLaunch) -> None:
         """Load and listen; port 0 takes any. Raises ModelInvalid, PortInUse."""
@@ -56,7 +58,9 @@ class LlamaCppEngine:
         # The one seam where the native library enters: gateways and tests of the rest do without it.
         import xllamacpp  # noqa: PLC0415
 
-        params = _params(xllamacpp, launch, path)
+        info = read_gguf(path)
+        self._embeds, self._generates = info.embeds, info.generates
+        params = _params(xllamacpp, launch, path, info)
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -77,9 +81,13 @@ class LlamaCppEngine:
         return self._probe() is not None
 
     def capabilities(self) -> EngineCapabilities:
-        """What llama.cpp's server understands."""
+        """What llama.cpp's server understands, with the model that it has."""
         return EngineCapabilities(
-            chat=True, completions=True, embeddings=False, tools=True, parameters=PARAMETERS
+            chat=self._generates,
+            completions=self._generates,
+            embeddings=self._embeds,
+            tools=self._generates,
+            parameters=PARAMETERS,
         )
 
     def stop(self) -> None:
@@ -132,7 +140,7 @@ def _gguf_file(launch: EngineLaunch) -> Path:
     return path
 
 
-def _params(xllamacpp: Any, launch: EngineLaunch, path: Path) -> Any:
+def _params(xllamacpp: Any, launch: EngineLaunch, path: Path, info: GgufInfo) -> Any:
     """llama.cpp's parameters. What is not set here has its server's default."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
@@ -155,7 +163,13 @@ def _params(xllamacpp: Any, launch: EngineLaunch, path: Path) -> Any:
     params.endpoint_metrics = True  # requests_processing and requests_deferred
     params.endpoint_slots = False  # would show one client's prompt to another
     params.verbosity = 1
-    if read_gguf(path).float32:
+    if info.embeds:
+        params.embedding = True  # of each request: the others generate as ever
+        # With a share per slot, texts that are embedded in one step get vectors that are none of theirs
+        # (xllamacpp 2026.10, mean pooling, 2026-11).
+        params.kv_unified = True
+        params.n_batch = params.n_ubatch = launch.context  # a text is one step, however long it is
+    if info.float32:
         _exact(xllamacpp, params)
     return params
 

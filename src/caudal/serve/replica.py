@@ -99,14 +99,17 @@ def start(config: ReplicaConfig, engine: Engine) -> None:
     engine.start(launch_of(config, record, store.materialise(record)))
     if not engine.healthy():
         raise Failed("the engine started and does not answer", where=config.model)
-    warm_up(engine.url, config.model)
+    warm_up(engine.url, config.model, generates=engine.capabilities().completions)
 
 
-def warm_up(url: str, model: str) -> None:
-    """Have it generate one token. Raises Failed where it does not."""
+def warm_up(url: str, model: str, generates: bool = True) -> None:
+    """Have it generate one token, or embed one word where that is all it can. Raises Failed where it does not."""
+    path = "completions" if generates else "embeddings"
     asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    if not generates:
+        asked = {"model": model, "input": "Hello"}
     try:
-        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=WARM_UP_S, trust_env=False)
+        answer = httpx.post(f"{url}/v1/{path}", json=asked, timeout=WARM_UP_S, trust_env=False)
     except httpx.HTTPError as error:
         raise Failed(
             "the engine loaded the model and cannot generate", where=model, why=str(error)

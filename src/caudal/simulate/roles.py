@@ -163,6 +163,8 @@ class Roles:
         started_at = process.started_at or now
         ready = now - started_at >= self._ready_after_s
         url = f"http://{gang.id}.invalid:8000" if ready else ""
+        if gang.role is Role.GATEWAY:
+            return {"ready": ready, "url": url, "load": {}}
         return {"ready": ready, "url": url, "model": gang.model, "version": gang.model_version}
 
     def _spec(self, gang: Gang) -> TrainSpec | None:

@@ -6,12 +6,14 @@ again after every event.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from caudal.domain.decision import Decision, Intent, StopGang
 from caudal.domain.event import Event, Point
 from caudal.domain.fleet import FleetSpec, Lease
 from caudal.domain.gang import Gang, Report
+from caudal.domain.key import ApiKey, UsageBatch, UsageHour
 from caudal.domain.snapshot import State
 from caudal.domain.workload import Workload
 from caudal.ports import Change, Holder, Notable, Store
@@ -101,3 +103,17 @@ class WatchedStore:
     def intents(self, subject: str, limit: int = 50) -> list[Intent]:
         """A subject's intents in any state."""
         return self._store.intents(subject, limit)
+
+    def api_keys(self) -> list[ApiKey]:
+        """Every key that was ever made."""
+        return self._store.api_keys()
+
+    def add_usage(self, batches: Sequence[UsageBatch]) -> None:
+        """Add what was used, each batch once."""
+        self._store.add_usage(batches)
+
+    def usage(
+        self, since: float = 0.0, until: float = math.inf, key_id: str | None = None
+    ) -> list[UsageHour]:
+        """What was used, by key, model and hour."""
+        return self._store.usage(since, until, key_id)

@@ -46,6 +46,11 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
             )
     if spec.gateway.port == spec.api.port:
         problems.add(tree.at(["gateway", "port"]), f"port: the gateway and the api both have {spec.api.port}")
+    elif spec.gateway.each_site and spec.api.port in (ports := spec.gateway_ports()):
+        text = f"port: {ports[0]} to {ports[-1]} are the gateways', and the api has {spec.api.port} too"
+        problems.add(tree.at(["gateway", "port"]), text)
+    elif spec.gateway_ports()[-1:] > (65_535,):
+        problems.add(tree.at(["gateway", "port"]), f"port: {len(spec.sites)} gateways need as many ports")
 
 
 def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
@@ -155,6 +160,9 @@ def _check_served(model: ServedModel, tree: Located, path: list[str | int], prob
         problems.add(tree.at([*path, "sha256"]), "sha256: there is no `source` that it could be of")
     _check_source(model.source, tree.at([*path, "source"]), problems)
     _check_name(model.run, tree, [*path, "run"], problems)
+    if model.rollout.canary < 1 and not model.rollout.hold_s:
+        where_rollout = tree.at([*path, "rollout"])
+        problems.add(where_rollout, "rollout: a canary needs `hold_s`, for how long it is watched")
     if model.context < model.slots:
         problems.add(
             tree.at([*path, "slots"]),

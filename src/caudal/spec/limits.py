@@ -13,6 +13,7 @@ from caudal.domain.workload import (
     InnerSpec,
     ModelShape,
     OuterSpec,
+    RolloutSpec,
     ServedModel,
     ServiceSpec,
     StageSpec,
@@ -46,7 +47,7 @@ _PORT = Range(1, 65535)
 _COUNT = Range(1, 1_000_000)
 
 RANGES: dict[type, dict[str, Range]] = {
-    GatewaySpec: {"port": _PORT},
+    GatewaySpec: {"port": _PORT, "hedge": Range(0, 0.1)},
     ApiSpec: {"port": _PORT},
     Resources: {
         "cpus": Range(0, 10_000, above=True),
@@ -87,6 +88,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "checkpoint_every_rounds": _COUNT,
         "seed": Range(0, 2**63 - 1),
     },
+    RolloutSpec: {"canary": _FRACTION, "hold_s": Range(0, 30 * 86_400)},
     ServedModel: {"replicas": Range(1, 10_000), "context": Range(16, 1 << 24), "slots": Range(1, 1_024)},
 }
 

@@ -33,6 +33,7 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for the other process's transaction; ours take milliseconds."""
 
 _BEGIN = "caudal_begin"  # the execution option that says how SQLite begins
+_SYNC = "caudal_sync"  # the one that says whether its commit waits for the disk
 _PG_NOT_ALLOWED = "42501"  # PostgreSQL's code for a privilege that the user lacks
 
 _SQLITE_WHY = {
@@ -60,6 +61,7 @@ class Database:
         in_memory = self.sqlite and self._url.database in (None, "", ":memory:")
         self._engine = _engine(self._url, in_memory)
         self._reader = self._engine.execution_options(**self._reader_options())
+        self._durable = self._engine.execution_options(**{_SYNC: "FULL"})
         # All threads share the one connection that a database in memory has: one transaction at a time.
         # Writers to a file also queue here: SQLite's own waiting is by sleeping, and unfair.
         gate = threading.RLock()
@@ -75,10 +77,12 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, durable: bool = False) -> Iterator[Connection]:
         """A transaction that is kept wholly or not at all. SQLite's holds the write lock from its begin, so
-        that what it reads cannot change before it writes. Raises StorageFailed."""
-        with self._write_gate, self._explained(), self._engine.begin() as connection:
+        that what it reads cannot change before it writes. With `durable` its commit is on the disk when this
+        returns, also in SQLite. Raises StorageFailed."""
+        engine = self._durable if durable else self._engine
+        with self._write_gate, self._explained(), engine.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -187,15 +191,17 @@ def _engine(url: URL, in_memory: bool) -> Engine:
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
-    """Take the transactions from the driver, which would begin them late and not around schema changes.
-
-    synchronous=NORMAL: in a write-ahead log a power cut may undo the last commits and damages nothing. An
-    intent that is lost so leaves at most a machine with our tag and no lease, which the loop releases.
-    """
+    """Take the transactions from the driver, which would begin them late and not around schema changes."""
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN IMMEDIATE"))
+    """synchronous=NORMAL: in a write-ahead log a power cut may undo the last commits and damages nothing. An
+    intent that is lost so leaves at most a machine with our tag and no lease, which the loop releases. What
+    somebody else forgets once it is kept here is committed with FULL."""
+    options = connection.get_execution_options()
+    begin = options.get(_BEGIN, "BEGIN IMMEDIATE")
+    if begin == "BEGIN IMMEDIATE":
+        connection.exec_driver_sql(f"PRAGMA synchronous={options.get(_SYNC, 'NORMAL')}")
+    connection.exec_driver_sql(begin)

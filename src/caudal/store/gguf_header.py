@@ -43,6 +43,9 @@ _TYPE_SIZES: dict[int, tuple[int, int]] = {  # type: (elements in a block, bytes
 Value = int | float | bool | str
 
 
+POOLINGS = frozenset({1, 2, 3})
+"""`pooling_type` of models for embeddings: mean, first, last. 0 is none, 4 is for ranking."""
+
 FILE_TYPE_FLOAT32 = 0
 """`general.file_type` of a file whose weights are all float32."""
 
@@ -51,7 +54,9 @@ FILE_TYPE_FLOAT32 = 0
 class GgufInfo:
     """What the header says. `context` is the longest that the model was trained for (0: not said);
     `vocabulary` counts the tokenizer's entries; `licence` as its maker wrote it, or empty; `float32`
-    whether all weights are in full precision; `tokenizer` and `pre_tokenizer` are llama.cpp's names."""
+    whether all weights are in full precision; `tokenizer` and `pre_tokenizer` are llama.cpp's names; `embeds`
+    whether it says how the vectors of a text's tokens become one; `generates` whether a token sees those before
+    it only."""
 
     architecture: str
     name: str
@@ -64,6 +69,8 @@ class GgufInfo:
     float32: bool = False
     tokenizer: str = ""
     pre_tokenizer: str = ""
+    embeds: bool = False
+    generates: bool = True
 
 
 def read_gguf(path: Path) -> GgufInfo:
@@ -126,6 +133,8 @@ class _Header:
             float32=self._values.get("general.file_type") == FILE_TYPE_FLOAT32,
             tokenizer=self._text("tokenizer.ggml.model"),
             pre_tokenizer=self._text("tokenizer.ggml.pre"),
+            embeds=self._whole(f"{architecture}.pooling_type") in POOLINGS,
+            generates=self._values.get(f"{architecture}.attention.causal") is not False,
         )
 
     def _key(self) -> None:

@@ -16,6 +16,7 @@ from caudal.domain.errors import UsageError
 from caudal.domain.event import Point
 from caudal.domain.fleet import Lease
 from caudal.domain.gang import Gang, Report
+from caudal.domain.key import ApiKey
 from caudal.domain.workload import Workload
 from caudal.ports import Change
 from caudal.store import tables
@@ -40,13 +41,22 @@ class Upserts:
                 tables.gangs,
                 tables.intents,
                 tables.reports,
+                tables.api_keys,
             )
         }
         self.new_points = self._insert(tables.points).on_conflict_do_nothing()
+        self.new_source = self._insert(tables.usage_sources).on_conflict_do_nothing()
+        self.more_usage = self._add(tables.usage, ("key_id", "model", "hour"))
 
     def replace(self, table: Table) -> Any:
         """Insert, or replace what has the same key."""
         return self._replacing[table.name]
+
+    def _add(self, table: Table, keys: tuple[str, ...]) -> Any:
+        """Insert, or add to the numbers of what has the same key."""
+        statement = self._insert(table)
+        sums = {c.name: c + statement.excluded[c.name] for c in table.columns if c.name not in keys}
+        return statement.on_conflict_do_update(index_elements=list(keys), set_=sums)
 
     def _replace(self, table: Table) -> Any:
         statement = self._insert(table)
@@ -63,6 +73,7 @@ def rows(change: Change) -> Iterator[tuple[Table, list[Row]]]:
     yield tables.leases, _last(map(_lease, change.leases), "id")
     yield tables.gangs, _last(map(_gang, change.gangs), "id")
     yield tables.intents, _last(map(_intent, change.intents), "id")
+    yield tables.api_keys, _last(map(_key, change.keys), "id")
 
 
 def report_row(report: Report) -> Row:
@@ -121,3 +132,7 @@ def _intent(intent: Intent) -> Row:
         "changed_at": intent.changed_at,
         "doc": encode(intent),
     }
+
+
+def _key(key: ApiKey) -> Row:
+    return {"id": key.id, "name": key.name, "revoked": key.revoked_at > 0, "doc": encode(key)}

@@ -7,6 +7,7 @@ version. Knows nothing of why something is written; store/tables.py has the tabl
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,16 @@ from caudal.domain.decision import Decision, Intent
 from caudal.domain.errors import Stale
 from caudal.domain.event import Event, Point
 from caudal.domain.gang import Gang, Report
+from caudal.domain.key import ApiKey, UsageBatch, UsageHour
 from caudal.domain.snapshot import State
 from caudal.ports import Change, Holder, Notable
-from caudal.store import history, leadership
+from caudal.store import history, leadership, usage
+from caudal.store.codec import decode
 from caudal.store.database import Database
 from caudal.store.history import Limits
 from caudal.store.migrate import migrate
 from caudal.store.rows import Upserts, point_row, report_row, rows
-from caudal.store.tables import decisions, events, gangs, meta, reports
+from caudal.store.tables import api_keys, decisions, events, gangs, meta, reports
 from caudal.store.view import ENDED_GANGS_SHOWN, View
 
 
@@ -47,6 +50,7 @@ class SqlStore:
         self._limits = limits
         self._upserts = Upserts(for_sqlite=database.sqlite)
         self._view = View()
+        self._keys: dict[str, ApiKey] = {}  # by document: what was read last need not be decoded again
 
     def close(self) -> None:
         """Close the connections; the store is not to be used afterwards."""
@@ -63,7 +67,8 @@ class SqlStore:
         """Write all of the change or nothing; returns the new version. Raises Stale, LostLeadership,
         StorageFailed; UsageError where a value cannot be kept."""
         written = list(rows(change))
-        with self._database.writing() as connection:
+        durable = bool(change.keys)  # who was told that a key is revoked must not see it come back
+        with self._database.writing(durable) as connection:
             row = leadership.locked_meta(connection)
             if leader_epoch is not None:
                 leadership.check_leader(row, leader_epoch)
@@ -142,6 +147,27 @@ class SqlStore:
         """The intents of the subject and what is below it, in any state, newest first."""
         with self._database.reading() as connection:
             return history.read_intents(connection, subject, limit)
+
+    def api_keys(self) -> list[ApiKey]:
+        """Every key that was ever made, by id; also those that were revoked."""
+        with self._database.reading() as connection:
+            docs = list(connection.execute(select(api_keys.c.doc).order_by(api_keys.c.id)).scalars())
+        before = self._keys
+        self._keys = {doc: before.get(doc) or decode(ApiKey, doc) for doc in docs}
+        return list(self._keys.values())
+
+    def add_usage(self, batches: Sequence[UsageBatch]) -> None:
+        """Add the batches to the sums, each once. When this returns they are on the disk: whoever brought them
+        forgets them then."""
+        with self._database.writing(durable=True) as connection:
+            usage.add(connection, self._upserts, batches)
+
+    def usage(
+        self, since: float = 0.0, until: float = math.inf, key_id: str | None = None
+    ) -> list[UsageHour]:
+        """What was used in the hours that began at `since` or later and before `until`, by key, model, hour."""
+        with self._database.reading() as connection:
+            return usage.read(connection, since, until, key_id)
 
     def _remember(self, connection: Connection, change: Change, row: Row[Any]) -> dict[str, Any]:
         """Append the change's events and decision; returns what of the `meta` row changes by it."""

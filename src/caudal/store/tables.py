@@ -141,3 +141,33 @@ decision_subjects = Table(
     Column("seq", COUNT, ForeignKey("decisions.seq", ondelete="CASCADE"), primary_key=True),
     Index("decision_subjects_seq", "seq"),
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", NAME, primary_key=True),
+    Column("name", NAME, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+    Column("doc", DOCUMENT, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("key_id", NAME, primary_key=True),
+    Column("model", NAME, primary_key=True),
+    Column("hour", COUNT, primary_key=True, autoincrement=False),  # when it began, seconds since 1970
+    Column("requests", COUNT, nullable=False),
+    Column("failed", COUNT, nullable=False),
+    Column("prompt_tokens", COUNT, nullable=False),
+    Column("completion_tokens", COUNT, nullable=False),
+    Column("cached_tokens", COUNT, nullable=False),
+    Index("usage_hour", "hour"),
+)
+
+usage_sources = Table(
+    "usage_sources",
+    metadata,
+    Column("source", NAME, primary_key=True),  # one gateway process
+    Column("seq", COUNT, nullable=False),  # of its batches, the last that is in the sums
+)

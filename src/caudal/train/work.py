@@ -253,7 +253,6 @@ def main(path: str, part: str = ALONE, make_inner: MakeInner | None = None) -> i
         from caudal.train.group.ranks import Ranks, follow  # noqa: PLC0415 (torch enters here)
 
         follow(Ranks.join())
-        return 0
     reporter = Reporter(begin=part != SPARE)
     tether = Tether() if part != ALONE else None
     try:

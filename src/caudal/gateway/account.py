@@ -1,0 +1,76 @@
+"""One request on its caller's account: counted once, however it ends. Knows no journal's file, and no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from caudal.domain.key import Usage
+from caudal.gateway.openai_errors import ApiError
+
+NOTHING = Usage()
+
+CLIENT_LEFT = 499
+"""The status that is counted, and seen by nobody, where a client did not wait for its answer."""
+
+UNFORESEEN = 500
+
+Record = Callable[[str, str, float, Usage, int], None]
+"""usage_journal.py:UsageJournal.record."""
+
+
+class Account:
+    """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
+    carries it out writes into `usage` what the answer has used so far."""
+
+    __slots__ = ("_caller", "_model", "_record", "usage")
+
+    def __init__(self, record: Record, caller: str, model: str) -> None:
+        self._record = record
+        self._caller = caller
+        self._model = model
+        self.usage = NOTHING
+
+    def __enter__(self) -> Account:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        status = 200
+        if error is not None:
+            status = error.status if isinstance(error, ApiError) else UNFORESEEN
+            status = CLIENT_LEFT if isinstance(error, asyncio.CancelledError) else status
+        self._record(self._caller, self._model, time.time(), self.usage, status)
+
+
+class _Details(Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Answer(Struct):
+    usage: _Usage | None = None
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def usage_in(body: bytes) -> Usage:
+    """What a whole answer says that it used; nothing where it says nothing that can be read."""
+    try:
+        found = _ANSWER.decode(body).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Usage()
+    if found is None:
+        return Usage()
+    details = found.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    return Usage(*(max(0, n) for n in (found.prompt_tokens, found.completion_tokens, cached)))

@@ -1,0 +1,221 @@
+"""A replica as this gateway knows it, and a request's place there: what is measured while requests pass.
+
+Knows nothing of which replica is chosen; policy/routing does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from caudal.gateway.routes import ModelRoutes, ReplicaRoute
+from caudal.gateway.upstream import Address
+from caudal.policy.hedging import Hedger
+from caudal.policy.routing import Ask, Pool, ReplicaLoad
+from caudal.policy.speeds import Speed
+
+_TOTAL = re.compile(rb'"total_tokens"\s*:\s*(\d{1,9})')
+
+SHARE_WEIGHT = 0.05
+MIN_SHARE = 0.02
+
+
+def served_tokens(body: bytes, prompt_tokens: int) -> int:
+    """Prompt and reply of a whole answer, in tokens: as its usage says, or else about so many."""
+    found = _TOTAL.findall(body, max(0, len(body) - 4096))
+    return int(found[-1]) if found else prompt_tokens + len(body) // 4
+
+
+class Owner(Protocol):
+    """What a ticket tells of its end."""
+
+    def now(self) -> float:
+        """Seconds."""
+        ...
+
+    def wake(self) -> None:
+        """Something is free."""
+        ...
+
+
+class Replica:
+    """A replica's address, load and speed; kept while it is routed to or has requests in flight."""
+
+    __slots__ = ("address", "load", "route", "speed")
+
+    def __init__(self, route: ReplicaRoute, address: Address) -> None:
+        self.route = route
+        self.address = address
+        self.load = ReplicaLoad(route.gang, route.site, route.version, route.slots)
+        self.speed = Speed()
+
+    def take(self, route: ReplicaRoute) -> None:
+        """What control says of it now."""
+        self.route = route
+        self.load.site = route.site
+        self.load.version = route.version
+        self.load.draining = route.draining
+        self.load.set_slots(route.slots)
+
+    def seen(self, now: float) -> None:
+        """Its load was what it is, up to now."""
+        load = self.load
+        self.speed.passed(now, load.requests, load.tokens, load.others(now))
+
+
+@dataclass(slots=True)
+class ModelState:
+    """A model and the last moment at which it had a replica (None: never since this process started). One
+    that left the table is still known for a while: its only replica may just be on its way back.
+
+    `capacity`: replicas that take new requests, and how many those run at once. `served_share`: what requests
+    turn out to have of the tokens that they may have, in the mean."""
+
+    routes: ModelRoutes
+    last_ready: float | None
+    hedger: Hedger
+    listed: bool = True
+    pool: Pool = field(default_factory=Pool)
+    by_gang: Mapping[str, Replica] = field(default_factory=dict)
+    capacity: tuple[int, int] = (0, 0)
+    served_share: float = 1.0
+
+    def expected(self, asked: int) -> int:
+        """Of the tokens that a request may have, those that are likely: answers end before their limit."""
+        return max(1, int(asked * self.served_share))
+
+    def served(self, asked: int, tokens: int) -> None:
+        """A request that might have had `asked` tokens had so many."""
+        share = max(MIN_SHARE, min(1.0, tokens / asked if asked else 1.0))
+        self.served_share += SHARE_WEIGHT * (share - self.served_share)
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A request's place at a replica. Given back exactly once, by `release`; before that its holder says
+    `first_token`, and `done` or `failed`, so that the next requests know better."""
+
+    gang: str
+    address: Address
+    model: str  # what the engine calls the model
+    version: int
+    tokens: int
+    ask: Ask
+    asked: int  # the most tokens that it may have; `tokens` are those that are expected
+    _begun_at: float
+    _trial: bool
+    _at_once: bool  # it found a free slot
+    _replica: Replica
+    _model: ModelState
+    _owner: Owner
+    _open: bool = True
+    _answered: bool = False
+    _failed: bool = False
+
+    @classmethod
+    def at(
+        cls, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float
+    ) -> Ticket:
+        """Take a place. `asked`: the most tokens that the request may have."""
+        load, route = replica.load, replica.route
+        replica.seen(now)
+        at_once = not load.slots or load.requests < load.slots
+        load.requests += 1
+        load.tokens += ask.tokens
+        trial = load.breaker.begin(now)
+        name = route.model or model.routes.id
+        return cls(
+            route.gang,
+            replica.address,
+            name,
+            load.version,
+            ask.tokens,
+            ask,
+            asked,
+            now,
+            trial,
+            at_once,
+            replica,
+            model,
+            owner,
+        )
+
+    @property
+    def engine(self) -> str:
+        """What generates there."""
+        return self._replica.route.engine
+
+    @property
+    def public_model(self) -> str:
+        """What clients call the model."""
+        return self._model.routes.id
+
+    @property
+    def hedger(self) -> Hedger:
+        """What decides whether the request is sent twice."""
+        return self._model.hedger
+
+    def first_token(self) -> None:
+        """The first byte of a good answer came."""
+        if self._answered:
+            return
+        self._answered = True
+        load, after_s = self._replica.load, self._owner.now() - self._begun_at
+        load.breaker.answered(self._trial)
+        if self._trial:
+            self._owner.wake()  # others may follow now
+        self._model.hedger.first_token(after_s)
+        if self._at_once:
+            self._replica.speed.first_token(self.ask.prompt_tokens, after_s - (load.round_trip_s or 0.0))
+            load.prefill_per_s = self._replica.speed.prefill_per_s
+
+    def done(self, tokens: int) -> None:
+        """The answer is whole: prompt and reply had so many tokens."""
+        if not self._answered:  # it came in one piece: when it began to speak is not known
+            self._answered = True
+            self._replica.load.breaker.answered(self._trial)
+        self._model.served(self.asked, tokens)
+        self._replica.seen(self._owner.now())
+        if self._replica.speed.served(tokens, self._replica.load.slots):
+            self._replica.load.tokens_per_s = self._replica.speed.tokens_per_s
+            self._model.pool.measure()
+
+    def failed(self, *, hard: bool = True) -> None:
+        """The replica failed this request. `hard`: it could not be reached, hung up, or would not answer, and is
+        left alone for a while; else it answered nonsense, and is asked last for a moment."""
+        self._failed = True
+        self._replica.load.breaker.failed(self._owner.now(), self._trial, hard=hard)
+
+    def swap(self, other: Ticket) -> None:
+        """Change places with another ticket of the same request."""
+        for name in (
+            "gang",
+            "address",
+            "model",
+            "version",
+            "tokens",
+            "ask",
+            "_begun_at",
+            "_trial",
+            "_at_once",
+        ):
+            mine, its = getattr(self, name), getattr(other, name)
+            setattr(self, name, its)
+            setattr(other, name, mine)
+        self._replica, other._replica = other._replica, self._replica
+        self._answered, other._answered = other._answered, self._answered
+        self._failed, other._failed = other._failed, self._failed
+
+    def release(self) -> None:
+        """The request is over at this replica."""
+        assert self._open
+        self._open = False
+        self._replica.seen(self._owner.now())
+        load = self._replica.load
+        load.requests -= 1
+        load.tokens -= self.tokens
+        if self._trial and not self._answered and not self._failed:
+            load.breaker.gave_up()
+        self._owner.wake()
