@@ -71,6 +71,8 @@ class Generations:
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
         with Account(self._record, caller.id, call.model) as account:
+            if caller.limits.budget_tokens:
+                self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
             slo, deadline_s = wishes(exchange.request.headers, call.body)
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
             try:
