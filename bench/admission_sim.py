@@ -8,7 +8,8 @@ What the replicas can carry is a bound in work that no schedule beats: requests 
 steps' constant at full chunks), all replicas as one, earliest deadline first, partial answers counting. In requests
 it is that work over the mean request's.
 
-`python bench/admission_sim.py [--overload 3] [--json]`. Needs no network and no replica; a minute or two.
+`python bench/admission_sim.py [--overload 3] [--replicas 2] [--first-token-s 5]`: some seconds. Needs no network and
+no replica.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from caudal.policy.admission_types import Admit, Ask, Park
 from caudal.policy.slo import Promise, SloTargets
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+from harness import commit, machine  # noqa: E402
+
 TRACE = "data/traces/azure_AzureLLMInferenceTrace_code.csv"
 CHUNK_TOKENS = 512
 TICK_S = 0.05
@@ -444,7 +448,6 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=3.0)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--first-token-s", type=float, default=5.0)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     speed, promise = Speed(), Promise(options.first_token_s, 0.25)
     traffic = {"bursty": bursty(7)}
@@ -461,11 +464,14 @@ def main() -> None:
         }
         best, row = tuned(rows, options.overload, options.replicas, promise)
         found[name] = {**compared, best: row}
-        if not options.json:
-            for policy_name, row in found[name].items():
-                print(f"{name:12}{policy_name:56}", row)
-    if options.json:
-        print(json.dumps({"name": "admission_sim", "overload": options.overload, "figures": found}))
+        for policy_name, row in found[name].items():
+            print(f"{name:12}{policy_name:56}", row)
+    asked = {"overload": options.overload, "replicas": options.replicas, "promise_s": options.first_token_s}
+    print(
+        json.dumps(
+            {"name": "admission_sim", "commit": commit(), "machine": machine(), **asked, "figures": found}
+        )
+    )
 
 
 if __name__ == "__main__":

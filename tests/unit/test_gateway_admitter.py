@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from caudal.domain.key import KeyLimits, Slo
+from caudal.domain.key import SECRET_PREFIX, KeyLimits, Slo
 from caudal.gateway.admitter import Admitter, Permit, Refused, reply_tokens
+from caudal.gateway.callers import KeyRow, KeyTable
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.process import Gateway
@@ -20,7 +22,7 @@ from caudal.policy.slo import Promise, SloTargets
 from tests.support.gateway import chat, gateway, parsed, post, raw, table
 from tests.support.mock_replica import MockReplica
 
-CALL = Call("/v1/chat/completions", "m", True, 300, b'{"max_tokens":256}' + b" " * 158, "messages")
+CALL = Call("/v1/chat/completions", "m", True, 300, b'{"max_tokens":256}' + b" " * 158, "messages", 44)
 
 
 class Timed:
@@ -319,3 +321,38 @@ def test_refusals_at_the_gateway(tmp_path: Path) -> None:
         )
 
     scenario_with_one(tmp_path, 1, scenario)
+
+
+def test_a_keys_rate_and_budget_at_the_gateway(tmp_path: Path) -> None:
+    async def scenario(one: Gateway, replica: MockReplica) -> None:
+        rows = [
+            KeyRow(
+                name, name, hashlib.sha256(f"{SECRET_PREFIX}{name}".encode()).hexdigest(), limits, 0.0, spent
+            )
+            for name, limits, spent in (
+                ("rated", KeyLimits(requests_per_minute=2), 0),
+                ("spent", KeyLimits(budget_tokens=100), 100),
+                ("rich", KeyLimits(budget_tokens=100), 99),
+            )
+        ]
+        one.callers.update(KeyTable(tuple(rows)))
+
+        async def ask(name: str, **more: object) -> bytes:
+            return await raw(
+                one, post(chat(**more), headers=f"authorization: Bearer {SECRET_PREFIX}{name}\r\n")
+            )
+
+        assert b"x-ratelimit-remaining-requests: 1\r\n" in await ask("rated")
+        streamed = await ask("rated", stream=True)
+        assert streamed.startswith(b"HTTP/1.1 200") and b"x-ratelimit-remaining-requests: 0\r\n" in streamed
+        status, body = parsed(await ask("rated"))
+        assert (status, body["error"]["code"], body["error"]["type"]) == (
+            429,
+            "rate_limit_exceeded",
+            "rate_limit_error",
+        )
+        assert parsed(await ask("rich"))[0] == 200
+        status, body = parsed(await ask("spent"))
+        assert (status, body["error"]["code"]) == (429, "insufficient_quota") and len(replica.requests) == 3
+
+    scenario_with_one(tmp_path, 4, scenario)

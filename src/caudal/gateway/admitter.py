@@ -15,7 +15,7 @@ import msgspec
 
 from caudal.domain.key import KeyLimits, Slo
 from caudal.gateway.admission_metrics import AdmissionMetrics
-from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
+from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.wishes import names_its_bound
 from caudal.policy.admission import Admission
@@ -132,7 +132,7 @@ class Admitter:
         self._learn(now, call.model)
         self._serial += 1
         id_ = self._serial
-        prompt = len(call.body) // BYTES_PER_TOKEN
+        prompt = call.prompt_tokens
         ask = Ask(
             id_,
             key,

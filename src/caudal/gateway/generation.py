@@ -112,6 +112,7 @@ class Generations:
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
         account = Account(self._record, caller.id, call.model)
+        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:
             admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
@@ -213,6 +214,7 @@ class Generations:
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
         account = Account(self._record, caller.id, call.model)
+        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
@@ -230,6 +232,10 @@ class Generations:
         finally:
             self._close(job, status)
         return 200
+
+    def _tell_spent(self, caller: Caller) -> None:
+        if caller.limits.budget_tokens:
+            self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
 
     async def _carry_out(
         self, job: Job, ticket: Ticket | None, begun: UpstreamConnection | None, failure: Failure | None

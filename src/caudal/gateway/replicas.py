@@ -70,7 +70,8 @@ class ModelState:
     """A model and the last moment at which it had a replica (None: never since this process started). One
     that left the table is still known for a while: its only replica may just be on its way back.
 
-    `served_share`: what requests turn out to have of the tokens that they may have, in the mean."""
+    `capacity`: replicas that take new requests, and how many those run at once. `served_share`: what requests
+    turn out to have of the tokens that they may have, in the mean."""
 
     routes: ModelRoutes
     last_ready: float | None
@@ -78,6 +79,7 @@ class ModelState:
     listed: bool = True
     pool: Pool = field(default_factory=Pool)
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
+    capacity: tuple[int, int] = (0, 0)
     served_share: float = 1.0
     capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
 
