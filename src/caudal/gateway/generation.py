@@ -56,6 +56,10 @@ class Generations:
         """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
         if self._router.model(call.model) is None:
             raise model_not_found(call.model)
+        with self._router.asked(call.model):
+            return await self._run(exchange, call)
+
+    async def _run(self, exchange: Exchange, call: Call) -> int:
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""

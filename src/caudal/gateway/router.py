@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import msgspec
 
+from caudal.gateway.demand import Demand
 from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.gateway.upstream import Address, parse_address
@@ -23,6 +25,9 @@ __all__ = ["Router", "Ticket"]
 RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
 
+WAKE_WAIT_S = 30.0
+"""A request of a model that sleeps waits at least so long for a replica to start."""
+
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
 
@@ -34,6 +39,7 @@ class Router:
         self.now = now
         self.known = False  # whether any table was ever had
         self.hedged = 0  # requests that were sent twice
+        self.demand = Demand(now)
         self._site = site
         self._hedge = hedge or HedgeRules()
         self._models: dict[str, ModelState] = {}
@@ -98,6 +104,16 @@ class Router:
         """All models of the fleet."""
         return [model.routes for model in self._models.values() if self._known(model)]
 
+    def asked(self, model_id: str) -> AbstractContextManager[None]:
+        """A request of a model, for as long as it takes."""
+        model = self._models.get(model_id)
+        return self.demand.asked(model_id, model is not None and model.routes.asleep)
+
+    def waking(self) -> list[str]:
+        """The models that sleep and are waited for."""
+        rows = [m.routes for m in self._models.values() if m.routes.asleep]
+        return sorted(routes.id for routes in rows if self.demand.waits_for(routes.id))[:MAX_REPORTED]
+
     def in_flight(self, model_id: str) -> int:
         """Requests at the model's replicas."""
         model = self._models.get(model_id)
@@ -138,6 +154,8 @@ class Router:
         if model is not None:
             expected = model.expected(tokens)
             model.hedger.asked()
+            if model.routes.asleep:
+                end = max(end, self.now() + WAKE_WAIT_S)
         ask = Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
         while True:
             self._changed.clear()
@@ -197,6 +215,8 @@ class Router:
 
     def _worth_waiting(self, model_id: str, now: float) -> bool:
         model = self._models.get(model_id)
+        if model is not None and model.routes.asleep:
+            return True
         if model is None or model.last_ready is None:
             return False
         return bool(model.routes.replicas) or now - model.last_ready < RECENTLY_S

@@ -21,6 +21,7 @@ from caudal.gateway.upstream import Address, UpstreamFailed, UpstreamPool, parse
 log = logging.getLogger("caudal.gateway")
 
 POLL_S = 0.5
+HURRY_S = 0.1
 ANSWER_S = 3.0
 MAX_MODELS = 1000
 MAX_REPLICAS = 1000
@@ -48,13 +49,15 @@ class VersionWeight(msgspec.Struct, frozen=True):
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
-    """A model that the fleet serves, and its replicas that are ready now (there may be none)."""
+    """A model that the fleet serves, and its replicas that are ready now (there may be none). One that is `asleep` has
+    none because nobody asked: a request brings one."""
 
     id: str
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
     weights: tuple[VersionWeight, ...] = ()
+    asleep: bool = False
 
     @property
     def ready(self) -> int:
@@ -120,6 +123,7 @@ class RoutePoller:
         self._changed = changed
         self._last: RouteTable | None = None
         self._away_because = ""
+        self.hurry: Callable[[], bool] = lambda: False  # whether somebody waits for what comes next
 
     def load(self) -> bool:
         """Take up what the state file has; False where it has nothing that can be used."""
@@ -140,7 +144,7 @@ class RoutePoller:
         while True:
             await self.poll()
             self._pool.prune()
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(HURRY_S if self.hurry() else POLL_S)
 
     async def poll(self) -> bool:
         """Ask once; False where control did not give a good answer (what was known stays)."""
