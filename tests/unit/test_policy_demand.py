@@ -64,11 +64,11 @@ def test_a_request_wakes_it_and_without_more_it_sleeps_again() -> None:
     play.tell()
     (choice,) = [c for c in play.step().choices if isinstance(c.action, StartGang)]
     assert choice.subject == FIRST and choice.reason.text.startswith("there are requests; ")
-    play.ask(0, load=0.0, idle_s=1.0)
+    play.ask(0, load=0.3, idle_s=1.0)
     assert play.pass_(50) == []
     assert play.workloads["assistant"].state is WorkloadState.RUNNING
     for second in range(50, 70):
-        play.ask(0, load=0.0, idle_s=float(second))
+        play.ask(0, load=0.01, idle_s=float(second), peaks=[30.0, 0.4])
         play.pass_(1)
     assert play.held() == []
     stopped = [c for c in play.intents.values() if isinstance(c.action, StopGang)]

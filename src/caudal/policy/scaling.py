@@ -75,11 +75,11 @@ def _asked(scale: ScaleSpec, slots: int, demand: Demand) -> Iterable[Need]:
     waits = f"{demand.requests} requests would wait for longer than {scale.ttft_s:g} s with fewer"
     yield _need(for_wait(scale.ttft_s, slots, demand), "scale.wait", waits)
     busy = f"{demand.load:.1f} requests at once take more than {scale.target:.0%} of the slots of fewer"
-    yield _need(_ceil(demand.load / took), "scale.busy", busy)
+    yield _need(_for_load(demand.load, took), "scale.busy", busy)
     if demand.requests:
         yield _need(1, "scale.asked", "there are requests")
     lately = f"there were up to {demand.peak:.1f} requests at once in the last {scale.idle_s:.0f} s"
-    yield _need(_ceil(demand.peak / took), "scale.peak", lately)
+    yield _need(_for_load(demand.peak, took), "scale.peak", lately)
     if demand.idle_s is not None and demand.idle_s < scale.idle_s:
         yield _need(1, "scale.asked", f"something was asked less than {scale.idle_s:.0f} s ago")
     yield _need(scale.min, "scale.least", f"`min` is {scale.min}")
@@ -123,6 +123,12 @@ def joint(demands: Iterable[Demand]) -> Demand:
 def peak_since(rows: Iterable[tuple[float, float]], within_s: float) -> float:
     """The largest load among (age in s, load) that is at most so old."""
     return max((load for age_s, load in rows if age_s <= within_s), default=0.0)
+
+
+def _for_load(load: float, took: float) -> int:
+    """Replicas of which each takes so much. Whether there is a first one is not up to a smoothed load, which takes
+    its time to be nothing, but to requests and to how long ago they were."""
+    return _ceil(load / took) if load > took else 0
 
 
 def _need(replicas: int, code: str, text: str) -> Need:
