@@ -42,13 +42,14 @@ class VersionWeight:
 class ModelRoute:
     """One model with its replicas that answer, of all its versions; `version` is the newest of them. `context` is
     in tokens, prompt plus reply. `weights` are there while a new version is held to a share; else its replicas
-    are as good as the old one's."""
+    are as good as the old one's. One that is `asleep` has no replica that takes requests, and a request starts one."""
 
     id: str
     version: int
     context: int
     replicas: list[ReplicaRoute]
     weights: list[VersionWeight] = field(default_factory=list)
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class Routes:
 
 def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
     """The routes of a state, for a gateway. A model is there as soon as a replica of it was started; one whose
-    replicas are all starting, or coming back, has none to go to yet, which is not the same as being unknown."""
+    replicas are all starting, or coming back, has none to go to yet, which is not the same as being unknown. One
+    whose replicas follow demand is there as long as its service is wanted."""
     active = {x.id: x.epoch for x in state.leases if x.state is LeaseState.ACTIVE}
     said = {r.gang_id: r.status for r in state.reports}
     served = _served(state)
@@ -88,6 +90,9 @@ def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
         )
         if usable and isinstance(url, str) and url.startswith(("http://", "https://")):
             replicas.append((gang, url))
+    scaled = _scaled(state)
+    for model in scaled:
+        found.setdefault(model, [])
     models = []
     for model, replicas in sorted(found.items()):
         rows = [
@@ -97,7 +102,8 @@ def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
         version = max((r.version for r in rows), default=0)
         context = min((m.context for (_, m_id), m in served.items() if m_id == model), default=0)
         weights = _weights(state, [g for g, _ in replicas if g.draining_at is None], version, now)
-        models.append(ModelRoute(model, version, context, rows, weights))
+        asleep = model in scaled and all(r.draining for r in rows)
+        models.append(ModelRoute(model, version, context, rows, weights, asleep))
     return Routes(state.version, models, _others(state, now, gateway))
 
 
@@ -109,6 +115,12 @@ def _served(state: State) -> dict[tuple[str, str], ServedModel]:
         if isinstance(w.spec, ServiceSpec)
         for model in w.spec.models
     }
+
+
+def _scaled(state: State) -> set[str]:
+    """The models whose replicas follow demand, and that may have none."""
+    wanted = [w.spec for w in state.workloads if isinstance(w.spec, ServiceSpec) and w.wanted]
+    return {model.id for spec in wanted for model in spec.models if model.scale.on}
 
 
 def _slots(served: dict[tuple[str, str], ServedModel], gang: Gang) -> int:

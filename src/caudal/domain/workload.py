@@ -200,11 +200,36 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleSpec:
+    """How many replicas a model has, by what is asked of it: from `min` to `max`, in place of `replicas`.
+
+    One more is started as soon as more than the share `target` of all slots is taken, or a request that comes now
+    would wait for longer than `ttft_s` seconds for its first token. One goes when what was asked in the last
+    `idle_s` seconds could all have been done without it, and `idle_s` after its start at the earliest. With `min` 0
+    the last one goes `idle_s` after the last request, and the next request starts one and waits for it. `prewarmed`:
+    so many more than are needed, so that more load finds them ready; with them a model never sleeps.
+    """
+
+    min: int = 1
+    max: int = 0
+    target: float = 0.8
+    ttft_s: float = 5.0
+    idle_s: float = 300.0
+    prewarmed: int = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether the number of replicas follows demand; else it is `replicas`."""
+        return self.max > 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """One model of a service: pulled from `source`, or published by the run named `run`.
 
     `sha256` is checked against the file that `source` downloads, where it is one file. `context` bounds
-    prompt plus reply in tokens, shared between `slots` requests that run at once.
+    prompt plus reply in tokens, shared between `slots` requests that run at once. There are `replicas` of it, or as
+    many as `scale` says.
     """
 
     id: str
@@ -215,6 +240,7 @@ class ServedModel:
     context: int = 2048
     slots: int = 4
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    scale: ScaleSpec = field(default_factory=ScaleSpec)
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.15, memory_bytes=512 * MIB))
 
 

@@ -34,9 +34,12 @@ class Account:
     """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
     carries it out writes into `usage` what the answer has used so far."""
 
-    __slots__ = ("_caller", "_model", "_record", "usage")
+    __slots__ = ("_caller", "_closed", "_model", "_record", "usage")
 
-    def __init__(self, record: Record, caller: str, model: str) -> None:
+    def __init__(
+        self, record: Record, caller: str, model: str, closed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._closed = closed
         self._record = record
         self._caller = caller
         self._model = model
@@ -44,6 +47,7 @@ class Account:
 
     def close(self, status: int) -> None:
         """Record it; for who does not use `with`."""
+        self._closed()
         self._record(self._caller, self._model, time.time(), self.usage, status)
 
     def __enter__(self) -> Account:

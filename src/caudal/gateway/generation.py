@@ -111,7 +111,7 @@ class Generations:
         awaited. `counted` is told the status, once, unless this raises ApiError."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model)
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
         self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:
@@ -213,7 +213,7 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model)
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
         self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:

@@ -107,6 +107,7 @@ class Gateway:
         )
         self.keys = key_poller(config.keys_url, token_file, config.keys_file, self._pool, self.callers)
         self._pool.on_connect = self.router.connected
+        self.routes.hurry = lambda: bool(self.router.waking())
         self._pollers: list[asyncio.Task[None]] = []
         self.url = ""
 
@@ -154,7 +155,11 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 
 
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
+    news = asyncio.Event()
+    gateway.router.demand.on_news = news.set
     while True:
+        news.clear()
+        demand, peaks = gateway.router.demand.report()
         update(
             ready=True,
             url=gateway.url,
@@ -162,8 +167,12 @@ async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
             streams=gateway.metrics.streams,
             hedged=gateway.router.hedged,
             load=gateway.router.load(),
+            demand=demand,
+            peaks=peaks,
+            waking=gateway.router.waking(),
         )
-        await asyncio.sleep(REPORT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(news.wait(), REPORT_S)
 
 
 def _port_in_use(host: str, port: int) -> PortInUse:

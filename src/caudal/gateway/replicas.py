@@ -79,7 +79,6 @@ class ModelState:
     listed: bool = True
     pool: Pool = field(default_factory=Pool)
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
-    capacity: tuple[int, int] = (0, 0)
     served_share: float = 1.0
     capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
 

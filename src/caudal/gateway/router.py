@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
+from caudal.gateway.demand import Demand
 from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.gateway.upstream import Address, parse_address
@@ -25,6 +27,8 @@ RECENTLY_S = 60.0
 
 NO_CAPACITY = (0, 0)
 NOT_TRIED: frozenset[str] = frozenset()
+WAKE_WAIT_S = 30.0
+"""A request of a model that sleeps waits at least so long for a replica to start."""
 
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
@@ -37,6 +41,7 @@ class Router:
         self.now = now
         self.known = False  # whether any table was ever had
         self.hedged = 0  # requests that were sent twice
+        self.demand = Demand(now)
         self._site = site
         self._hedge = hedge or HedgeRules()
         self._models: dict[str, ModelState] = {}
@@ -107,6 +112,20 @@ class Router:
         """All models of the fleet."""
         return [model.routes for model in self._models.values() if self._known(model)]
 
+    def asked(self, model_id: str) -> Callable[[], None]:
+        """A request of a model came; to be called when it is over."""
+        self.demand.begin(model_id, self._asleep(model_id))
+        return partial(self.demand.end, model_id)
+
+    def _asleep(self, model_id: str) -> bool:
+        model = self._models.get(model_id)
+        return model is not None and model.routes.asleep
+
+    def waking(self) -> list[str]:
+        """The models that sleep and are waited for."""
+        rows = [m.routes for m in self._models.values() if m.routes.asleep]
+        return sorted(routes.id for routes in rows if self.demand.waits_for(routes.id))[:MAX_REPORTED]
+
     def in_flight(self, model_id: str) -> int:
         """Requests at the model's replicas."""
         model = self._models.get(model_id)
@@ -149,6 +168,8 @@ class Router:
         gets the same version each time; `version` is the one to go on with. Both are preferred only.
         """
         end = self.now() + wait_s
+        if self._asleep(model_id):
+            end = max(end, self.now() + WAKE_WAIT_S)
         ask = self._ask(model_id, tokens, tried, prompt_tokens, prefix, who, version)
         while True:
             self._changed.clear()
@@ -238,6 +259,8 @@ class Router:
 
     def _worth_waiting(self, model_id: str, now: float) -> bool:
         model = self._models.get(model_id)
+        if model is not None and model.routes.asleep:
+            return True
         if model is None or model.last_ready is None:
             return False
         return bool(model.routes.replicas) or now - model.last_ready < RECENTLY_S

@@ -43,13 +43,15 @@ class VersionWeight(msgspec.Struct, frozen=True):
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
-    """A model that the fleet serves, and its replicas that are ready now (there may be none)."""
+    """A model that the fleet serves, and its replicas that are ready now (there may be none). One that is `asleep` has
+    none because nobody asked: a request brings one."""
 
     id: str
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
     weights: tuple[VersionWeight, ...] = ()
+    asleep: bool = False
 
     @property
     def ready(self) -> int:

@@ -15,6 +15,7 @@ from caudal.domain.fleet import FleetSpec
 from caudal.domain.workload import (
     BaseSpec,
     ModelShape,
+    ScaleSpec,
     ServedModel,
     ServiceSpec,
     StageSpec,
@@ -163,11 +164,24 @@ def _check_served(model: ServedModel, tree: Located, path: list[str | int], prob
     if model.rollout.canary < 1 and not model.rollout.hold_s:
         where_rollout = tree.at([*path, "rollout"])
         problems.add(where_rollout, "rollout: a canary needs `hold_s`, for how long it is watched")
+    _check_scale(model, tree.at([*path, "scale"]), problems)
     if model.context < model.slots:
         problems.add(
             tree.at([*path, "slots"]),
             f"slots: {model.slots} requests at once cannot share a context of {model.context} tokens",
         )
+
+
+def _check_scale(model: ServedModel, where: str, problems: Problems) -> None:
+    scale = model.scale
+    if scale == ScaleSpec():
+        return
+    if not scale.on:
+        problems.add(where, "scale: `max` is needed: how many replicas there may be")
+    elif max(scale.min, scale.prewarmed) > scale.max:
+        problems.add(where, f"scale: `min` and `prewarmed` are at most `max`, which is {scale.max}")
+    if model.replicas != 1:
+        problems.add(where, "scale: `replicas` is a fixed number; leave it out where `scale` decides")
 
 
 def _check_source(source: str, where: str, problems: Problems, key: str = "source") -> None:
