@@ -1,35 +1,35 @@
-"""One generation from a client's request to the last byte of its answer: replica, retry, stream.
+"""One generation from a client's request to the last byte of its answer: replicas, attempts, what it used.
 
 Until the first byte has gone to the client a failed replica costs a pause only: the request is sent again,
-to another one where there is one. After that the stream ends with an explicit error event; `_broken` is the
-place where the answer could go on at another replica instead.
+to another one where there is one. After that a stream goes on at another one where it can (`relay`, `rescue`),
+and ends with an explicit error event where it cannot.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
-import msgspec
-
-from caudal.gateway.account import Account, Record, usage_in
-from caudal.gateway.admitter import Admitter, Permit, reply_tokens
+from caudal.gateway.account import Account, Record
+from caudal.gateway.admitter import Admitter, Permit
 from caudal.gateway.callers import NOBODY, Caller
-from caudal.gateway.engine_dialects import check_parameters
-from caudal.gateway.events import EventSplitter, ModelName, NotEvents
-from caudal.gateway.hedge import hedged_request
+from caudal.gateway.continuation import Impossible
+from caudal.gateway.events import NotEvents
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import (
-    engine_error,
     model_not_found,
     no_replica,
     replica_failed,
     stream_broken,
 )
-from caudal.gateway.replicas import served_tokens
+from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.usage import Measured
+from caudal.gateway.watch import Watch
+from caudal.gateway.whole import Whole
 from caudal.gateway.wishes import wishes
 
 log = logging.getLogger("caudal.gateway")
@@ -38,12 +38,28 @@ MAX_ATTEMPTS = 4
 MAX_LOST = 2
 """A request over which so many replicas hung up is not given to another: it may be what kills them."""
 
-WAIT_FOR_REPLICA_S = 10.0
-RETRY_STATUSES = frozenset({502, 503, 504})
-"""What an engine that is loading, overloaded or proxied answers: another one may do better."""
+OUTAGE_S = 1.0
+"""Losses of a stream that are no further apart count as one: a site's replicas go together."""
 
-EVENT_STREAM = b"text/event-stream"
-NO_BUFFERING = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+WAIT_FOR_REPLICA_S = 10.0
+
+
+Used = Callable[[Call, Measured], None]
+"""Told what every answer used, once, also of one that was cut off."""
+
+
+class Losses:
+    """How often replicas hung up over one request."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last_at = float("-inf")
+
+    def add(self, now: float, *, streaming: bool) -> None:
+        """One more. That a stream loses two replicas at once says nothing against it: it had got on well."""
+        if not (streaming and now - self._last_at < OUTAGE_S):
+            self.count += 1
+        self._last_at = now
 
 
 class Generations:
@@ -56,37 +72,60 @@ class Generations:
         metrics: Metrics,
         wait_s: float = WAIT_FOR_REPLICA_S,
         record: Record = lambda *_: None,
+        *,
+        used: Used = lambda call, measured: None,
+        watch: Watch | None = None,
         admitter: Admitter | None = None,
     ) -> None:
         self._record = record
+        self._used = used
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
+        self._watch = watch or Watch(router)
 
     async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
         """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
+        if caller.limits.budget_tokens:
+            self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
         with Account(self._record, caller.id, call.model) as account:
-            if caller.limits.budget_tokens:
-                self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
-            slo, deadline_s = wishes(exchange.request.headers, call.body)
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
             try:
-                return await self._carry_out(exchange, call, account, caller.id, permit)
+                await self._carry_out(exchange, call, account, permit, caller.id)
             finally:
                 permit.done()
+        return 200
 
     async def _carry_out(
-        self, exchange: Exchange, call: Call, account: Account, who: str, permit: Permit
-    ) -> int:
-        begun_at = self._router.now()
+        self, exchange: Exchange, call: Call, account: Account, permit: Permit, who: str
+    ) -> None:
+        kind = Relay if call.stream else Whole
+        answer = kind(exchange, call, permit, self._pool, self._metrics, self._router)
+        if isinstance(answer, Relay):
+            self._watch.add(answer)
+        try:
+            await self._answer(answer, call, who)
+        except Impossible as impossible:
+            assert isinstance(answer, Relay)
+            answer.impossible(impossible)
+        finally:
+            if isinstance(answer, Relay):
+                self._watch.remove(answer)
+            if answer.measured is not None:
+                account.usage = answer.measured.usage
+                self._used(call, answer.measured)
+
+    async def _answer(self, answer: Relay | Whole, call: Call, who: str) -> None:
         tried: frozenset[str] = frozenset()
+        losses = Losses()
         why = ""
-        lost = 0
+        version = 0
         for attempt in range(MAX_ATTEMPTS):
             ticket = await self._router.acquire(
                 call.model,
@@ -96,109 +135,32 @@ class Generations:
                 prompt_tokens=call.prompt_tokens,
                 prefix=call.prefix,
                 who=who,
+                version=version,
             )
             if not isinstance(ticket, Ticket):
+                if answer.started:
+                    break
                 raise no_replica(call.model, ticket.reason)
-            if attempt:
-                self._metrics.retries += 1
+            version = ticket.version
+            self._metrics.retries += attempt > 0 and not answer.started
             try:
-                return await self._attempt(exchange, call, ticket, begun_at, account, permit)
+                await answer.attempt(ticket)
+                return
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed(hard=isinstance(failure, UpstreamFailed))
                 tried |= {ticket.gang}
                 why = str(failure)
-                lost += isinstance(failure, UpstreamFailed) and failure.lost
+                if isinstance(failure, UpstreamFailed) and failure.lost:
+                    losses.add(self._router.now(), streaming=answer.started)
                 log.warning("replica %s failed a request: %s", ticket.gang, why)
-                if exchange.started:
-                    self._broken(exchange, why)
-                    return 200
-                if lost >= MAX_LOST:
+                if answer.started:
+                    answer.lost()
+                if answer.finished:
+                    return
+                if losses.count >= MAX_LOST:
                     break
             finally:
                 ticket.release()
-        raise replica_failed(call.model, why)
-
-    async def _attempt(
-        self,
-        exchange: Exchange,
-        call: Call,
-        ticket: Ticket,
-        begun_at: float,
-        account: Account,
-        permit: Permit,
-    ) -> int:
-        if call.extras:
-            check_parameters(ticket.engine, call.model, call.extras)
-        asked = self._pool, ticket, lambda place: _request(call, place)
-        connection = await hedged_request(self._router, *asked, stream=call.stream)
-        try:
-            if connection.status in RETRY_STATUSES:
-                raise UpstreamFailed(f"it answered {connection.status}")
-            if connection.status != 200:
-                raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
-            if call.stream:
-                await self._stream(exchange, call, connection, begun_at, ticket, permit)
-            else:
-                body = ModelName(call.model).whole(await connection.read_all())
-                account.usage = usage_in(body)
-                ticket.done(served_tokens(body, call.prompt_tokens))
-                permit.reply_tokens = reply_tokens(body)
-                exchange.respond(200, body, extra=permit.headers())
-                self._metrics.first_byte(self._router.now() - begun_at)
-            return 200
-        finally:
-            self._pool.release(ticket.address, connection)
-
-    async def _stream(
-        self,
-        exchange: Exchange,
-        call: Call,
-        connection: UpstreamConnection,
-        begun_at: float,
-        ticket: Ticket,
-        permit: Permit,
-    ) -> None:
-        splitter = EventSplitter()
-        said = 0
-        name = ModelName(call.model)
-        self._metrics.streams += 1
-        try:
-            while data := await connection.read():
-                events = splitter.feed(data)
-                if not events:
-                    continue
-                if not exchange.started:
-                    permit.first_token()
-                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING + permit.headers())
-                    self._metrics.first_byte(self._router.now() - begun_at)
-                    ticket.first_token()
-                said += events.count(b"\n\n")  # an event says about one token
-                exchange.send(name.events(events))
-                await exchange.drained()
-            if splitter.pending or not splitter.done:
-                raise NotEvents("its stream ended without [DONE]")
-            permit.reply_tokens = max(0, said - 2)  # the last two are the finish reason and [DONE]
-            exchange.end()
-            ticket.done(call.prompt_tokens + said)
-        finally:
-            self._metrics.streams -= 1
-
-    def _broken(self, exchange: Exchange, why: str) -> None:
-        self._metrics.broken_streams += 1
-        exchange.send(stream_broken(why).event())
-        exchange.end()
-
-
-def _request(call: Call, ticket: Ticket) -> bytes:
-    body = call.body if ticket.model == call.model else _renamed(call.body, ticket.model)
-    address = ticket.address
-    return (
-        b"POST %b%b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-        % (address.prefix.encode(), call.path.encode(), address.host.encode(), address.port, len(body), body)
-    )
-
-
-def _renamed(body: bytes, model: str) -> bytes:
-    decoded = msgspec.json.decode(body)
-    decoded["model"] = model
-    return msgspec.json.encode(decoded)
+        if not answer.started:
+            raise replica_failed(call.model, why)
+        answer.fail(stream_broken(why))

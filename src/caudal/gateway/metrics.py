@@ -14,6 +14,34 @@ from caudal.telemetry.prometheus import PrometheusText
 FIRST_BYTE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+RESCUES = ("failed", "impossible", "whole")
+PAUSE_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+
+
+class Histogram:
+    """Seconds, counted by bounds."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._buckets = [0] * (len(bounds) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self._buckets[bisect_left(self._bounds, seconds)] += 1
+        self._sum_s += seconds
+
+    def render(self, out: PrometheusText, name: str) -> None:
+        """Its family."""
+        out.family(name, "histogram")
+        total = 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._buckets, strict=True):
+            total += count
+            out.sample(f"{name}_bucket", total, le=str(bound))
+        out.sample(f"{name}_sum", self._sum_s)
+        out.sample(f"{name}_count", total)
+
+
 class Metrics:
     """What is counted while requests pass."""
 
@@ -23,9 +51,10 @@ class Metrics:
         self.broken_streams = 0
         self.streams = 0
         self.requests = 0
+        self.rescues: Counter[str] = Counter(dict.fromkeys(RESCUES, 0))
+        self._first_byte = Histogram(FIRST_BYTE_BUCKETS_S)
+        self._pause = Histogram(PAUSE_BUCKETS_S)
         self.admission = AdmissionMetrics()
-        self._buckets = [0] * (len(FIRST_BYTE_BUCKETS_S) + 1)
-        self._first_byte_sum_s = 0.0
 
     def answered(self, model: str, status: int) -> None:
         """An answer was given (its status, at least)."""
@@ -34,8 +63,15 @@ class Metrics:
 
     def first_byte(self, seconds: float) -> None:
         """The first byte of a good answer went out."""
-        self._buckets[bisect_left(FIRST_BYTE_BUCKETS_S, seconds)] += 1
-        self._first_byte_sum_s += seconds
+        self._first_byte.observe(seconds)
+
+    def rescued(self, outcome: str) -> None:
+        """A stream that lost its replica is over, with one of RESCUES."""
+        self.rescues[outcome] += 1
+
+    def paused(self, seconds: float) -> None:
+        """It said nothing for so long before it went on."""
+        self._pause.observe(seconds)
 
     def render(self, connections: int, models: Iterable[tuple[str, int, int]], wrong_keys: int = 0) -> bytes:
         """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
@@ -60,16 +96,10 @@ class Metrics:
         out.family(names.GATEWAY_IN_FLIGHT, "gauge")
         for model, _, in_flight in rows:
             out.sample(names.GATEWAY_IN_FLIGHT, in_flight, model=model)
-        self._histogram(out)
+        out.family(names.GATEWAY_RESCUES, "counter")
+        for outcome, count in sorted(self.rescues.items()):
+            out.sample(names.GATEWAY_RESCUES, count, outcome=outcome)
+        self._first_byte.render(out, names.GATEWAY_FIRST_BYTE)
+        self._pause.render(out, names.GATEWAY_RESCUE_PAUSE)
         self.admission.render(out)
         return out.encode()
-
-    def _histogram(self, out: PrometheusText) -> None:
-        name = names.GATEWAY_FIRST_BYTE
-        out.family(name, "histogram")
-        total = 0
-        for bound, count in zip((*FIRST_BYTE_BUCKETS_S, "+Inf"), self._buckets, strict=True):
-            total += count
-            out.sample(f"{name}_bucket", total, le=str(bound))
-        out.sample(f"{name}_sum", self._first_byte_sum_s)
-        out.sample(f"{name}_count", total)

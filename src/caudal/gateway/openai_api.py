@@ -151,6 +151,7 @@ class Call:
     extras: frozenset[str] = frozenset()
     choices: int = 1
     logprobs: bool = False
+    include_usage: bool | None = None  # what the client's stream_options ask for; None: it gave none
 
 
 class _AnyChat(ChatRequest, forbid_unknown_fields=False):
@@ -236,6 +237,7 @@ def _call(
         message = f"A request asks for at most {MAX_CHOICES} choices (n times the number of prompts)."
         raise ApiError(400, "invalid_value", message, param="n")
     prompt_tokens = len(body) // BYTES_PER_TOKEN
+    options = request.stream_options
     return Call(
         path=path,
         model=request.model,
@@ -248,6 +250,7 @@ def _call(
         extras=extras,
         choices=choices,
         logprobs=logprobs,
+        include_usage=None if options is None else bool(options.include_usage),
     )
 
 

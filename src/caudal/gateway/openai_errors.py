@@ -138,6 +138,15 @@ def stream_broken(why: str) -> ApiError:
     return ApiError(502, "replica_failed", message)
 
 
+def rescue_impossible(why: str) -> ApiError:
+    """A replica failed in the middle of an answer that cannot go on at another one."""
+    message = (
+        f"The replica failed in the middle of this answer, which cannot go on at another one: {why}. "
+        "What you have is not the whole of it. Send the request again."
+    )
+    return ApiError(502, "rescue_impossible", message)
+
+
 def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
     """What an engine refused, in the shape and with the codes that OpenAI's clients know.
 

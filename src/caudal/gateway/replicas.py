@@ -70,8 +70,7 @@ class ModelState:
     """A model and the last moment at which it had a replica (None: never since this process started). One
     that left the table is still known for a while: its only replica may just be on its way back.
 
-    `capacity`: replicas that take new requests, and how many those run at once. `served_share`: what requests
-    turn out to have of the tokens that they may have, in the mean."""
+    `served_share`: what requests turn out to have of the tokens that they may have, in the mean."""
 
     routes: ModelRoutes
     last_ready: float | None
@@ -79,8 +78,8 @@ class ModelState:
     listed: bool = True
     pool: Pool = field(default_factory=Pool)
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
-    capacity: tuple[int, int] = (0, 0)
     served_share: float = 1.0
+    capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
 
     def expected(self, asked: int) -> int:
         """Of the tokens that a request may have, those that are likely: answers end before their limit."""
@@ -141,6 +140,10 @@ class Ticket:
             model,
             owner,
         )
+
+    def is_at(self, replica: Replica) -> bool:
+        """Whether this is its place."""
+        return self._replica is replica
 
     @property
     def engine(self) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Router", "Ticket"]
 RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
 
+NO_CAPACITY = (0, 0)
+
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
 
@@ -98,7 +100,7 @@ class Router:
     def capacity(self, model_id: str) -> tuple[int, int]:
         """A model's replicas and the requests that they run at once, together; the same object between updates."""
         model = self._models.get(model_id)
-        return model.capacity if model is not None else (0, 0)
+        return model.capacity if model is not None else NO_CAPACITY
 
     def models(self) -> list[ModelRoutes]:
         """All models of the fleet."""
@@ -118,6 +120,13 @@ class Router:
             r.load.gang: [r.load.requests, r.load.tokens, round(r.load.tokens_per_s, 1)]
             for r in told[:MAX_REPORTED]
         }
+
+    def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
+        """Whether a request's replica is still routed to, and whether another one could take it over now."""
+        model, now = self._models.get(model_id), self.now()
+        replicas = [self._of(route) for route in model.routes.replicas] if model else []
+        free = any(r.load.admits(now) for r in replicas if r.load.gang != ticket.gang)
+        return any(ticket.is_at(r) for r in replicas), free
 
     async def acquire(
         self,
@@ -217,6 +226,6 @@ class Router:
 
 
 def _capacity(routes: ModelRoutes) -> tuple[int, int]:
-    """Replicas that take new requests, and how many those run at once."""
-    slots = [r.slots or DEFAULT_BOUND for r in routes.replicas if not r.draining]
-    return len(slots), sum(slots)
+    """Replicas that take requests, and how many all of them run at once."""
+    taking = [route for route in routes.replicas if not route.draining]
+    return len(taking), sum(route.slots or DEFAULT_BOUND for route in taking)

@@ -14,9 +14,9 @@ from msgspec import Meta, Struct
 
 from caudal.gateway import engine_dialects
 from caudal.gateway.engine_dialects import Question
+from caudal.gateway.engine_request import RETRY_STATUSES
 from caudal.gateway.events import NotEvents
 from caudal.gateway.filtered_exchange import FilteredExchange
-from caudal.gateway.generation import RETRY_STATUSES
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.openai_api import (
     BYTES_PER_TOKEN,

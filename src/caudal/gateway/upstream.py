@@ -97,6 +97,11 @@ class UpstreamConnection(asyncio.Protocol):
             self.complete and self._failure is None and transport is not None and not transport.is_closing()
         )
 
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody waits for the other side to say something."""
+        return self._waiter is not None
+
     async def request(self, data: bytes) -> None:
         """Send a whole request and wait for the head of its answer. Raises UpstreamFailed."""
         assert self.complete and self._transport is not None
@@ -138,6 +143,10 @@ class UpstreamConnection(asyncio.Protocol):
             if size > self._limits.body_bytes:
                 raise UpstreamFailed("the answer is larger than is accepted")
         return b"".join(parts)
+
+    def give_up(self, why: str) -> None:
+        """Wait no longer: whoever reads gets an UpstreamFailed with this reason."""
+        self._fail(why)
 
     def close(self) -> None:
         """Leave now."""

@@ -91,6 +91,10 @@ class ReplicaLoad:
         self.slots = slots
         self.bound = slots + max(1, slots // 4) if slots else DEFAULT_BOUND
 
+    def admits(self, now: float) -> bool:
+        """Whether it takes a new request now."""
+        return not self.draining and self.requests < self.bound and self.breaker.admits(now)
+
     @property
     def wan_s(self) -> float:
         """What the way there costs a gateway at another site."""

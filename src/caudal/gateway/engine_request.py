@@ -1,0 +1,35 @@
+"""The bytes of requests to engines."""
+
+from __future__ import annotations
+
+import msgspec
+
+from caudal.gateway.openai_api import Call
+from caudal.gateway.router import Ticket
+from caudal.gateway.upstream import Address
+from caudal.gateway.usage import asking_usage
+
+RETRY_STATUSES = frozenset({502, 503, 504})
+"""What an engine that is loading, overloaded or proxied answers: another one may do better."""
+
+
+def post(address: Address, path: str, body: bytes) -> bytes:
+    """A whole request."""
+    return (
+        b"POST %b%b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+        % (address.prefix.encode(), path.encode(), address.host.encode(), address.port, len(body), body)
+    )
+
+
+def generation_request(call: Call, ticket: Ticket) -> bytes:
+    """The client's request as its replica gets it."""
+    body = call.body if ticket.model == call.model else _renamed(call.body, ticket.model)
+    if call.stream:
+        body = asking_usage(body, call.include_usage)
+    return post(ticket.address, call.path, body)
+
+
+def _renamed(body: bytes, model: str) -> bytes:
+    decoded = msgspec.json.decode(body)
+    decoded["model"] = model
+    return msgspec.json.encode(decoded)

@@ -1,0 +1,76 @@
+"""One answer that is not streamed: asked for, read to its end, sent. Until then it can be asked for again."""
+
+from __future__ import annotations
+
+from caudal.gateway.admitter import Permit
+from caudal.gateway.engine_dialects import check_parameters
+from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
+from caudal.gateway.events import ModelName
+from caudal.gateway.http_server import Exchange
+from caudal.gateway.metrics import Metrics
+from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
+from caudal.gateway.openai_errors import ApiError, engine_error
+from caudal.gateway.router import Router, Ticket
+from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.usage import Measured, total, usage_of
+
+
+class Whole:
+    """An answer in one piece."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        call: Call,
+        permit: Permit,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        router: Router,
+    ) -> None:
+        self.measured: Measured | None = None
+        self._exchange = exchange
+        self._call = call
+        self._permit = permit
+        self._pool = pool
+        self._metrics = metrics
+        self._now = router.now
+        self._began_at = router.now()
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has a part of it; after an attempt that failed it never has."""
+        return self._exchange.started
+
+    @property
+    def finished(self) -> bool:
+        """The same."""
+        return self._exchange.finished
+
+    async def attempt(self, ticket: Ticket) -> None:
+        """Get it from this replica. Raises ApiError, UpstreamFailed, NotEvents."""
+        call = self._call
+        if call.extras:
+            check_parameters(ticket.engine, call.model, call.extras)
+        connection = await self._pool.request(ticket.address, generation_request(call, ticket))
+        try:
+            if connection.status in RETRY_STATUSES:
+                raise UpstreamFailed(f"it answered {connection.status}")
+            body = await connection.read_all()
+            if connection.status != 200:
+                raise engine_error(connection.status, body, call.prompt_param)
+            named = ModelName(call.model).whole(body)
+            self.measured = used = usage_of(body)
+            reply = len(body) // BYTES_PER_TOKEN
+            ticket.done(total(used.usage) if used is not None else call.prompt_tokens + reply)
+            self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
+            self._exchange.respond(200, named, extra=self._permit.headers())
+            self._metrics.first_byte(self._now() - self._began_at)
+        finally:
+            self._pool.release(ticket.address, connection)
+
+    def lost(self) -> None:
+        """Nothing is to be saved."""
+
+    def fail(self, error: ApiError) -> None:
+        """Not to be called: an answer that is not begun fails by raising."""
+        raise error
