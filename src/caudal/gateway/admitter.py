@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -23,7 +22,6 @@ from caudal.policy.admission_types import OUT_OF_BUDGET, Admit, Ask, Outcome, Ra
 from caudal.policy.slo import SloTargets, allowed_class
 
 TICK_S = 0.05
-_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,9})')
 ANYBODY = ""
 UNLIMITED = KeyLimits()
 
@@ -227,12 +225,6 @@ class Admitter:
     def _refused(self, ask: Ask, refusal: Refuse) -> Refused:
         self.metrics.refused[ask.slo, refusal.code] += 1
         return Refused(refusal, self.rates(ask.key, ask.limits) if refusal.status == 429 else b"")
-
-
-def reply_tokens(body: bytes) -> int:
-    """Tokens of a whole answer by its usage; 0 where it has none (it ended well, which is what counts)."""
-    found = _COMPLETION_TOKENS.search(body)
-    return int(found[1]) if found else 0
 
 
 def _rate_lines(numbers: RateNumbers) -> bytes:

@@ -70,8 +70,7 @@ class ModelState:
     """A model and the last moment at which it had a replica (None: never since this process started). One
     that left the table is still known for a while: its only replica may just be on its way back.
 
-    `capacity`: replicas that take new requests, and how many those run at once. `served_share`: what requests
-    turn out to have of the tokens that they may have, in the mean."""
+    `served_share`: what requests turn out to have of the tokens that they may have, in the mean."""
 
     routes: ModelRoutes
     last_ready: float | None
