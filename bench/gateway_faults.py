@@ -8,8 +8,8 @@ from typing import Any
 
 from gateway_engine import ENGINE_MODEL, Engine
 from gateway_mock import words
-from gateway_options import Options, gathered, turns
-from gateway_peers import MODEL, Front, Load, Program, Yard
+from gateway_options import Options, gathered, startable, turns
+from gateway_peers import MODEL, Load, Program, Yard
 from harness import figure
 
 KILL_AFTER_S = 1.0
@@ -53,7 +53,7 @@ def kill_replica(options: Options) -> dict[str, Any]:
         "longest_pause_s": "s",
         "complete_right_after_of_4": "streams",
     }
-    return gathered(_alone(options, measure), units)
+    return gathered(turns(options, startable(options), lambda front: measure(front.name)), units)
 
 
 def kill_site(options: Options) -> dict[str, Any]:
@@ -194,19 +194,3 @@ def _load_and(told: dict[str, Any], options: Options, kill: Any) -> list[dict[st
         timer.join()
     streams: list[dict[str, Any]] = load.result()["streams"]
     return streams
-
-
-def _alone(options: Options, measure: Any) -> dict[str, list[dict[str, float]]]:
-    """Turns of systems that are started anew for every repeat; those that cannot be had are left out."""
-    found: dict[str, Front] = {}
-    for kind in options.systems:
-        if kind == "direct":
-            continue
-        try:
-            with options.yard() as yard:
-                found[kind] = Front(kind, yard.front(kind, [yard.mock()[1]]).port)
-        except (RuntimeError, OSError) as error:
-            if kind == "caudal":
-                raise
-            options.say(f"{kind} takes no part: {error}")
-    return turns(options, found, lambda front: measure(front.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Options:
     overload_s: float = 240.0
     overload_speed: float = 4.0
     overload_replicas: int = 2
-    overload_slots: int = 16
+    overload_slots: int = 32
     interactive_share: float = 0.6
     patience_s: float = 60.0
     soak_s: float = 600.0
@@ -65,6 +65,17 @@ def fronts(options: Options, yard: Yard, backends: list[int], skip: tuple[str, .
             if kind in ("direct", "caudal"):
                 raise
             options.say(f"{kind} takes no part: {error}")
+    return found
+
+
+def startable(options: Options, skip: tuple[str, ...] = ()) -> dict[str, Front]:
+    """The systems that can be started, for rows that start them anew for every repeat. None of them runs."""
+    found: dict[str, Front] = {}
+    for kind in options.systems:
+        if kind in ("direct", *skip):
+            continue
+        with options.yard() as yard:
+            found |= fronts(replace(options, systems=(kind,)), yard, [yard.mock()[1]])
     return found
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gateway_options import Options, gathered, ratio, turns
+from gateway_options import Options, gathered, ratio, startable, turns
 from gateway_peers import Front, Load
 
 TRACE = "azure_AzureLLMInferenceTrace_code.csv"
@@ -145,9 +145,8 @@ def overload(options: Options) -> dict[str, Any]:
             load.until("measured")
             return judged(load.result()["requests"], most)
 
-    kinds = [kind for kind in options.systems if kind not in ("direct", *SKIPPED)]
     figures: dict[str, Any] = gathered(
-        turns(options, {kind: Front(kind, 0) for kind in kinds}, measure),
+        turns(options, startable(options, SKIPPED), measure),
         {
             "goodput_of_carried": "of 1",
             "interactive_in_time": "of 1",

@@ -72,12 +72,18 @@ class Program:
         """Start it; what it says goes into a file of the folder."""
         pinned = [] if core is None else ["taskset", "-c", str(core)]
         log = folder / f"{name}-{time.monotonic_ns()}.log"
-        dropped = ("CAUDAL_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+        inside = (
+            folder / "run" / "in" / "here"
+        )  # LiteLLM imports from ../.. of where it runs: not what lies about
+        inside.mkdir(parents=True, exist_ok=True)
+        dropped: tuple[str, ...] = ("CAUDAL_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+        if argv[0] != sys.executable:
+            dropped += ("PYTHON",)  # a peer has packages of its own
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [*pinned, *argv], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                env=inherited | (env or {}), cwd=folder,
+                env=inherited | (env or {}), cwd=inside,
             )  # fmt: skip
         return cls(name, process, log)
 

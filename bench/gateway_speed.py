@@ -50,18 +50,18 @@ def json_rate(options: Options) -> dict[str, Any]:
 
 def ttft(options: Options) -> dict[str, Any]:
     """What a gateway adds to the time to the first token, by the direct way in the same repeat: one stream at a
-    time, and 64 of 32 chunks with 20 ms between them."""
+    time (of 4 chunks, so that there are many), and 64 of 32 chunks, with 20 ms between them."""
     figures: dict[str, Any] = {}
     with options.yard() as yard:
         _, port = yard.mock()
         found = fronts(options, yard, [port])
         if "direct" not in found:
             raise RuntimeError("the row ttft needs `direct` among the systems")
-        for streams in (1, 64):
+        for streams, tokens in ((1, 4), (64, 32)):
             told = {
                 "connections": streams,
                 "seconds": options.seconds,
-                "ask": {"stream": True, "tokens": 32, "delay_ms": 20},
+                "ask": {"stream": True, "tokens": tokens, "delay_ms": 20},
             }
 
             def measure(front: Front, told: dict[str, Any] = told) -> dict[str, float]:

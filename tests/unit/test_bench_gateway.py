@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import urllib.request
@@ -22,7 +23,7 @@ import gateway_mock as mock  # noqa: E402
 from gateway_control import Control  # noqa: E402
 from gateway_load import Ask, text_of  # noqa: E402
 from gateway_options import ratio  # noqa: E402
-from gateway_overload import Arrival, arrivals_of, busiest, carried, in_time, judged  # noqa: E402
+from gateway_overload import FIRST_S, Arrival, arrivals_of, busiest, carried, in_time, judged  # noqa: E402
 from gateway_peers import Program, free_port, listening  # noqa: E402
 
 
@@ -323,3 +324,62 @@ def test_control_gives_out_routes_and_keys_and_takes_usage() -> None:
         assert post(port, "/api/v1/gateway/usage", {}) == {"taken": True} and control.batches == 1
     finally:
         control.close()
+
+
+def test_a_peer_imports_nothing_that_lies_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM puts `../..` first on its path, where it runs: that must be a folder of the row's own."""
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    row = tmp_path / "row"
+    row.mkdir()
+    shell = 'cd ../.. && pwd && echo "PYTHONPATH=$PYTHONPATH"'
+    program = Program.start(row, "peer", ["/bin/sh", "-c", shell], None)
+    assert program.process.wait(10) == 0
+    above, path = program.log.read_text().splitlines()
+    assert Path(above).is_relative_to(row) and Path(above) != row
+    assert path == "PYTHONPATH="
+
+
+def bursts(seed: int) -> list[Arrival]:
+    """A minute of requests, a fifth of it ten times as busy."""
+    dice, at, found = random.Random(seed), 0.0, []
+    while at < 60.0:
+        at += dice.expovariate(40.0 if at % 10 < 2 else 4.0)
+        found.append(
+            Arrival(at, 1 + int(dice.expovariate(1 / 2000)), 1 + int(dice.expovariate(1 / 28)), "interactive")
+        )
+    return found
+
+
+def within_reach(arrivals: list[Arrival], prefill: float, replicas: int) -> float:
+    """What a plain scheduler gets out of the replicas, of what they can carry at best: the one with the least to
+    read, and nothing that would come too late. Time is steps."""
+    engines = [mock.Batch(slots=32, prefill=prefill / replicas, decode=20.0) for _ in range(replicas)]
+    for engine in engines:
+        engine.stepping = True
+    sent: list[tuple[Arrival, Wire]] = []
+    begun: dict[int, float] = {}
+    left = list(arrivals)
+    for step in range(int((arrivals[-1].at + 20) * 20)):
+        now = step / 20
+        while left and left[0].at <= now:
+            arrival = left.pop(0)
+            engine = min(engines, key=lambda e: sum(j.unread for j in (*e.running, *e.waiting)))
+            ahead = sum(j.unread for j in (*engine.running, *engine.waiting))
+            if (ahead + arrival.prompt) / engine.prefill < FIRST_S - 0.2:
+                wire, one = job(arrival.prompt, arrival.tokens)
+                engine.take(one)
+                sent.append((arrival, wire))
+        for engine in engines:
+            engine.step()
+        for number, (_, wire) in enumerate(sent):
+            if wire.out:
+                begun.setdefault(number, now + 1 / 20)
+    good = sum(a.prompt for n, (a, _) in enumerate(sent) if begun.get(n, 1e9) - a.at <= FIRST_S)
+    return good / carried(arrivals, prefill, FIRST_S)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_the_replicas_can_carry_is_within_reach_and_no_more(seed: int) -> None:
+    arrivals = bursts(seed)
+    prefill = sum(a.prompt for a in arrivals) / 60.0 / 2.0
+    assert 0.93 <= within_reach(arrivals, prefill, 2) <= 1.0
