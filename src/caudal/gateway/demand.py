@@ -91,16 +91,24 @@ class Demand:
     @contextmanager
     def asked(self, model: str, asleep: bool = False) -> Iterator[None]:
         """A request of a model, for as long as it takes."""
-        row = self._models.get(model)
-        if row is None:
-            row = self._models[model] = ModelDemand(self._now())
-        row.change(self._now(), 1)
-        if asleep and row.requests == 1:
+        if self.begun(model) == 1 and asleep:
             self.on_news()
         try:
             yield
         finally:
-            row.change(self._now(), -1)
+            self.ended(model)
+
+    def begun(self, model: str) -> int:
+        """A request of a model came; returns how many there are now."""
+        row = self._models.get(model)
+        if row is None:
+            row = self._models[model] = ModelDemand(self._now())
+        row.change(self._now(), 1)
+        return row.requests
+
+    def ended(self, model: str) -> None:
+        """A request of a model that had begun is over."""
+        self._models[model].change(self._now(), -1)
 
     def waits_for(self, model: str) -> bool:
         """Whether there are requests of a model."""
