@@ -91,6 +91,7 @@ class Demand:
     @contextmanager
     def asked(self, model: str, asleep: bool = False) -> Iterator[None]:
         """A request of a model, for as long as it takes."""
+<<<<<<< HEAD
         self.begin(model, asleep)
         try:
             yield
@@ -108,6 +109,25 @@ class Demand:
 
     def end(self, model: str) -> None:
         """One is over."""
+=======
+        if self.begun(model) == 1 and asleep:
+            self.on_news()
+        try:
+            yield
+        finally:
+            self.ended(model)
+
+    def begun(self, model: str) -> int:
+        """A request of a model came; returns how many there are now."""
+        row = self._models.get(model)
+        if row is None:
+            row = self._models[model] = ModelDemand(self._now())
+        row.change(self._now(), 1)
+        return row.requests
+
+    def ended(self, model: str) -> None:
+        """A request of a model that had begun is over."""
+>>>>>>> wt-scaling
         self._models[model].change(self._now(), -1)
 
     def waits_for(self, model: str) -> bool:
