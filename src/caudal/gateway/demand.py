@@ -91,25 +91,6 @@ class Demand:
     @contextmanager
     def asked(self, model: str, asleep: bool = False) -> Iterator[None]:
         """A request of a model, for as long as it takes."""
-<<<<<<< HEAD
-        self.begin(model, asleep)
-        try:
-            yield
-        finally:
-            self.end(model)
-
-    def begin(self, model: str, asleep: bool = False) -> None:
-        """A request of a model came."""
-        row = self._models.get(model)
-        if row is None:
-            row = self._models[model] = ModelDemand(self._now())
-        row.change(self._now(), 1)
-        if asleep and row.requests == 1:
-            self.on_news()
-
-    def end(self, model: str) -> None:
-        """One is over."""
-=======
         if self.begun(model) == 1 and asleep:
             self.on_news()
         try:
@@ -127,7 +108,6 @@ class Demand:
 
     def ended(self, model: str) -> None:
         """A request of a model that had begun is over."""
->>>>>>> wt-scaling
         self._models[model].change(self._now(), -1)
 
     def waits_for(self, model: str) -> bool:

@@ -114,8 +114,9 @@ class Router:
 
     def asked(self, model_id: str) -> Callable[[], None]:
         """A request of a model came; to be called when it is over."""
-        self.demand.begin(model_id, self._asleep(model_id))
-        return partial(self.demand.end, model_id)
+        if self.demand.begun(model_id) == 1 and self._asleep(model_id):
+            self.demand.on_news()
+        return partial(self.demand.ended, model_id)
 
     def _asleep(self, model_id: str) -> bool:
         model = self._models.get(model_id)
