@@ -10,7 +10,7 @@ two. The keys of `status`, by role:
                  kept_out ({slot: reason}), why (the last word on inner_steps), error
     worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s,
                  restarts (inside its gang)
-    replica      ready, url, model, version, error
+    replica      ready, url, model, version, engine, slots, capabilities, metrics (serve/figures.py), error
     gateway      ready, url, requests, streams
 
 Points are the rows of a run's curve: `{"seq": n, "at": seconds, "values": {round, stage, loss, ...}}`; they
