@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from caudal.control.external import ExternalRoute, external_routes
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Role
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServiceSpec
 
+DEFAULT_ENGINE = "llama.cpp"
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRoute:
-    """One replica that answers at `url`."""
+    """One replica that answers at `url`. `engine` is what its engine calls itself, empty for llama.cpp; `slots`
+    how many requests it works on at once (0: not known). With `external` it is somebody else's address, where the
+    model is called `model`."""
 
     gang: str
     url: str
     site: str
+    model: str = ""
+    engine: str = ""
+    slots: int = 0
+    external: ExternalRoute | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +67,30 @@ def routes(state: State) -> Routes:
         )
         if usable and isinstance(url, str) and url.startswith(("http://", "https://")):
             replicas.append((gang, url))
+    elsewhere = external_routes(state)
+    for model in elsewhere:
+        found.setdefault(model, [])
     models = []
     for model, replicas in sorted(found.items()):
         version = max((gang.model_version for gang, _ in replicas), default=0)
-        answering = [ReplicaRoute(g.id, url, g.site) for g, url in replicas if g.model_version == version]
+        answering = [_own(g, url, said[g.id]) for g, url in replicas if g.model_version == version]
+        answering += [
+            ReplicaRoute(name, spec.url, "", spec.model, "openai", spec.max_requests, route)
+            for name, spec, route in elsewhere.get(model, ())
+        ]
         models.append(ModelRoute(model, version, contexts.get(model, 0), answering))
     return Routes(state.version, models)
+
+
+def _own(gang: Gang, url: str, status: Mapping[str, Any]) -> ReplicaRoute:
+    engine, slots = status.get("engine"), status.get("slots")
+    return ReplicaRoute(
+        gang.id,
+        url,
+        gang.site,
+        engine=engine if isinstance(engine, str) and engine != DEFAULT_ENGINE else "",
+        slots=slots if isinstance(slots, int) and slots > 0 else 0,
+    )
 
 
 def _contexts(state: State) -> dict[str, int]:

@@ -16,6 +16,7 @@ from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.openai_errors import ApiError, model_not_found
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
+from caudal.gateway.spending import Spending
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -30,8 +31,14 @@ class App:
     """The handler of every request."""
 
     def __init__(
-        self, router: Router, generations: Generations, metrics: Metrics, connections: Callable[[], int]
+        self,
+        router: Router,
+        generations: Generations,
+        metrics: Metrics,
+        connections: Callable[[], int],
+        spending: Spending,
     ) -> None:
+        self._spending = spending
         self._router = router
         self._generations = generations
         self._metrics = metrics
@@ -108,7 +115,7 @@ class App:
 
     async def _metrics_text(self, exchange: Exchange) -> None:
         rows = [(m.id, len(m.replicas), self._router.in_flight(m.id)) for m in self._router.models()]
-        exchange.respond(200, self._metrics.render(self._connections(), rows), TEXT)
+        exchange.respond(200, self._metrics.render(self._connections(), rows) + self._spending.render(), TEXT)
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

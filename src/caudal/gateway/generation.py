@@ -12,6 +12,7 @@ import logging
 import msgspec
 
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.external import Externals, Paid
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
@@ -43,8 +44,14 @@ class Generations:
     """Carries generations out."""
 
     def __init__(
-        self, router: Router, pool: UpstreamPool, metrics: Metrics, wait_s: float = WAIT_FOR_REPLICA_S
+        self,
+        router: Router,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        externals: Externals,
+        wait_s: float = WAIT_FOR_REPLICA_S,
     ) -> None:
+        self._externals = externals
         self._router = router
         self._pool = pool
         self._metrics = metrics
@@ -52,19 +59,23 @@ class Generations:
 
     async def run(self, exchange: Exchange, call: Call) -> int:
         """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+        model = self._router.model(call.model)
+        if model is None:
             raise model_not_found(call.model)
+        admits = self._externals.admits(call, model.context)
         begun_at = self._router.now()
         tried: frozenset[str] = frozenset()
         why = ""
         lost = 0
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s)
+            ticket = await self._router.acquire(call.model, call.tokens, tried, self._wait_s, admits)
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
                 self._metrics.retries += 1
             try:
+                if ticket.route.external is not None:
+                    return await self._outside(exchange, call, ticket, begun_at, model.context)
                 return await self._attempt(exchange, call, ticket, begun_at)
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed()
@@ -81,17 +92,35 @@ class Generations:
                 ticket.release()
         raise replica_failed(call.model, why)
 
-    async def _attempt(self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float) -> int:
-        connection = await self._pool.request(ticket.address, _request(call, ticket))
+    async def _outside(
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, context: int
+    ) -> int:
+        """The same at somebody else's address: with a key, for money."""
+        paid = self._externals.begin(call, ticket.route, ticket.address, context)
         try:
-            if connection.status in RETRY_STATUSES:
+            return await self._attempt(exchange, call, ticket, begun_at, paid)
+        except UpstreamFailed as failure:
+            if failure.unsent:
+                paid.unsent()
+            raise
+        finally:
+            paid.close()
+
+    async def _attempt(
+        self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, paid: Paid | None = None
+    ) -> int:
+        request = _request(call, ticket) if paid is None else paid.request
+        connection = await self._pool.request(ticket.address, request)
+        try:
+            if connection.status in RETRY_STATUSES or (paid is not None and paid.refuses(connection.status)):
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at)
+                await self._stream(exchange, call, connection, begun_at, paid)
             else:
-                body = ModelName(call.model).whole(await connection.read_all())
+                body = await connection.read_all()
+                body = ModelName(call.model).whole(body if paid is None else paid.whole(body))
                 exchange.respond(200, body)
                 self._metrics.first_byte(self._router.now() - begun_at)
             return 200
@@ -99,7 +128,12 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float
+        self,
+        exchange: Exchange,
+        call: Call,
+        connection: UpstreamConnection,
+        begun_at: float,
+        paid: Paid | None,
     ) -> None:
         splitter = EventSplitter()
         name = ModelName(call.model)
@@ -107,6 +141,8 @@ class Generations:
         try:
             while data := await connection.read():
                 events = splitter.feed(data)
+                if paid is not None:
+                    events = paid.events(events)
                 if not events:
                     continue
                 if not exchange.started:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import psutil
 
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.app import App
+from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
@@ -22,10 +24,14 @@ from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_errors import refusal_body
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
+from caudal.gateway.spending import Spending
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
 REPORT_S = 0.5
+SPENDING = "gateway-spending.sqlite"
+"""Beside the state file: all gateways of a machine share it."""
+
 GRACE_S = 8.0
 """How long answers may go on after SIGTERM; below the 10 s that a gang is given."""
 
@@ -68,8 +74,10 @@ class Gateway:
         self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
         self.metrics = Metrics()
         self.router = Router(config.site, now)
-        generations = Generations(self.router, self._pool, self.metrics, wait_s)
-        app = App(self.router, generations, self.metrics, lambda: self.server.connections)
+        self.spending = Spending(Path(config.state_file).with_name(SPENDING), time.time)
+        externals = Externals(self.spending)
+        generations = Generations(self.router, self._pool, self.metrics, externals, wait_s)
+        app = App(self.router, generations, self.metrics, lambda: self.server.connections, self.spending)
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,
@@ -102,6 +110,7 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._poller
         self._pool.close()
+        self.spending.close()
 
 
 async def serve(config: GatewayConfig, reporter: Reporter) -> None:
@@ -122,7 +131,11 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
     while True:
         update(
-            ready=True, url=gateway.url, requests=gateway.metrics.requests, streams=gateway.metrics.streams
+            ready=True,
+            url=gateway.url,
+            requests=gateway.metrics.requests,
+            streams=gateway.metrics.streams,
+            spent=gateway.spending.report(),
         )
         await asyncio.sleep(REPORT_S)
 

@@ -6,13 +6,14 @@ Knows nothing of HTTP. A `Ticket` is a request's place at a replica until it is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
-from caudal.gateway.upstream import Address, parse_address
+from caudal.gateway.upstream import Address
+from caudal.policy.overflow import OverflowOption, choose_overflow
 from caudal.policy.routing import AVOID_FAILED_S, ReplicaLoad, Route, choose_replica
 
 MAX_REQUESTS_PER_REPLICA = 32
@@ -55,6 +56,11 @@ class Ticket:
     _router: Router
     _open: bool = True
 
+    @property
+    def route(self) -> ReplicaRoute:
+        """Where it goes."""
+        return self._replica.route
+
     def failed(self) -> None:
         """The replica failed this request: it is avoided for a while."""
         self._replica.avoid_until = self._router.now() + AVOID_FAILED_S
@@ -66,6 +72,10 @@ class Ticket:
         self._replica.requests -= 1
         self._replica.tokens -= self.tokens
         self._router.wake()
+
+
+Admits = Callable[[ReplicaRoute], tuple[bool, float]]
+"""Whether a request can be paid at an external address, and what it costs there at most."""
 
 
 class Router:
@@ -99,7 +109,7 @@ class Router:
         for key, route in wanted.items():
             known = self._replicas.get(key)
             if known is None:
-                self._replicas[key] = _Replica(route, parse_address(route.url))
+                self._replicas[key] = _Replica(route, route.address())
             else:
                 known.route = route
         for key in [k for k, r in self._replicas.items() if k not in wanted and not r.requests]:
@@ -121,13 +131,18 @@ class Router:
         return sum(self._of(route).requests for route in model.routes.replicas) if model else 0
 
     async def acquire(
-        self, model_id: str, tokens: int, tried: frozenset[str], wait_s: float
+        self,
+        model_id: str,
+        tokens: int,
+        tried: frozenset[str],
+        wait_s: float,
+        admits: Admits = lambda _: (True, 0.0),
     ) -> Ticket | Route:
         """A place at a replica, waiting for one where that is worth it; else a Route that says why not."""
         end = self.now() + wait_s
         while True:
             self._changed.clear()
-            taken = self._try(model_id, tokens, tried)
+            taken = self._try(model_id, tokens, tried, admits)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -142,15 +157,19 @@ class Router:
         """Something changed that a waiting request may profit from."""
         self._changed.set()
 
-    def _try(self, model_id: str, tokens: int, tried: frozenset[str]) -> Ticket | Route:
+    def _try(self, model_id: str, tokens: int, tried: frozenset[str], admits: Admits) -> Ticket | Route:
         model = self._models.get(model_id)
         replicas = [self._of(route) for route in model.routes.replicas] if model else []
         loads = [
-            ReplicaLoad(r.route.gang, r.route.site, r.requests, r.tokens, r.avoid_until) for r in replicas
+            ReplicaLoad(r.route.gang, r.route.site, r.requests, r.tokens, r.avoid_until)
+            for r in replicas
+            if r.route.external is None or _takes_part(r, admits)
         ]
         choice = choose_replica(
             loads, site=self._site, now=self.now(), max_requests=MAX_REQUESTS_PER_REPLICA, tried=tried
         )
+        if len(loads) < len(replicas) and (choice.gang is None or choice.gang in tried):
+            choice = choose_overflow(choice, _options(replicas, admits), now=self.now(), tried=tried)
         replica = next((r for r in replicas if r.route.gang == choice.gang), None)
         if replica is None:
             return choice
@@ -175,3 +194,24 @@ class Router:
         model = self._models.get(model_id)
         avoided = [self._of(r).avoid_until - now for r in model.routes.replicas] if model else []
         return min((s for s in avoided if s > 0), default=1.0)
+
+
+def _takes_part(replica: _Replica, admits: Admits) -> bool:
+    """Whether an external address is one replica among others now."""
+    external = replica.route.external
+    assert external is not None
+    return not external.overflow and replica.requests < replica.route.slots and admits(replica.route)[0]
+
+
+def _options(replicas: list[_Replica], admits: Admits) -> Iterator[OverflowOption]:
+    for replica in replicas:
+        if replica.route.external is not None and replica.route.external.overflow:
+            affordable, most = admits(replica.route)
+            yield OverflowOption(
+                replica.route.gang,
+                replica.requests,
+                replica.route.slots or MAX_REQUESTS_PER_REPLICA,
+                most,
+                affordable,
+                replica.avoid_until,
+            )

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,14 +25,39 @@ MAX_MODELS = 1000
 MAX_REPLICAS = 1000
 
 
+Usd = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class ExternalRoute(msgspec.Struct, frozen=True):
+    """What makes a route one that leaves the fleet: control/external.py says what is in it."""
+
+    key_file: str = ""
+    ca_file: str = ""
+    usd_per_million_in: Usd = 0.0
+    usd_per_million_out: Usd = 0.0
+    budget_usd_per_month: Usd = 0.0
+    overflow: bool = True
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    spent_month: str = ""
+    spent_usd: dict[str, float] = {}
+
+
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
-    the public one."""
+    the public one. `engine` is empty for llama.cpp; `slots` is how many requests it works on at once (0: not
+    known). With `external` it is somebody else's address, and `gang` only its name."""
 
     gang: str
     url: str
     site: str = ""
     model: str = ""
+    engine: str = ""
+    slots: int = 0
+    external: ExternalRoute | None = None
+
+    def address(self) -> Address:
+        """Where it is. Raises ValueError."""
+        return parse_address(self.url, self.external.ca_file if self.external is not None else "")
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
@@ -59,7 +85,7 @@ def decode_routes(data: bytes) -> RouteTable:
         if len(model.replicas) > MAX_REPLICAS:
             raise ValueError("more replicas than a gateway serves")
         for replica in model.replicas:
-            parse_address(replica.url)
+            replica.address()
     return table
 
 

@@ -11,7 +11,7 @@ two. The keys of `status`, by role:
     worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s,
                  restarts (inside its gang)
     replica      ready, url, model, version, engine, slots, capabilities, metrics (serve/figures.py), error
-    gateway      ready, url, requests, streams
+    gateway      ready, url, requests, streams, spent ({book, month, usd: {external address: US dollars}})
 
 Points are the rows of a run's curve: `{"seq": n, "at": seconds, "values": {round, stage, loss, ...}}`; they
 are kept here until the control API has taken them.
