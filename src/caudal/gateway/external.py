@@ -117,16 +117,16 @@ class Paid:
         not asked for it."""
         if b'"usage"' not in events:
             return events
-        lines = events.split(b"\n")
-        kept = []
-        for line in lines:
-            if line.startswith(b"data:") and b'"usage"' in line and self._only_usage(line[5:]):
+        kept: list[bytes] = []
+        dropped = False  # the last line: then the empty one that ended its event goes, too
+        for line in events.split(b"\n"):
+            if dropped and line in (b"", b"\r"):
+                dropped = False
                 continue
-            kept.append(line)
-        if len(kept) == len(lines):
-            return events
-        rest = b"\n".join(kept)
-        return rest.lstrip(b"\r\n") if b"data:" in rest else b""
+            dropped = line.startswith(b"data:") and b'"usage"' in line and self._only_usage(line[5:])
+            if not dropped:
+                kept.append(line)
+        return b"\n".join(kept)
 
     def close(self) -> None:
         """It is over."""
