@@ -2,9 +2,9 @@
 
 Takes the flags that the adapters give and refuses all others, speaks `/health`, `/v1/models`, `/metrics`,
 `/v1/completions`, `/tokenize`, and writes its arguments and its environment to `FAKE_ENGINE_SAID`. `FAKE_ENGINE`
-names a misbehaviour: `broken` (cannot load), `slow` (0.5 s until it is ready), `deaf` (ignores SIGTERM), `child`
-(starts a process of its own), `dies` (ends with 7 at the request to `/tokenize`). A completion takes `seed`
-milliseconds. Recorded from vLLM 0.30's and SGLang 0.5's documentation.
+names a misbehaviour: `broken` (cannot load), `slow` (0.5 s until it is ready), `never` (is not ready), `deaf`
+(ignores SIGTERM), `child` (starts a process of its own). A completion takes `seed` milliseconds. After the
+documentation of vLLM 0.30 and SGLang 0.5.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
         self.metrics = metrics
         self.lock = threading.Lock()
         self.counts = {"running": 0, "prompt": 0, "generated": 0, "requests": 0}
-        self.ready_at = time.monotonic() + (0.5 if FAIL == "slow" else 0.0)
+        self.ready_at = time.monotonic() + {"slow": 0.5, "never": 1e9}.get(FAIL, 0.0)
 
     def count(self, **more: int) -> None:
         """Add to the counters."""
@@ -90,8 +90,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
-            if FAIL == "dies":
-                os._exit(7)
             tokens = list(body["prompt"].encode())
             self._json({"count": len(tokens), "max_model_len": 64, "tokens": tokens})
         elif self.path == "/v1/completions" and body["model"] == self.server.model:

@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from caudal.serve.child_engine import MARK, ChildEngine, child_environment
 from caudal.serve.engines import installed, make_engine
 from caudal.serve.sglang import SglangEngine
 from caudal.serve.vllm import VllmEngine
+from caudal.store.blobs import open_blobs
+from caudal.store.models import ModelStore
 from caudal.telemetry import names
 from tests.support.fleet import free_port
 from tests.support.models import write_directory
@@ -254,13 +257,9 @@ def test_arguments_of_the_users_own_come_last_and_say_whether_there_are_tools(pl
     assert len(make_engine("sglang").capabilities().parameters) <= 64
 
 
-def test_a_replica_runs_it_from_the_store_to_tokens_and_dies_with_it(place: Place, tmp_path: Path) -> None:
-    """The whole process: configuration, model store, engine, warm-up, watch; exit code 3 when the engine dies."""
-    import subprocess
-
-    from caudal.store.blobs import open_blobs
-    from caudal.store.models import ModelStore
-
+@pytest.fixture
+def replica(place: Place, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a whole replica process for the model in a store; its output is in `log`."""
     url = (tmp_path / "blobs").as_uri()
     ModelStore(open_blobs(url), tmp_path / "cache").publish("tiny", place.model, source="here")
     config = {
@@ -269,30 +268,81 @@ def test_a_replica_runs_it_from_the_store_to_tokens_and_dies_with_it(place: Plac
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ['PYTHONPATH']}"}
-    with (tmp_path / "log").open("wb") as log:
-        command = [sys.executable, "-m", "caudal.serve.replica", str(path)]
-        replica = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        text = ""
-        end = time.monotonic() + 30
-        while "is ready at" not in text and time.monotonic() < end and replica.poll() is None:
-            text = (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        assert "tiny version 1 is ready at http://127.0.0.1:" in text and "loading weights" in text
-        assert place.said["argv"][place.said["argv"].index("--max-model-len") + 1] == "64"
-        os.kill(place.said["pid"], signal.SIGKILL)
-        begun = time.monotonic()
-        assert replica.wait(10) == 3 and time.monotonic() - begun < 2
-    finally:
-        replica.kill()
-        replica.wait()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(fail: str = "") -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{os.environ['PYTHONPATH']}"}
+        with (tmp_path / "log").open("wb") as log:
+            command = [sys.executable, "-m", "caudal.serve.replica", str(path)]
+            environment |= {"FAKE_ENGINE": fail}
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until_logged(process: subprocess.Popen[bytes], log: Path, words: str) -> str:
+    text = ""
+    end = time.monotonic() + 30
+    while words not in text and time.monotonic() < end and process.poll() is None:
+        text = log.read_text()
+        time.sleep(0.02)
+    assert words in text
+    return text
+
+
+Starts = Callable[..., subprocess.Popen[bytes]]
+
+
+def test_a_replica_runs_it_from_the_store_to_tokens_and_ends_when_it_dies(
+    place: Place, replica: Starts, tmp_path: Path
+) -> None:
+    process = replica()
+    text = until_logged(process, tmp_path / "log", "is ready at")
+    assert "tiny version 1 is ready at http://127.0.0.1:" in text and "loading weights" in text
+    assert place.said["argv"][place.said["argv"].index("--max-model-len") + 1] == "64", "the model's own"
+    os.kill(place.said["pid"], signal.SIGKILL)
+    begun = time.monotonic()
+    assert process.wait(10) == 3 and time.monotonic() - begun < 2
+
+
+def test_a_replica_that_is_told_to_end_lets_requests_end(
+    place: Place, replica: Starts, tmp_path: Path
+) -> None:
+    process = replica()
+    text = until_logged(process, tmp_path / "log", "is ready at")
+    url = text.partition("is ready at ")[2].split()[0]
+    answers: list[int] = []
+    asked = {"model": "tiny", "prompt": "Hello", "max_tokens": 2, "seed": 1500}
+    asking = threading.Thread(
+        target=lambda: answers.append(
+            httpx.post(f"{url}/v1/completions", json=asked, timeout=30, trust_env=False).status_code
+        )
+    )
+    asking.start()
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(15) == 0
+    asking.join()
+    assert answers == [200] and gone(place.said["pid"])
+
+
+def test_a_replica_that_is_told_to_end_while_it_loads_ends_at_once(
+    place: Place, replica: Starts, tmp_path: Path
+) -> None:
+    process = replica("never")
+    until_logged(process, tmp_path / "log", "loading weights")
+    process.terminate()
+    begun = time.monotonic()
+    assert process.wait(10) == 0 and time.monotonic() - begun < 2
+    assert gone(place.said["pid"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
 def test_a_replica_that_is_killed_takes_the_engine_with_it(place: Place, tmp_path: Path) -> None:
-    import subprocess
-
     program = (
         "import sys; from pathlib import Path; from caudal.ports import EngineLaunch; "
         "from caudal.serve.vllm import VllmEngine; "

@@ -136,6 +136,8 @@ class ChildEngine(ABC):
     def _until_ready(self, launch: EngineLaunch) -> None:
         end = time.monotonic() + START_S
         while not self._gone.wait(LOOK_S):
+            if self._ending:
+                raise Failed(f"{self.name} was told to end while it was loading", where=launch.model_id)
             if self.healthy():
                 return
             if time.monotonic() > end:

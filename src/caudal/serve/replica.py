@@ -123,6 +123,29 @@ def start(config: ReplicaConfig, engine: Engine) -> None:
     warm_up(engine.url, config.model)
 
 
+def start_unless(told_to_end: threading.Event, config: ReplicaConfig, engine: Engine) -> bool:
+    """Start it; False where it was told to end meanwhile: loading may take minutes. Raises CaudalError."""
+    over = threading.Event()
+
+    def end_early() -> None:
+        told_to_end.wait()
+        if not over.is_set():
+            engine.kill()
+
+    threading.Thread(target=end_early, name="end early", daemon=True).start()
+    try:
+        start(config, engine)
+    except CaudalError:
+        if not told_to_end.is_set():
+            raise
+    finally:
+        over.set()
+    if told_to_end.is_set():
+        engine.kill()
+        return False
+    return True
+
+
 def warm_up(url: str, model: str) -> None:
     """Have it generate one token. Raises Failed where it does not."""
     asked = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
@@ -184,9 +207,7 @@ def run(config: ReplicaConfig, reporter: Reporter, told_to_end: threading.Event)
     """From start to end; returns the exit code. Raises CaudalError where it cannot start."""
     reporter.update(ready=False, url="", model=config.model, version=config.version, error="")
     engine = make_engine(config.engine)
-    start(config, engine)
-    if told_to_end.is_set():
-        engine.kill()
+    if not start_unless(told_to_end, config, engine):
         return 0
     gone = threading.Event()
 
