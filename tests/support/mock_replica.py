@@ -112,7 +112,7 @@ class MockReplica:
             raise ConnectionResetError
         if fail == "hang":
             await asyncio.sleep(3600)
-        if fail in ("400", "401", "429", "context", "500", "503"):
+        if fail in ("301", "400", "401", "429", "context", "500", "503"):
             self._error(writer, fail)
         elif fail == "garbage":
             writer.write(b"\x00\x01 hello, I am not HTTP \xff\r\n\r\n")

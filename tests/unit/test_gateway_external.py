@@ -149,7 +149,7 @@ def test_refusals_and_connections_that_fail_cost_nothing(tmp_path: Path) -> None
         w.routes(own=False)
         status, body = await w.ask(user="400")
         assert (status, body["error"]["message"]) == (400, "Field 'x': no") and w.spent() == 0
-        for fail in ("401", "429", "500"):
+        for fail in ("301", "401", "429", "500"):
             w.provider.fail = fail
             w.one.router._replicas[(NAME, w.url)].avoid_until = 0.0
             status, body = await w.ask()
@@ -196,8 +196,9 @@ def test_a_reply_is_always_bounded_in_the_words_of_the_provider(tmp_path: Path) 
         await w.ask()
         await w.ask(max_tokens=20)
         await w.ask(max_completion_tokens=4000)
+        assert (await w.ask(best_of="many", n=2))[0] == 200, "what is not known here passes"
         limits = [(r.get("max_completion_tokens"), r.get("max_tokens")) for r in w.provider.requests]
-        assert limits == [(300, None), (20, None), (300, None)]
+        assert limits == [(300, None), (20, None), (300, None), (300, None)]
 
     run(tmp_path, scenario)
 

@@ -98,7 +98,7 @@ class Paid:
     def refuses(self, status: int) -> bool:
         """Whether the answer is about us, not about the client's request. No answer but 200 is paid."""
         self._free = status != 200
-        return status in REFUSED or status >= 500
+        return status in REFUSED or 300 <= status < 400 or status >= 500
 
     def unsent(self) -> None:
         """It never left this machine: it costs nothing."""
@@ -158,21 +158,26 @@ def _most(call: Call, external: ExternalRoute, context: int) -> int:
     """What a request may cost at most, in picodollars: no token is shorter than a byte of the request, and the
     reply is bounded. (Of pictures that are named by an address only their address is seen.)"""
     wanted = msgspec.json.decode(call.body, type=_Asked)
-    choices = max(wanted.n or 1, wanted.best_of or 1)
+    choices = max(_count(wanted.n) or 1, _count(wanted.best_of) or 1)
     return cost(external, len(call.body), _limit(wanted, context) * choices)
 
 
 class _Asked(msgspec.Struct):
-    """What of a request bounds its reply."""
+    """What of a request bounds its reply. What is no number there is the provider's to refuse."""
 
-    n: int | None = None
-    best_of: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    n: Any = None
+    best_of: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
 
 
 def _limit(wanted: _Asked, context: int) -> int:
-    asked = wanted.max_tokens if wanted.max_completion_tokens is None else wanted.max_completion_tokens
+    asked = _count(wanted.max_completion_tokens)
+    asked = _count(wanted.max_tokens) if asked is None else asked
     most = context or UNKNOWN_CONTEXT
     return most if asked is None else min(asked, most)
 

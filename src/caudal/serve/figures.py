@@ -23,8 +23,8 @@ _LE = re.compile(r'(?:^|,)\s*le="([^"]+)"')
 
 VLLM: Mapping[str, str] = {
     **{name: name for name in names.REPLICA},
-    "vllm:gpu_cache_usage_perc": names.KV_CACHE,  # before 0.10
-    "vllm:time_per_output_token_seconds": names.INTER_TOKEN,  # before 0.11, and for a while beside the new name
+    "vllm:gpu_cache_usage_perc": names.KV_CACHE,  # of older versions
+    "vllm:time_per_output_token_seconds": names.INTER_TOKEN,  # of older versions, for a while beside the new name
 }
 """vLLM's own. Where an old and a new name are both there, the new one counts."""
 
@@ -36,7 +36,7 @@ SGLANG: Mapping[str, str] = {
     "sglang:generation_tokens_total": names.GENERATION_TOKENS,
     "sglang:time_to_first_token_seconds": names.FIRST_TOKEN,
     "sglang:inter_token_latency_seconds": names.INTER_TOKEN,
-    "sglang:time_per_output_token_seconds": names.INTER_TOKEN,  # before 0.5
+    "sglang:time_per_output_token_seconds": names.INTER_TOKEN,  # of older versions
     "sglang:e2e_request_latency_seconds": names.END_TO_END,
     "sglang:queue_time_seconds": names.QUEUE_TIME,
 }

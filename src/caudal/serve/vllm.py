@@ -2,7 +2,7 @@
 
 Which program: the environment variable CAUDAL_VLLM (a path; vLLM often lives in a virtual environment of its
 own), else `vllm` on PATH, else beside the Python that runs the replica. Flags as of vLLM 0.30 (docs.vllm.ai,
-2026-11); all of them are in 0.8 too. Verified on a fake server only.
+2026-11). Verified on a fake server only.
 """
 
 from __future__ import annotations
