@@ -17,7 +17,7 @@ from caudal.gateway.process import Gateway
 from caudal.gateway.routes import ExternalRoute, ModelRoutes, ReplicaRoute, RouteTable, decode_routes
 from caudal.gateway.upstream import Address, parse_address
 from tests.support.authority import make_authority
-from tests.support.gateway import chat, gateway, parsed, post, raw
+from tests.support.gateway import chat, connect, gateway, parsed, post, raw
 from tests.support.mock_replica import USAGE, MockReplica
 from tests.unit.test_gateway_generation import events
 
@@ -140,6 +140,25 @@ def test_an_answer_that_does_not_say_what_it_used_counts_as_the_most(tmp_path: P
         assert b"replica_failed" in answer
         sent = len(post(chat(stream=True, user="die_mid", max_tokens=50)).partition(b"\r\n\r\n")[2])
         assert w.spent() == sent * 1_000_000 + 50 * 2_000_000
+
+    run(tmp_path, scenario)
+
+
+def test_a_client_that_leaves_frees_the_provider_and_pays_for_what_may_have_been_said(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        w.routes(own=False)
+        body = post(chat(stream=True, seed=100, max_tokens=40), close=False)
+        reader, writer = await connect(w.one)
+        writer.write(body)
+        await reader.readuntil(b"w1")
+        writer.transport.abort()
+        for _ in range(200):
+            if w.provider.left and not w.one.router.in_flight("m"):
+                break
+            await asyncio.sleep(0.01)
+        assert (w.provider.left, w.one.router.in_flight("m")) == (1, 0)
+        sent = len(body.partition(b"\r\n\r\n")[2])
+        assert w.spent() == sent * 1_000_000 + 40 * 2_000_000
 
     run(tmp_path, scenario)
 

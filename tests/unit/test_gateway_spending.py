@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from caudal.domain.errors import StorageFailed
 from caudal.gateway.routes import ExternalRoute, ReplicaRoute
 from caudal.gateway.spending import PICO, Spending, budget, cost, month_of
 from caudal.store.spending import MONTHS_KEPT, SpendingBook
+from tests.support.fleet import free_port
 
 NOVEMBER = 1_795_500_000.0  # 2026-11-24
 ROUTE = ReplicaRoute(
@@ -178,3 +180,79 @@ def test_amounts_that_are_too_large_are_refused(tmp_path: Path) -> None:
         book.reserve("a", "m", 1 << 70, None)
     assert book.spent("a", "m") == 0
     assert sqlite3.sqlite_version_info >= (3, 35), "RETURNING"
+
+
+def test_a_gateway_that_is_killed_has_spent_the_most_that_it_had_under_way(tmp_path: Path) -> None:
+    """A real gateway process, killed while an answer is awaited; the next one on this machine knows."""
+    import json
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    import httpx
+
+    asked = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.set()
+            threading.Event().wait(10)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    provider = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    provider.daemon_threads = True
+    threading.Thread(target=provider.serve_forever, args=(0.02,), daemon=True).start()
+    external = {"usd_per_million_in": 1.0, "usd_per_million_out": 2.0, "budget_usd_per_month": 0.001}
+    url = f"http://127.0.0.1:{provider.server_port}/v1"
+    replica = {"gang": "external.a.m", "url": url, "engine": "openai", "slots": 9, "external": external}
+    table = {"version": 1, "models": [{"id": "m", "context": 400, "replicas": [replica]}]}
+    (tmp_path / "routes.json").write_text(json.dumps(table))
+    port = free_port()
+    config = {"host": "127.0.0.1", "port": port, "routes_url": "http://127.0.0.1:9/", "site": "", "gang": "g"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "state_file": str(tmp_path / "routes.json")}))
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 300}
+
+    def run() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "caudal.gateway", str(tmp_path / "config.json")]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        for _ in range(200):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        return process
+
+    def ask() -> httpx.Response:
+        path = f"http://127.0.0.1:{port}/v1/chat/completions"
+        return httpx.post(path, json=body, timeout=20, trust_env=False)
+
+    def ask_in_vain() -> None:
+        with pytest.raises(httpx.TransportError):
+            ask()
+
+    first = run()
+    try:
+        cut_off = threading.Thread(target=ask_in_vain)
+        cut_off.start()
+        assert asked.wait(10)
+        first.kill()
+        first.wait()
+        cut_off.join()
+    finally:
+        first.kill()
+    book = SpendingBook(tmp_path / "gateway-spending.sqlite")
+    (spent,) = book.month(month_of(time.time())).values()
+    book.close()
+    sent = len(httpx.Request("POST", url, json=body).content)
+    assert spent == sent * 1_000_000 + 300 * 2_000_000
+    second = run()
+    try:
+        refused = ask()
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "budget_spent"
+    finally:
+        second.kill()
+        second.wait()
+        provider.shutdown()
+        provider.server_close()
