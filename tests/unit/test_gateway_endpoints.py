@@ -19,8 +19,8 @@ from caudal.gateway.openai_errors import ApiError, engine_error
 from caudal.gateway.process import Gateway
 from caudal.gateway.responses_store import ResponseStore, StoredResponse, StoreLimits
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
-from caudal.serve import llama_cpp
 from caudal.policy.breaker import Breaker
+from caudal.serve import llama_cpp
 from tests.support.gateway import chat, gateway, parsed, post, raw
 from tests.support.mock_replica import MockReplica
 from tests.unit.test_gateway_generation import events
@@ -175,7 +175,9 @@ def test_each_engine_is_asked_for_tokens_in_its_own_way(tmp_path: Path, engine: 
             ({"model": "m", "tokens": [1]}, "/v1/detokenize"),
         )
         for (body, path), question in zip(bodies, TOKENS_ASKED[engine], strict=True):
-            one.router._replicas[("m-0", replica.url)].load.breaker = Breaker()  # its answers are garbage here
+            one.router._replicas[
+                ("m-0", replica.url)
+            ].load.breaker = Breaker()  # its answers are garbage here
             replica.requests.clear()
             await raw(one, post(body, path))
             asked = replica.requests[0]

@@ -15,6 +15,7 @@ from caudal.gateway.account import Account, Record, usage_in
 from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.external import Externals, Paid
 from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -26,6 +27,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.outside import Admits
 from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
@@ -52,9 +54,11 @@ class Generations:
         router: Router,
         pool: UpstreamPool,
         metrics: Metrics,
+        externals: Externals,
         wait_s: float = WAIT_FOR_REPLICA_S,
         record: Record = lambda *_: None,
     ) -> None:
+        self._externals = externals
         self._record = record
         self._router = router
         self._pool = pool
@@ -83,12 +87,15 @@ class Generations:
                 prompt_tokens=call.prompt_tokens,
                 prefix=call.prefix,
                 who=who,
+                admits=self._admits(call),
             )
             if not isinstance(ticket, Ticket):
                 raise no_replica(call.model, ticket.reason)
             if attempt:
                 self._metrics.retries += 1
             try:
+                if ticket.route.external is not None:
+                    return await self._outside(exchange, call, ticket, begun_at, account)
                 return await self._attempt(exchange, call, ticket, begun_at, account)
             except (UpstreamFailed, NotEvents) as failure:
                 ticket.failed(hard=isinstance(failure, UpstreamFailed))
@@ -105,22 +112,51 @@ class Generations:
                 ticket.release()
         raise replica_failed(call.model, why)
 
-    async def _attempt(
+    def _admits(self, call: Call) -> Admits:
+        """Which external addresses a request can be paid at."""
+        model = self._router.model(call.model)
+        return self._externals.admits(call, model.context if model is not None else 0)
+
+    async def _outside(
         self, exchange: Exchange, call: Call, ticket: Ticket, begun_at: float, account: Account
+    ) -> int:
+        """An attempt at somebody else's address: with a key, for money."""
+        paid = self._externals.begin(call, ticket.route, ticket.address, ticket.context)
+        try:
+            return await self._attempt(exchange, call, ticket, begun_at, account, paid)
+        except UpstreamFailed as failure:
+            if failure.unsent:
+                paid.unsent()
+            raise
+        finally:
+            paid.close()
+
+    async def _attempt(
+        self,
+        exchange: Exchange,
+        call: Call,
+        ticket: Ticket,
+        begun_at: float,
+        account: Account,
+        paid: Paid | None = None,
     ) -> int:
         if call.extras:
             check_parameters(ticket.engine, call.model, call.extras)
-        asked = self._pool, ticket, lambda place: _request(call, place)
-        connection = await hedged_request(self._router, *asked, stream=call.stream)
+        if paid is None:
+            asked = self._pool, ticket, lambda place: _request(call, place)
+            connection = await hedged_request(self._router, *asked, stream=call.stream)
+        else:
+            connection = await self._pool.request(ticket.address, paid.request)
         try:
-            if connection.status in RETRY_STATUSES:
+            if (paid is not None and paid.refuses(connection.status)) or connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 raise engine_error(connection.status, await connection.read_all(), call.prompt_param)
             if call.stream:
-                await self._stream(exchange, call, connection, begun_at, ticket)
+                await self._stream(exchange, call, connection, begun_at, ticket, paid)
             else:
-                body = ModelName(call.model).whole(await connection.read_all())
+                body = await connection.read_all()
+                body = ModelName(call.model).whole(body if paid is None else paid.whole(body))
                 account.usage = usage_in(body)
                 ticket.done(served_tokens(body, call.prompt_tokens))
                 exchange.respond(200, body)
@@ -130,7 +166,13 @@ class Generations:
             self._pool.release(ticket.address, connection)
 
     async def _stream(
-        self, exchange: Exchange, call: Call, connection: UpstreamConnection, begun_at: float, ticket: Ticket
+        self,
+        exchange: Exchange,
+        call: Call,
+        connection: UpstreamConnection,
+        begun_at: float,
+        ticket: Ticket,
+        paid: Paid | None,
     ) -> None:
         splitter = EventSplitter()
         said = 0
@@ -139,6 +181,8 @@ class Generations:
         try:
             while data := await connection.read():
                 events = splitter.feed(data)
+                if paid is not None:
+                    events = paid.events(events)
                 if not events:
                     continue
                 if not exchange.started:

@@ -97,7 +97,9 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
             return Reason("replica.loading", f"{unready[0]} is starting")
         if not any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values()):
             return Reason("gateway.starting", "the gateway is not there yet")
-        return None if slots else Reason("service.empty", "none of its models is in the model store")
+        if any(model.own for model in workload.spec.models) and not slots:
+            return Reason("service.empty", "none of its models is in the model store")
+        return None
     head = f"{workload.name}.coordinator"
     if _up(board, head) and any(_up(board, g.slot) for g in board.live(workload.name, Role.WORKER)):
         return None

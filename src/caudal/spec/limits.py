@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
     BaseSpec,
+    ExternalSpec,
     InnerSpec,
     ModelShape,
     OuterSpec,
@@ -89,6 +90,12 @@ RANGES: dict[type, dict[str, Range]] = {
         "seed": Range(0, 2**63 - 1),
     },
     RolloutSpec: {"canary": _FRACTION, "hold_s": Range(0, 30 * 86_400)},
+    ExternalSpec: {
+        "usd_per_million_in": Range(0, 100_000),
+        "usd_per_million_out": Range(0, 100_000),
+        "budget_usd_per_month": Range(0, 1_000_000),
+        "max_requests": Range(1, 10_000),
+    },
     ServedModel: {"replicas": Range(1, 10_000), "context": Range(16, 1 << 24), "slots": Range(1, 1_024)},
 }
 
