@@ -4,8 +4,11 @@ share of a model's requests while there are several; and what other gateways hav
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from caudal.control.external import ExternalRoute, external_routes
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Role
 from caudal.domain.snapshot import State
@@ -16,11 +19,14 @@ from caudal.policy.rolling import held_until, rollout_of
 LOAD_KEPT_S = 30.0
 """A gateway that said nothing for longer is not counted."""
 
+DEFAULT_ENGINE = "llama.cpp"
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRoute:
     """One replica that answers at `url`, with so many requests at once (0: not known). One that is `draining`
-    ends what it has and gets nothing new."""
+    ends what it has and gets nothing new. `engine` is what its engine calls itself, empty for llama.cpp. With
+    `external` it is somebody else's address, where the model is called `model`; its version is 0: not known."""
 
     gang: str
     url: str
@@ -28,6 +34,9 @@ class ReplicaRoute:
     version: int = 0
     slots: int = 0
     draining: bool = False
+    engine: str = ""
+    model: str = ""
+    external: ExternalRoute | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +100,38 @@ def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
         if usable and isinstance(url, str) and url.startswith(("http://", "https://")):
             replicas.append((gang, url))
     scaled = _scaled(state)
-    for model in scaled:
+    elsewhere = external_routes(state)
+    for model in [*scaled, *elsewhere]:
         found.setdefault(model, [])
     models = []
     for model, replicas in sorted(found.items()):
-        rows = [
-            ReplicaRoute(g.id, url, g.site, g.model_version, _slots(served, g), g.draining_at is not None)
-            for g, url in replicas
-        ]
+        rows = [_own(g, url, said[g.id], _slots(served, g)) for g, url in replicas]
         version = max((r.version for r in rows), default=0)
         context = min((m.context for (_, m_id), m in served.items() if m_id == model), default=0)
+        rows += [
+            ReplicaRoute(
+                name, spec.url, "", 0, spec.max_requests, engine="openai", model=spec.model, external=route
+            )
+            for name, spec, route in elsewhere.get(model, ())
+        ]
         weights = _weights(state, [g for g, _ in replicas if g.draining_at is None], version, now)
-        asleep = model in scaled and all(r.draining for r in rows)
+        asleep = model in scaled and all(r.draining for r in rows if r.external is None)
         models.append(ModelRoute(model, version, context, rows, weights, asleep))
     return Routes(state.version, models, _others(state, now, gateway))
+
+
+def _own(gang: Gang, url: str, status: Mapping[str, Any], slots: int) -> ReplicaRoute:
+    """A replica of the fleet, as it said itself; `slots` are those that it was asked to have."""
+    engine, has = status.get("engine"), status.get("slots")
+    return ReplicaRoute(
+        gang.id,
+        url,
+        gang.site,
+        gang.model_version,
+        has if type(has) is int and has > 0 else slots,
+        gang.draining_at is not None,
+        engine if isinstance(engine, str) and engine != DEFAULT_ENGINE else "",
+    )
 
 
 def _served(state: State) -> dict[tuple[str, str], ServedModel]:

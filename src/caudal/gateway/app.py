@@ -27,6 +27,7 @@ from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
 from caudal.gateway.short_calls import Embeddings, ShortCalls
+from caudal.gateway.spending import Spending
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -54,8 +55,10 @@ class App:
         callers: Callers,
         short_calls: ShortCalls,
         responses: ResponseStore,
+        spending: Spending,
     ) -> None:
         self._callers = callers
+        self._spending = spending
         self._router = router
         self._generations = generations
         self._metrics = metrics
@@ -208,7 +211,8 @@ class App:
 
     async def _metrics_text(self, exchange: Exchange) -> None:
         rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
-        exchange.respond(200, self._metrics.render(self._connections(), rows, self._callers.wrong), TEXT)
+        text = self._metrics.render(self._connections(), rows, self._callers.wrong)
+        exchange.respond(200, text + self._spending.render(), TEXT)
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

@@ -18,6 +18,7 @@ from caudal.gateway.continuation import Impossible
 from caudal.gateway.direct import Direct, Failure
 from caudal.gateway.engine_request import generation_request
 from caudal.gateway.events import NotEvents
+from caudal.gateway.external import Externals
 from caudal.gateway.http_server import Answering, Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
@@ -28,6 +29,7 @@ from caudal.gateway.openai_errors import (
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
@@ -88,6 +90,7 @@ class Generations:
         router: Router,
         pool: UpstreamPool,
         metrics: Metrics,
+        externals: Externals,
         wait_s: float = WAIT_FOR_REPLICA_S,
         record: Record = lambda *_: None,
         *,
@@ -97,6 +100,7 @@ class Generations:
     ) -> None:
         self._record = record
         self._used = used
+        self._externals = externals
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
@@ -275,6 +279,7 @@ class Generations:
                 prefix=call.prefix,
                 who=job.who,
                 version=version,
+                admits=None if answer.started else self._admits(call),
             )
             if not isinstance(place, Ticket):
                 if answer.started:
@@ -286,7 +291,10 @@ class Generations:
             try:
                 if failure is not None:
                     raise failure
-                await answer.attempt(ticket, begun)
+                if ticket.route.external is None:
+                    await answer.attempt(ticket, begun)
+                else:
+                    await self._outside(answer, call, ticket)
                 return
             except (UpstreamFailed, NotEvents) as failed:
                 ticket.failed(hard=isinstance(failed, UpstreamFailed))
@@ -307,6 +315,23 @@ class Generations:
         if not answer.started:
             raise replica_failed(call.model, why)
         answer.fail(stream_broken(why))
+
+    def _admits(self, call: Call) -> Admits:
+        """Which external addresses a request can be paid at."""
+        model = self._router.model(call.model)
+        return self._externals.admits(call, model.context if model is not None else 0)
+
+    async def _outside(self, answer: Relay | Whole, call: Call, ticket: Ticket) -> None:
+        """An attempt at somebody else's address: with a key, for money."""
+        paid = self._externals.begin(call, ticket.route, ticket.address, ticket.context)
+        try:
+            await answer.attempt(ticket, None, paid)
+        except UpstreamFailed as failure:
+            if failure.unsent:
+                paid.unsent()
+            raise
+        finally:
+            paid.close()
 
 
 def _sticky(caller: Caller) -> str:

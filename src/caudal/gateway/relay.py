@@ -16,6 +16,7 @@ from caudal.gateway.continuation import Ask, Impossible, Work
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request, post
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.external import Paid
 from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -60,6 +61,7 @@ class Relay:
         self._now = router.now
         self._tap = UsageTap(swallow=not call.include_usage)
         self._log = SaidLog()
+        self._paid: Paid | None = None
         self._splitter = EventSplitter()
         self._name = ModelName(call.model)
         self._rescue: Rescue | None = None
@@ -99,24 +101,30 @@ class Relay:
         """Whether the client has all that it will get."""
         return self._exchange.finished
 
-    async def attempt(self, ticket: Ticket, connection: UpstreamConnection | None = None) -> None:
+    async def attempt(
+        self, ticket: Ticket, connection: UpstreamConnection | None = None, paid: Paid | None = None
+    ) -> None:
         """Begin the answer at this replica, or go on with it there, to its end. Raises ApiError while the
         client has nothing; UpstreamFailed, NotEvents; Impossible."""
         self.ticket = ticket
         if self._rescue is None:
-            await self._begin(ticket, connection)
+            await self._begin(ticket, connection, paid)
         else:
             await self._go_on(self._rescue, ticket)
 
-    async def _begin(self, ticket: Ticket, connection: UpstreamConnection | None) -> None:
+    async def _begin(self, ticket: Ticket, connection: UpstreamConnection | None, paid: Paid | None) -> None:
         call = self._call
-        if connection is None:
-            if call.extras:
-                check_parameters(ticket.engine, call.model, call.extras)
+        self._paid = paid
+        if call.extras and connection is None:
+            check_parameters(ticket.engine, call.model, call.extras)
+        if paid is not None:
+            connection = await self._pool.request(ticket.address, paid.request)
+        elif connection is None:
             asked = self._pool, ticket, lambda place: generation_request(call, place)
             connection = await hedged_request(self._router, *asked, stream=True)
         try:
-            if connection.status in RETRY_STATUSES:
+            refused = paid is not None and paid.refuses(connection.status)
+            if refused or connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 body = await connection.read_all()
@@ -156,6 +164,8 @@ class Relay:
         if not events:
             return
         self._log.add(events)
+        if self._paid is not None:
+            self._paid.events(events)  # notes what it costs; what clients see of that, the tap decides
         events = self._name.events(self._tap.feed(events))
         if not events:
             return

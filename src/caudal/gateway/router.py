@@ -13,11 +13,12 @@ from functools import partial
 import msgspec
 
 from caudal.gateway.demand import Demand
+from caudal.gateway.outside import Admits, choose_place
 from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
-from caudal.gateway.upstream import Address, parse_address
+from caudal.gateway.upstream import Address
 from caudal.policy.hedging import Hedger, HedgeRules
-from caudal.policy.routing import DEFAULT_BOUND, Ask, Pool, Route, choose
+from caudal.policy.routing import DEFAULT_BOUND, Ask, Route
 from caudal.policy.versions import next_share, sticky_share
 
 __all__ = ["Router", "Ticket"]
@@ -69,16 +70,14 @@ class Router:
         wanted = {(r.gang, r.url): r for m in table.models for r in m.replicas}
         for key, route in wanted.items():
             if key not in self._replicas:
-                self._replicas[key] = Replica(route, parse_address(route.url))
+                self._replicas[key] = Replica(route, route.address())
             self._replicas[key].take(route)
         for key in [k for k, r in self._replicas.items() if k not in wanted and not r.load.requests]:
             del self._replicas[key]
         self._by_address = {(r.address.host, r.address.port): r for r in self._replicas.values()}
         for model in models.values():
-            weights = [(w.version, w.weight) for w in model.routes.weights]
-            model.pool = Pool.of([self._of(r).load for r in model.routes.replicas], weights)
+            model.take([self._of(r) for r in model.routes.replicas])
             model.capacity = _capacity(model.routes)
-            model.by_gang = {r.gang: self._of(r) for r in model.routes.replicas}
         self.wake()
 
     def learn(self, others: Iterable[OthersLoad]) -> None:
@@ -135,7 +134,8 @@ class Router:
     def load(self) -> dict[str, list[float]]:
         """What control is told, by gang: requests and tokens in flight here, and tokens per second (0: not
         measured). Those that drain come first, then the busiest, should they be too many to tell."""
-        told = [r for r in self._replicas.values() if r.load.requests or r.load.tokens_per_s]
+        own = [r for r in self._replicas.values() if r.route.external is None]
+        told = [r for r in own if r.load.requests or r.load.tokens_per_s]
         told.sort(key=lambda r: (not r.load.draining, -r.load.requests))
         return {
             r.load.gang: [r.load.requests, r.load.tokens, round(r.load.tokens_per_s, 1)]
@@ -162,11 +162,13 @@ class Router:
         prefix: int | None = None,
         who: str = "",
         version: int = 0,
+        admits: Admits | None = None,
     ) -> Ticket | Route:
         """A place at a replica, waiting for one where that is worth it; else a Route that says why not.
 
         `tokens` are the most that prompt and reply may have; `prefix` is the prompt's key (policy/affinity). `who`
-        gets the same version each time; `version` is the one to go on with. Both are preferred only.
+        gets the same version each time; `version` is the one to go on with. Both are preferred only. Without
+        `admits` the request does not leave the fleet.
         """
         end = self.now() + wait_s
         if self._asleep(model_id):
@@ -174,7 +176,7 @@ class Router:
         ask = self._ask(model_id, tokens, tried, prompt_tokens, prefix, who, version)
         while True:
             self._changed.clear()
-            taken = self._try(model_id, ask, tokens)
+            taken = self._try(model_id, ask, tokens, admits)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -188,12 +190,13 @@ class Router:
     def take(
         self, model_id: str, tokens: int, *, prompt_tokens: int, prefix: int | None, who: str
     ) -> Ticket | None:
-        """A place that is to be had at once; None where there is none, or where the request may be sent twice."""
+        """A place within the fleet that is to be had at once; None where there is none, or where the request may be
+        sent twice."""
         model = self._models.get(model_id)
         if model is None or model.hedger.wait_s() is not None:
             return None
         ask = self._ask(model_id, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
-        taken = self._try(model_id, ask, tokens)
+        taken = self._try(model_id, ask, tokens, None)
         return taken if isinstance(taken, Ticket) else None
 
     def _ask(
@@ -215,26 +218,27 @@ class Router:
             model.hedger.asked()
         return Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
 
-    def _try(self, model_id: str, ask: Ask, asked: int) -> Ticket | Route:
+    def _try(self, model_id: str, ask: Ask, asked: int, admits: Admits | None) -> Ticket | Route:
         """A place at a replica now, or why there is none."""
         model = self._models.get(model_id)
         if model is None:
             return Route(None, "no_replica")
         now = self.now()
-        choice = choose(model.pool, ask, site=self._site, now=now)
+        choice = choose_place(model, ask, admits, site=self._site, now=now)
         if choice.replica is None:
             return choice
         return Ticket.at(model.by_gang[choice.replica.gang], model, self, ask, asked, now)
 
     def try_other(self, ticket: Ticket) -> Ticket | None:
-        """A place at another replica of the same version, for a request that has one already."""
+        """A place at another replica of the same version, for a request that has one already. Nobody pays for an
+        answer that may not be wanted: it is one of the fleet's own."""
         ask = replace(
             ticket.ask,
             tried=ticket.ask.tried | {ticket.gang},
             prefix=None,
             version=ticket.version,
         )
-        other = self._try(ticket.public_model, ask, ticket.asked)
+        other = self._try(ticket.public_model, ask, ticket.asked, None)
         if not isinstance(other, Ticket):
             return None
         if other.gang in ask.tried or other.version != ticket.version:
@@ -271,7 +275,7 @@ class Router:
 
     def _next_trial(self, model_id: str, now: float) -> float:
         model = self._models.get(model_id)
-        waits = [r.breaker.until - now for r in model.pool.replicas] if model else []
+        waits = [r.load.breaker.until - now for r in model.by_gang.values()] if model else []
         return min((s for s in waits if s > 0), default=1.0)
 
 

@@ -15,38 +15,63 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from caudal.gateway.tls import client_context
+
 
 class UpstreamFailed(Exception):
     """The other side could not be reached, died, stalled, or said what is not HTTP.
 
     `stale` marks the one harmless case: a kept connection that was closed before any byte of the answer.
-    `lost` marks the one that the request itself may have caused: the other side hung up over it.
+    `lost` marks the one that the request itself may have caused: the other side hung up over it. `unsent`: there
+    was no connection, and nothing of the request has left.
     """
 
-    def __init__(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
+    def __init__(self, why: str, *, stale: bool = False, lost: bool = False, unsent: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.stale = stale
         self.lost = lost
+        self.unsent = unsent
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a replica listens. `prefix` is put before every path."""
+    """Where a replica listens. `prefix` is put before every path. With `tls` its certificate is checked, against
+    the system's authorities or those of `ca_file`."""
 
     host: str
     port: int
     prefix: str = ""
+    tls: bool = False
+    ca_file: str = ""
+
+    @property
+    def standard_port(self) -> bool:
+        """Whether the port goes without saying."""
+        return self.port == (443 if self.tls else 80)
+
+    @property
+    def key(self) -> tuple[str, int, bool, str]:
+        """What connections to it have in common."""
+        return (self.host, self.port, self.tls, self.ca_file)
 
 
-def parse_address(url: str) -> Address:
-    """`http://host:port[/prefix]` as an address. Raises ValueError for anything else."""
+def parse_address(url: str, ca_file: str = "") -> Address:
+    """`http[s]://host[:port][/prefix]` as an address. Raises ValueError for anything else."""
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError(f"not a plain http address: {url[:200]!r}")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError(f"not a plain http or https address: {url[:200]!r}")
     if any(ord(c) <= 32 or ord(c) > 126 for c in url):
         raise ValueError("an address has printable ASCII characters only")
-    return Address(parts.hostname, parts.port or 80, parts.path.rstrip("/"))
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    return Address(parts.hostname, port, parts.path.rstrip("/"), tls, ca_file if tls else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,7 @@ class UpstreamLimits:
     """
 
     connect_s: float = 2.0
+    tls_connect_s: float = 6.0  # three round trips instead of one, and mostly farther away
     first_byte_s: float = 300.0
     stall_s: float = 60.0
     idle_s: float = 4.0
@@ -332,7 +358,7 @@ class UpstreamPool:
             None  # told how long a connection took, in s
         )
         self._limits = limits
-        self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
+        self._idle: dict[tuple[str, int, bool, str], list[UpstreamConnection]] = {}
         self._telling: set[UpstreamConnection] = set()  # those with a sink
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -368,7 +394,7 @@ class UpstreamPool:
 
     def release(self, address: Address, connection: UpstreamConnection) -> None:
         """Keep the connection if its answer was read to the end, else close it."""
-        idle = self._idle.setdefault((address.host, address.port), [])
+        idle = self._idle.setdefault(address.key, [])
         if connection.usable and len(idle) < self._limits.idle_connections:
             self._telling.discard(connection)
             connection.idle_since = asyncio.get_running_loop().time()
@@ -398,7 +424,7 @@ class UpstreamPool:
 
     def take(self, address: Address) -> UpstreamConnection | None:
         """A kept connection that looks usable, if there is one."""
-        idle = self._idle.get((address.host, address.port))
+        idle = self._idle.get(address.key)
         oldest = asyncio.get_running_loop().time() - self._limits.idle_s
         while idle:
             connection = idle.pop()
@@ -410,15 +436,17 @@ class UpstreamPool:
     async def _connect(self, address: Address) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
+        patience_s = self._limits.tls_connect_s if address.tls else self._limits.connect_s
         try:
-            async with asyncio.timeout(self._limits.connect_s):
+            context = client_context(address.ca_file) if address.tls else None
+            async with asyncio.timeout(patience_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self._limits), address.host, address.port
+                    lambda: UpstreamConnection(self._limits), address.host, address.port, ssl=context
                 )
         except TimeoutError:
-            raise UpstreamFailed(f"no connection within {self._limits.connect_s:g} s") from None
+            raise UpstreamFailed(f"no connection within {patience_s:g} s", unsent=True) from None
         except OSError as error:
-            raise UpstreamFailed(f"no connection: {error.strerror or error}") from error
+            raise UpstreamFailed(f"no connection: {error.strerror or error}", unsent=True) from error
         if self.on_connect is not None:
             self.on_connect(address, loop.time() - begun_at)
         return connection

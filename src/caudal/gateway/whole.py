@@ -6,6 +6,7 @@ from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
 from caudal.gateway.events import ModelName, NotEvents
+from caudal.gateway.external import Paid
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
@@ -48,21 +49,26 @@ class Whole:
         """The same."""
         return self._exchange.finished
 
-    async def attempt(self, ticket: Ticket, connection: UpstreamConnection | None = None) -> None:
+    async def attempt(
+        self, ticket: Ticket, connection: UpstreamConnection | None = None, paid: Paid | None = None
+    ) -> None:
         """Get it from this replica. Raises ApiError, UpstreamFailed, NotEvents."""
         call = self._call
-        if connection is None:
-            if call.extras:
-                check_parameters(ticket.engine, call.model, call.extras)
+        if call.extras and connection is None:
+            check_parameters(ticket.engine, call.model, call.extras)
+        if paid is not None:
+            connection = await self._pool.request(ticket.address, paid.request)
+        elif connection is None:
             connection = await self._pool.request(ticket.address, generation_request(call, ticket))
         try:
-            if connection.status in RETRY_STATUSES:
+            refused = paid is not None and paid.refuses(connection.status)
+            if refused or connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             body = await connection.read_all()
             if connection.status != 200:
                 raise engine_error(connection.status, body, call.prompt_param)
             self.open(ticket, connection)
-            self.piece(body)
+            self.piece(body if paid is None else paid.whole(body))
             self.whole()
         finally:
             self._pool.release(ticket.address, connection)

@@ -94,6 +94,8 @@ def _service(board: Board, workload: Workload, found: Desired) -> None:
     assert isinstance(workload.spec, ServiceSpec)
     listed = {m.id: m for m in board.snapshot.models}
     for model in workload.spec.models:
+        if not model.own:
+            continue  # served elsewhere: gateways send requests there, and nothing runs here
         record = listed.get(model.id)
         head = f"{workload.name}.replica.{model.id}"
         need = wanted_replicas(board, workload.name, model)

@@ -98,10 +98,10 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
             return Reason("replica.loading", f"{unready[0]} is starting")
         if not any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values()):
             return Reason("gateway.starting", "the gateway is not there yet")
-        asleep = wanted.scales and all(m.scale.on for m in workload.spec.models)
-        return (
-            None if slots or asleep else Reason("service.empty", "none of its models is in the model store")
-        )
+        own = [model for model in workload.spec.models if model.own]
+        asleep = wanted.scales and all(m.scale.on for m in own)
+        empty = own and not slots and not asleep
+        return Reason("service.empty", "none of its models is in the model store") if empty else None
     head = f"{workload.name}.coordinator"
     if _up(board, head) and any(_up(board, g.slot) for g in board.live(workload.name, Role.WORKER)):
         return None

@@ -25,6 +25,7 @@ from caudal.domain.workload import (
 from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
+from caudal.spec.served import check_engine, check_external
 
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
@@ -152,13 +153,15 @@ def _check_stage(
 
 def _check_served(model: ServedModel, tree: Located, path: list[str | int], problems: Problems) -> None:
     where = tree.at(path)
-    if bool(model.source) == bool(model.run):
+    if bool(model.source) == bool(model.run) and (model.own or not model.external.url):
         found = "both" if model.source else "neither"
         problems.add(where, f"model {model.id}: exactly one of `source` and `run` is needed, found {found}")
     if model.sha256 and not _SHA256.fullmatch(model.sha256):
         problems.add(tree.at([*path, "sha256"]), "sha256: expected 64 characters of 0-9 and a-f")
     if model.sha256 and not model.source:
         problems.add(tree.at([*path, "sha256"]), "sha256: there is no `source` that it could be of")
+    check_engine(model, tree, path, problems)
+    check_external(model, tree, path, problems)
     _check_source(model.source, tree.at([*path, "source"]), problems)
     _check_name(model.run, tree, [*path, "run"], problems)
     if model.rollout.canary < 1 and not model.rollout.hold_s:
