@@ -339,7 +339,7 @@ async def replay(told: dict[str, Any]) -> dict[str, Any]:
         headers = f"x-caudal-class: {slo}\r\n"
         words = f"{at:.6f} " + "sea " * max(0, prompt - len(SYSTEM) // 4)
         over: asyncio.Future[Answer] = loop.create_future()
-        row = {"status": 0, "complete": False, "first_s": -1.0, "token_s": 0.0}
+        row = {"status": 0, "complete": False, "first_s": -1.0, "token_s": 0.0, "gave_up": False}
         rows.append(row | {"slo": slo, "prompt": prompt, "tokens": tokens, "at": at})
         place = len(rows) - 1
         started = time.perf_counter()
@@ -351,6 +351,7 @@ async def replay(told: dict[str, Any]) -> dict[str, Any]:
             answer = await asyncio.wait_for(over, patience_s)
         except TimeoutError:
             answer = connection.answer or Answer(started)
+            rows[place]["gave_up"] = True
         connection.transport.abort()
         rows[place] |= {
             "status": answer.status,
