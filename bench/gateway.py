@@ -27,6 +27,7 @@ from harness import ROOT, finish
 Row = Callable[[Options], dict[str, Any]]
 
 QUICK: dict[str, Any] = {
+    "warm_s": 1.0,
     "seconds": 1.5,
     "chunk_streams": (64,),
     "overload_s": 20.0,

@@ -151,6 +151,7 @@ class Closed:
     def __init__(self, told: dict[str, Any]) -> None:
         self.port, self.connections, self.seconds = told["port"], told["connections"], told["seconds"]
         self.every_s = self.connections / told["rate"] if told.get("rate") else 0.0
+        self.warm_s = told.get("warm_s", WARM_S)
         self.ask = Ask(**told.get("ask", {}))
         self.request = self.ask.request()
         self.answers: list[tuple[float, float]] = []
@@ -212,7 +213,7 @@ class Closed:
 
     async def run(self) -> dict[str, Any]:
         """Warm up, say so, measure, say so, and let what is in flight end."""
-        self.stop_at = time.perf_counter() + WARM_S + self.seconds
+        self.stop_at = time.perf_counter() + self.warm_s + self.seconds
         spread = self.every_s or (self.ask.tokens * self.ask.delay_ms / 1e3 / self.connections)
         share = min(spread, WARM_S / self.connections)
         await asyncio.gather(*(self.open(share * n) for n in range(self.connections)))

@@ -25,7 +25,8 @@ class Options:
     gateway_core: int | None = 0
     other_core: int | None = 1
     gateway: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 8.0
+    warm_s: float = 5.0  # longer than the slowest system takes for a request: it must not begin cold
+    seconds: float = 10.0
     connections: int = 64
     chunk_streams: tuple[int, ...] = (64, 128)
     kill_streams: int = 16

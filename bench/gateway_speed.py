@@ -20,7 +20,7 @@ def json_rate(options: Options) -> dict[str, Any]:
     was the limit: look at `busy`."""
 
     def measure(front: Front) -> dict[str, float] | None:
-        told = {"connections": options.connections, "seconds": options.seconds}
+        told = {"connections": options.connections, "seconds": options.seconds, "warm_s": options.warm_s}
         got = measured(told, front, options.other_core)
         done = got["requests"]
         if not done:
@@ -47,6 +47,8 @@ def json_rate(options: Options) -> dict[str, Any]:
         figures = gathered(turns(options, fronts(options, yard, [port]), measure), units)
     figures["times_the_best_router"] = ratio(figures, "requests_per_s", "caudal", ROUTERS, max)
     figures["times_litellm"] = ratio(figures, "requests_per_s", "caudal", ("litellm",), max)
+    figures["times_the_best_router_per_cpu"] = ratio(figures, "per_cpu_s", "caudal", ROUTERS, max)
+    figures["times_litellm_per_cpu"] = ratio(figures, "per_cpu_s", "caudal", ("litellm",), max)
     return figures
 
 
@@ -63,6 +65,7 @@ def ttft(options: Options) -> dict[str, Any]:
             told = {
                 "connections": streams,
                 "seconds": options.seconds,
+                "warm_s": options.warm_s,
                 "ask": {"stream": True, "tokens": tokens, "delay_ms": 20},
             }
 
@@ -94,6 +97,7 @@ def chunks(options: Options) -> dict[str, Any]:
             told = {
                 "connections": streams,
                 "seconds": options.seconds,
+                "warm_s": options.warm_s,
                 "ask": {"stream": True, "tokens": 200, "delay_ms": 20},
             }
 
@@ -127,7 +131,9 @@ def memory(options: Options) -> dict[str, Any]:
             assert front.program is not None
             idle = front.program.rss_mib()
             got = measured(
-                {"connections": options.connections, "seconds": options.seconds}, front, options.other_core
+                {"connections": options.connections, "seconds": options.seconds, "warm_s": options.warm_s},
+                front,
+                options.other_core,
             )
             loaded = front.program.rss_mib()
             figures[name] = {"idle": figure([idle], "MiB", 1), "after_load": figure([loaded], "MiB", 1)}
