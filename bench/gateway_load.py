@@ -151,6 +151,7 @@ class Closed:
     def __init__(self, told: dict[str, Any]) -> None:
         self.port, self.connections, self.seconds = told["port"], told["connections"], told["seconds"]
         self.every_s = self.connections / told["rate"] if told.get("rate") else 0.0
+        self.warm_s = told.get("warm_s", WARM_S)
         self.ask = Ask(**told.get("ask", {}))
         self.request = self.ask.request()
         self.answers: list[tuple[float, float]] = []
@@ -212,7 +213,7 @@ class Closed:
 
     async def run(self) -> dict[str, Any]:
         """Warm up, say so, measure, say so, and let what is in flight end."""
-        self.stop_at = time.perf_counter() + WARM_S + self.seconds
+        self.stop_at = time.perf_counter() + self.warm_s + self.seconds
         spread = self.every_s or (self.ask.tokens * self.ask.delay_ms / 1e3 / self.connections)
         share = min(spread, WARM_S / self.connections)
         await asyncio.gather(*(self.open(share * n) for n in range(self.connections)))
@@ -339,7 +340,7 @@ async def replay(told: dict[str, Any]) -> dict[str, Any]:
         headers = f"x-caudal-class: {slo}\r\n"
         words = f"{at:.6f} " + "sea " * max(0, prompt - len(SYSTEM) // 4)
         over: asyncio.Future[Answer] = loop.create_future()
-        row = {"status": 0, "complete": False, "first_s": -1.0, "token_s": 0.0}
+        row = {"status": 0, "complete": False, "first_s": -1.0, "token_s": 0.0, "gave_up": False}
         rows.append(row | {"slo": slo, "prompt": prompt, "tokens": tokens, "at": at})
         place = len(rows) - 1
         started = time.perf_counter()
@@ -351,6 +352,7 @@ async def replay(told: dict[str, Any]) -> dict[str, Any]:
             answer = await asyncio.wait_for(over, patience_s)
         except TimeoutError:
             answer = connection.answer or Answer(started)
+            rows[place]["gave_up"] = True
         connection.transport.abort()
         rows[place] |= {
             "status": answer.status,

@@ -25,7 +25,8 @@ class Options:
     gateway_core: int | None = 0
     other_core: int | None = 1
     gateway: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 8.0
+    warm_s: float = 5.0  # longer than the slowest system takes for a request: it must not begin cold
+    seconds: float = 10.0
     connections: int = 64
     chunk_streams: tuple[int, ...] = (64, 128)
     kill_streams: int = 16
@@ -80,15 +81,18 @@ def startable(options: Options, skip: tuple[str, ...] = ()) -> dict[str, Front]:
 
 
 def turns(
-    options: Options, found: dict[str, Front], measure: Callable[[Front], dict[str, float]]
+    options: Options, found: dict[str, Front], measure: Callable[[Front], dict[str, float] | None]
 ) -> dict[str, list[dict[str, float]]]:
-    """Every system once in each repeat, so that what else the machine does meets all of them alike."""
+    """Every system once in each repeat, so that what else the machine does meets all of them alike.
+    `measure` gives None where nothing was answered in the measured time: no figure comes of that."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in found}
     for repeat in range(options.repeats):
         order = list(found) if repeat % 2 == 0 else list(reversed(found))
         for name in order:
-            rows[name].append(measure(found[name]))
-            options.say(f"repeat {repeat}: {name} {rows[name][-1]}")
+            row = measure(found[name])
+            options.say(f"repeat {repeat}: {name} {row or 'answered nothing in the measured time'}")
+            if row is not None:
+                rows[name].append(row | {"repeat": repeat})
     return rows
 
 
@@ -96,6 +100,8 @@ def gathered(rows: dict[str, list[dict[str, float]]], units: dict[str, str]) -> 
     """Figures by system and by name."""
     return {
         system: {name: figure([row[name] for row in taken], unit) for name, unit in units.items()}
+        if taken
+        else {"nothing": "it answered nothing in the measured time"}
         for system, taken in rows.items()
     }
 
@@ -104,7 +110,7 @@ def ratio(
     figures: dict[str, Any], name: str, ours: str, others: tuple[str, ...], best: Callable[..., float]
 ) -> float | None:
     """Our median over the best of the others'; None without one of them."""
-    theirs = [figures[other][name]["median"] for other in others if other in figures]
-    if ours not in figures or not theirs or not best(theirs):
+    theirs = [figures[other][name]["median"] for other in others if name in figures.get(other, {})]
+    if name not in figures.get(ours, {}) or not theirs or not best(theirs):
         return None
     return round(float(figures[ours][name]["median"] / best(theirs)), 3)

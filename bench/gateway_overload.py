@@ -104,7 +104,8 @@ def judged(rows: Sequence[dict[str, Any]], most: float) -> dict[str, float]:
         "interactive_in_time": len(good) / max(1, len(wanted)),
         "interactive_late": sum(row["complete"] for row in wanted) - len(good),
         "refused": sum(row["status"] in (429, 503) for row in rows),
-        "lost": sum(not row["complete"] and row["status"] not in (429, 503) for row in rows),
+        "gave_up": sum(row["gave_up"] for row in rows),
+        "failed": sum(not (row["complete"] or row["gave_up"] or row["status"] in (429, 503)) for row in rows),
         "answered_in_all": len(answered) / max(1, len(rows)),
     }
 
@@ -152,7 +153,8 @@ def overload(options: Options) -> dict[str, Any]:
             "interactive_in_time": "of 1",
             "interactive_late": "requests",
             "refused": "requests",
-            "lost": "requests",
+            "gave_up": "requests",
+            "failed": "requests",
             "answered_in_all": "of 1",
         },
     )

@@ -19,10 +19,12 @@ def json_rate(options: Options) -> dict[str, Any]:
     """Requests per second on one core, whole answers. `per_cpu_s` is what a core would do where the load client
     was the limit: look at `busy`."""
 
-    def measure(front: Front) -> dict[str, float]:
-        told = {"connections": options.connections, "seconds": options.seconds}
+    def measure(front: Front) -> dict[str, float] | None:
+        told = {"connections": options.connections, "seconds": options.seconds, "warm_s": options.warm_s}
         got = measured(told, front, options.other_core)
         done = got["requests"]
+        if not done:
+            return None
         return {
             "requests_per_s": got["requests_per_s"],
             "per_cpu_s": done / got["cpu_s"] if got["cpu_s"] else 0.0,
@@ -45,6 +47,8 @@ def json_rate(options: Options) -> dict[str, Any]:
         figures = gathered(turns(options, fronts(options, yard, [port]), measure), units)
     figures["times_the_best_router"] = ratio(figures, "requests_per_s", "caudal", ROUTERS, max)
     figures["times_litellm"] = ratio(figures, "requests_per_s", "caudal", ("litellm",), max)
+    figures["times_the_best_router_per_cpu"] = ratio(figures, "per_cpu_s", "caudal", ROUTERS, max)
+    figures["times_litellm_per_cpu"] = ratio(figures, "per_cpu_s", "caudal", ("litellm",), max)
     return figures
 
 
@@ -61,18 +65,21 @@ def ttft(options: Options) -> dict[str, Any]:
             told = {
                 "connections": streams,
                 "seconds": options.seconds,
+                "warm_s": options.warm_s,
                 "ask": {"stream": True, "tokens": tokens, "delay_ms": 20},
             }
 
-            def measure(front: Front, told: dict[str, Any] = told) -> dict[str, float]:
+            def measure(front: Front, told: dict[str, Any] = told) -> dict[str, float] | None:
                 got = measured(told, front, options.other_core)
+                if not got["requests"]:
+                    return None
                 errors = sum(got["errors"].values()) + got["left"]
                 return {"p50_ms": got["ttft_ms"]["p50"], "p99_ms": got["ttft_ms"]["p99"], "errors": errors}
 
             rows = turns(options, found, measure)
-            for taken in rows.values():
-                for row, direct in zip(taken, rows["direct"], strict=True):
-                    row["added_p50_ms"] = row["p50_ms"] - direct["p50_ms"]
+            direct = {row["repeat"]: row["p50_ms"] for row in rows["direct"]}
+            for row in (row for taken in rows.values() for row in taken):
+                row["added_p50_ms"] = row["p50_ms"] - direct[row["repeat"]]
             units = {"p50_ms": "ms", "p99_ms": "ms", "added_p50_ms": "ms", "errors": "requests"}
             part = gathered(rows, units)
             part["of_the_best_router"] = ratio(part, "added_p50_ms", "caudal", ROUTERS, min)
@@ -90,13 +97,16 @@ def chunks(options: Options) -> dict[str, Any]:
             told = {
                 "connections": streams,
                 "seconds": options.seconds,
+                "warm_s": options.warm_s,
                 "ask": {"stream": True, "tokens": 200, "delay_ms": 20},
             }
 
-            def measure(front: Front, told: dict[str, Any] = told) -> dict[str, float]:
+            def measure(front: Front, told: dict[str, Any] = told) -> dict[str, float] | None:
                 got = measured(told, front, options.other_core)
+                if not got["chunks"]:
+                    return None
                 return {
-                    "us_per_chunk": got["cpu_s"] / max(1, got["chunks"]) * 1e6,
+                    "us_per_chunk": got["cpu_s"] / got["chunks"] * 1e6,
                     "chunks_per_s": got["chunks_per_s"],
                     "busy": got["busy"],
                     "errors": sum(got["errors"].values()) + got["left"],
@@ -121,7 +131,9 @@ def memory(options: Options) -> dict[str, Any]:
             assert front.program is not None
             idle = front.program.rss_mib()
             got = measured(
-                {"connections": options.connections, "seconds": options.seconds}, front, options.other_core
+                {"connections": options.connections, "seconds": options.seconds, "warm_s": options.warm_s},
+                front,
+                options.other_core,
             )
             loaded = front.program.rss_mib()
             figures[name] = {"idle": figure([idle], "MiB", 1), "after_load": figure([loaded], "MiB", 1)}
@@ -185,6 +197,8 @@ def engine(options: Options) -> dict[str, Any]:
             wall_s = time.monotonic() - started
             streams = load.result()["streams"]
             whole = [s for s in streams if s["complete"]]
+            if not whole:
+                raise RuntimeError(f"{front.name}: no stream was answered whole: {streams[0]}")
             return {
                 "tokens_per_s": options.engine_tokens * len(whole) / wall_s,
                 "complete": len(whole),

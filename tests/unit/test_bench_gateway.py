@@ -22,9 +22,9 @@ sys.path.insert(0, str(BENCH))
 import gateway_mock as mock  # noqa: E402
 from gateway_control import Control  # noqa: E402
 from gateway_load import Ask, text_of  # noqa: E402
-from gateway_options import ratio  # noqa: E402
+from gateway_options import Options, gathered, ratio, turns  # noqa: E402
 from gateway_overload import FIRST_S, Arrival, arrivals_of, busiest, carried, in_time, judged  # noqa: E402
-from gateway_peers import Program, free_port, listening  # noqa: E402
+from gateway_peers import Front, Program, free_port, listening  # noqa: E402
 
 
 @pytest.fixture
@@ -287,6 +287,7 @@ def test_the_busiest_window_and_its_classes() -> None:
 def row(**more: Any) -> dict[str, Any]:
     return {
         "slo": "interactive", "status": 200, "complete": True, "first_s": 1.0, "token_s": 0.05, "prompt": 100,
+        "gave_up": False,
     } | more  # fmt: skip
 
 
@@ -296,12 +297,13 @@ def test_late_or_broken_is_not_in_time(bad: dict[str, Any]) -> None:
 
 
 def test_judgement() -> None:
-    refused, lost = row(status=429, complete=False), row(status=0, complete=False)
-    rows = [row(), row(first_s=9.0), refused, lost, row(slo="batch", first_s=50.0)]
+    refused, failed = row(status=429, complete=False), row(status=0, complete=False)
+    patience = row(slo="batch", status=0, complete=False, gave_up=True)
+    rows = [row(), row(first_s=9.0), refused, failed, patience]
     got = judged(rows, 200.0)
     assert got["goodput_of_carried"] == 0.5 and got["interactive_in_time"] == 0.25
-    assert (got["interactive_late"], got["refused"], got["lost"]) == (1, 1, 1)
-    assert got["answered_in_all"] == 0.6
+    assert (got["interactive_late"], got["refused"], got["failed"], got["gave_up"]) == (1, 1, 1, 1)
+    assert got["answered_in_all"] == 0.4
 
 
 def test_ratio_is_to_the_best_that_took_part() -> None:
@@ -383,3 +385,22 @@ def test_what_the_replicas_can_carry_is_within_reach_and_no_more(seed: int) -> N
     arrivals = bursts(seed)
     prefill = sum(a.prompt for a in arrivals) / 60.0 / 2.0
     assert 0.93 <= within_reach(arrivals, prefill, 2) <= 1.0
+
+
+def test_systems_take_turns_and_nothing_answered_is_no_figure(tmp_path: Path) -> None:
+    options = Options(cache=tmp_path, repeats=2, quick=True, systems=("a", "b", "mute"), traces=tmp_path)
+    order: list[str] = []
+
+    def measure(front: Front) -> dict[str, float] | None:
+        order.append(front.name)
+        return None if front.name == "mute" else {"x": float(len(order))}
+
+    rows = turns(options, {name: Front(name, 0) for name in options.systems}, measure)
+    assert order == ["a", "b", "mute", "mute", "b", "a"]
+    assert [row["repeat"] for row in rows["b"]] == [0, 1]
+    figures = gathered(rows, {"x": "s"})
+    assert figures["a"]["x"]["median"] == 3.5 and "x" not in figures["mute"]
+    assert (
+        ratio(figures, "x", "a", ("b", "mute"), max) == 1.0
+        and ratio(figures, "x", "mute", ("a",), max) is None
+    )
