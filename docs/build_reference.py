@@ -85,7 +85,7 @@ def files() -> str:
                 workload.InnerSpec,
             ),
         ),
-        ("service", workload.ServiceSpec, (workload.ServedModel, fleet.Resources)),
+        ("service", workload.ServiceSpec, (workload.ServedModel, workload.ExternalSpec, fleet.Resources)),
     )
     for name, kind, inner in top:
         parts.append(f"## `type: {name}`\n")

@@ -230,7 +230,8 @@ class Models(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineLaunch:
-    """What an engine is asked to serve: `path` is a GGUF file or a Hugging Face directory."""
+    """What an engine is asked to serve: `path` is a GGUF file or a Hugging Face directory. `arguments` are the
+    user's own, for engines that are started by a command."""
 
     model_id: str
     path: Path
@@ -239,6 +240,8 @@ class EngineLaunch:
     context: int
     slots: int
     threads: int
+    accelerators: int = 0
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +263,12 @@ class Engine(Protocol):
     url: str  # where it listens, once started: `http://host:port`
 
     def start(self, launch: EngineLaunch) -> None:
-        """Load the model and listen. Returns when it can answer. Raises ModelInvalid, PortInUse."""
+        """Load the model and listen. Returns when it can answer. Raises ModelInvalid, PortInUse, Failed."""
+        ...
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, from any thread and at once, when the engine ends without having been asked to. One that
+        lives in this process never does."""
         ...
 
     def healthy(self) -> bool:
@@ -271,8 +279,16 @@ class Engine(Protocol):
         """What it understands."""
         ...
 
+    def figures(self) -> Mapping[str, float | list[float]]:
+        """Its metrics under vLLM's names (serve/figures.py says how); empty where it does not answer."""
+        ...
+
     def stop(self) -> None:
         """Let the requests in flight end, then leave."""
+        ...
+
+    def kill(self) -> None:
+        """End now, whatever runs. One that lives in this process ends with it."""
         ...
 
 

@@ -13,6 +13,7 @@ from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
     BaseSpec,
+    ExternalSpec,
     InnerSpec,
     ModelShape,
     OuterSpec,
@@ -108,12 +109,35 @@ def runs(draw: st.DrawFn) -> TrainSpec:
     )
 
 
+PRICES = st.floats(1e-6, 1000)
+EXTERNALS = st.builds(
+    ExternalSpec,
+    url=st.sampled_from(["https://api.example.com/v1", "https://h:8443", "https://[::1]/a/b"]),
+    model=st.text("abc/-:", max_size=9),
+    key_file=st.sampled_from(["", "/secrets/key"]),
+    usd_per_million_in=PRICES,
+    usd_per_million_out=st.just(0.0) | PRICES,
+    budget_usd_per_month=PRICES,
+    overflow=st.booleans(),
+    max_requests=st.integers(1, 99),
+    limit_key=st.sampled_from(["max_tokens", "max_completion_tokens"]),
+)
+
 SERVICES = st.builds(
     ServiceSpec,
     name=NAMES,
     models=st.lists(
         st.builds(ServedModel, id=NAMES, run=NAMES, resources=RESOURCES)
-        | st.builds(ServedModel, id=NAMES, source=st.just("pypi:a==1"), sha256=st.just("0" * 64)),
+        | st.builds(ServedModel, id=NAMES, source=st.just("pypi:a==1"), sha256=st.just("0" * 64))
+        | st.builds(ServedModel, id=NAMES, source=st.just("") | st.just("hf:a/b"), external=EXTERNALS)
+        | st.builds(
+            ServedModel,
+            id=NAMES,
+            run=NAMES,
+            engine=st.sampled_from(["vllm", "sglang"]),
+            engine_args=st.lists(st.sampled_from(["--dtype", "half", "-x=1", "é: #"])).map(tuple),
+            resources=st.just(Resources(4, 16 << 30, 1)),
+        ),
         min_size=1,
         max_size=3,
         unique_by=lambda m: m.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from typing import Any
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -35,9 +36,9 @@ class MockReplica:
         """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int = 0) -> MockReplica:
+    async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> MockReplica:
         """Listen."""
-        self._server = await asyncio.start_server(self._client, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._client, "127.0.0.1", port, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -73,6 +74,7 @@ class MockReplica:
                 )
                 body = json.loads(await reader.readexactly(length)) if length else {}
                 body["_path"] = head.split(b" ")[1].decode()
+                body["_head"] = head.decode("latin-1")
                 self.requests.append(body)
                 await self._watched(reader, writer, body)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -110,7 +112,7 @@ class MockReplica:
             raise ConnectionResetError
         if fail == "hang":
             await asyncio.sleep(3600)
-        if fail in ("400", "context", "500", "503"):
+        if fail in ("301", "400", "401", "429", "context", "500", "503"):
             self._error(writer, fail)
         elif fail == "garbage":
             writer.write(b"\x00\x01 hello, I am not HTTP \xff\r\n\r\n")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from caudal.gateway.generation import Generations
+from caudal.gateway.http_request import Request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
@@ -28,13 +29,14 @@ class FakeExchange:
     finished: bool = False
     data: bytes = b""
     status: int = 0
+    request: Request = field(default_factory=lambda: Request("POST", "/", "", {}, b"", True, True))
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
         """As Exchange's."""
         assert not self.started
         self.started, self.status = True, status
 
-    def respond(self, status: int, body: bytes) -> None:
+    def respond(self, status: int, body: bytes, *, extra: bytes = b"") -> None:
         """As Exchange's."""
         self.begin(status, b"")
         self.data, self.finished = body, True

@@ -199,6 +199,13 @@ def test_a_report_of_nonsense_breaks_nothing(api: Api, body: Any) -> None:
     assert api.get("/status")["shape"] == "status/1"
 
 
+def test_a_gateway_that_waits_for_a_sleeping_model_pokes_the_loop(api: Api) -> None:
+    for waking, pokes in (([], 0), (["small"], 1)):
+        body = {"at": 1.0, "status": {"ready": True, "waking": waking}}
+        assert api.post("/gangs/starter.coordinator-1/report", body).status_code == 200
+        assert len(api.pokes) == pokes
+
+
 def test_a_report_of_an_unknown_gang_is_refused(api: Api) -> None:
     assert api.post("/gangs/nobody-1/report", {"at": 1.0, "status": {}}).status_code == 404
 

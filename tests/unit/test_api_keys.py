@@ -146,6 +146,15 @@ def test_gateways_are_told_the_keys_that_open_and_their_hashes(api: Api) -> None
     assert told["alice"]["sha256"] == digest and told["alice"]["limits"]["models"] == ["small"]
 
 
+def test_gateways_are_told_what_was_spent_this_month_where_there_is_a_budget(api: Api) -> None:
+    poor = made(api, "poor", limits={"budget_tokens": 1000})["key"]["id"]
+    free = made(api, "free")["key"]["id"]
+    rows = [{**ROW, "key_id": key_id} for key_id in (poor, free)]
+    assert api.post("/gateway/usage", {"batches": [{"source": "g", "seq": 1, "rows": rows}]}).json()
+    told = {k["name"]: k["spent_tokens"] for k in get(api, "/gateway/keys")["keys"]}
+    assert told == {"poor": ROW["prompt_tokens"] + ROW["completion_tokens"], "free": 0}
+
+
 def test_usage_is_taken_once_and_shown_with_names(api: Api) -> None:
     key_id = made(api)["key"]["id"]
     rows = [{**ROW, "key_id": key_id}, {**ROW, "key_id": "anonymous"}]

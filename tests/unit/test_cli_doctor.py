@@ -41,6 +41,21 @@ def test_all_is_well(place: Served) -> None:
     assert str(place.home.root) in people.out
 
 
+def test_it_says_which_engines_are_here(
+    place: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("CAUDAL_VLLM", str(program))
+    monkeypatch.setenv("CAUDAL_SGLANG_PYTHON", "/nowhere/python")
+    told = place.caudal("doctor", "--json")
+    seen = findings(told)
+    assert told.code == 0 and seen["engine vllm"]["seen"] == str(program)
+    assert seen["engine sglang"]["seen"].startswith("not installed here")
+    assert "engine llama.cpp" in seen
+
+
 def test_a_control_process_that_answers_is_named(place: Served) -> None:
     place.fill()
     place.start()

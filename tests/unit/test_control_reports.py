@@ -6,12 +6,14 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from caudal.control.reports import accept, curve_of
 from caudal.control.routes import Routes, routes
 from caudal.domain.errors import NotFound, Stale, UsageError
-from caudal.domain.workload import RolloutSpec, ServedModel, ServiceSpec
+from caudal.domain.workload import ExternalSpec, RolloutSpec, ServedModel, ServiceSpec
+from caudal.gateway.routes import decode_routes
 from caudal.ports import Change
 from caudal.store import history
 from tests.unit.control_world import RUN, SERVICE, Bench
@@ -177,6 +179,58 @@ def test_gateways_are_told_what_the_others_have_in_flight(bench: Bench) -> None:
     assert [(o.gang, o.requests, o.tokens, o.age_s) for o in other] == [(REPLICA, 2, 600, 3.0)]
     bench.clock.sleep(60.0)
     assert now_routes(bench, "gateway.1-1").others_in_flight == []
+
+
+def test_routes_say_what_answers(bench: Bench) -> None:
+    for engine, shown in (("llama.cpp", ""), ("vllm", "vllm"), (None, ""), (3, "")):
+        say(bench, REPLICA, ready=True, url="http://a", engine=engine, slots=6)
+        (replica,) = routes(bench.store.read()).models[0].replicas
+        assert (replica.engine, replica.slots, replica.external) == (shown, 6, None)
+    say(bench, REPLICA, ready=True, url="http://a", slots=-1)
+    (replica,) = routes(bench.store.read()).models[0].replicas
+    assert replica.slots == 4, "as its service says"
+
+
+EXTERNAL = ExternalSpec(
+    "https://api.example.com/v1", "big-model", "/secrets/key", "", 0.5, 1.5, 20.0, max_requests=9
+)
+
+
+def spend(bench: Bench, gang: str, month: object, book: object, usd: object) -> None:
+    say(bench, gang, ready=True, url="http://g", spent={"book": book, "month": month, "usd": usd})
+
+
+def test_routes_lead_to_external_addresses_without_their_secrets() -> None:
+    models = (ServedModel("small", source="x", external=EXTERNAL), ServedModel("far", external=EXTERNAL))
+    bench = Bench(ServiceSpec("talk", models))
+    bench.run(5)
+    say(bench, "talk.replica.small.0-1", ready=True, url="http://a")
+    found = {m.id: m for m in routes(bench.store.read()).models}
+    assert [r.gang for r in found["small"].replicas] == ["talk.replica.small.0-1", "external.talk.small"]
+    (far,) = found["far"].replicas
+    assert (far.url, far.model, far.engine, far.slots) == (EXTERNAL.url, "big-model", "openai", 9)
+    assert far.external is not None and far.external.key_file == "/secrets/key" and far.external.overflow
+    assert (far.external.spent_month, far.external.spent_usd) == ("", {})
+    told = decode_routes(msgspec.json.encode(routes(bench.store.read())))
+    assert {m.id: len(m.replicas) for m in told.models} == {"small": 2, "far": 1}
+    name = "external.talk.far"
+    spend(bench, "gateway.0-1", "2026-10", "old", {name: 9.0})
+    spend(bench, "gateway.0-1", "2026-11", "one", {name: 1.5, "external.other": 7})
+    external = routes(bench.store.read()).models[0].replicas[0].external
+    assert external is not None
+    assert (external.spent_month, external.spent_usd) == ("2026-11", {"one": 1.5})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [(1, "b", {}), ("2026-11", 1, {}), ("2026-11", "b", 3), ("2026-11", "b", {"external.talk.far": "9"})],
+)
+def test_what_gateways_say_of_money_is_looked_at(said: tuple[object, object, object]) -> None:
+    bench = Bench(ServiceSpec("talk", (ServedModel("far", external=EXTERNAL),)))
+    bench.run(5)
+    spend(bench, "gateway.0-1", *said)
+    external = routes(bench.store.read()).models[0].replicas[0].external
+    assert external is not None and external.spent_usd == {}
 
 
 def test_the_version_of_the_routes_rises_when_a_replica_gets_ready(bench: Bench) -> None:

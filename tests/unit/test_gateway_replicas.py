@@ -177,8 +177,17 @@ def test_routes_are_polled_kept_while_control_is_away_and_survive_a_restart(
 
 @pytest.mark.parametrize(
     "url",
-    ["https://h:1", "http://", "file:///etc/passwd", "http://u:p@h", "http://h/a?b", "http://h/\r\nx: y", ""],
+    [
+        "ftp://h:1",
+        "http://",
+        "file:///etc/passwd",
+        "https://",
+        "http://u:p@h",
+        "http://h/a?b",
+        "http://h/\r\nx: y",
+        "",
+    ],
 )
-def test_addresses_that_are_not_plain_http_are_refused(url: str) -> None:
+def test_addresses_that_are_not_plain_are_refused(url: str) -> None:
     with pytest.raises(ValueError):
         parse_address(url)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from caudal.domain.decision import AcquireNode, IntentState, PullModel, ReleaseNode, StartGang, StopGang
 from caudal.domain.fleet import LeaseState, Market, Resources, SiteSpec
-from caudal.domain.workload import ServedModel, Workload, WorkloadState
+from caudal.domain.workload import ExternalSpec, ServedModel, Workload, WorkloadState
 from caudal.policy import decide
 from tests.unit.policy_world import RULES, Play, kinds, model, offer, service, train, waits
 
@@ -90,6 +90,16 @@ def test_a_service_says_what_it_waits_for_until_it_serves() -> None:
     assert state_of(play, "assistant").state is WorkloadState.PENDING
     play.settle(2)
     assert state_of(play, "assistant").state is WorkloadState.RUNNING
+
+
+def test_a_model_that_is_served_elsewhere_has_no_replica_here() -> None:
+    there = ServedModel("big", external=ExternalSpec("https://api.example.com/v1"))
+    play = Play(service("assistant", there))
+    play.settle()
+    assert {g.role for g in play.live()} == {"gateway"} and waits(play.decide()) == {}
+    assert state_of(play, "assistant").state is WorkloadState.RUNNING
+    play = Play(service("assistant", there, ServedModel("small", source="x")))
+    assert "assistant.replica.small" in waits(play.step())
 
 
 def test_a_failed_pull_is_tried_again_after_a_growing_pause() -> None:

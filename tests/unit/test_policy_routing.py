@@ -148,3 +148,25 @@ def test_who_has_the_new_version_keeps_it_while_its_weight_grows() -> None:
         versions = [choose_version([(1, 1 - w), (2, w)], sticky_share(str(n))) for w in (0.0, 0.1, 0.5, 1.0)]
         assert versions == sorted(versions)
     assert choose_version([(1, 0.0)], 0.5) == choose_version([], 0.5) == 0
+
+
+def test_a_replica_of_no_known_version_is_as_good_as_any_versions() -> None:
+    old, new, odd = load("old", version=1), load("new", version=2), load("odd")
+    pool = Pool.of([old, new, odd], [(1, 0.9), (2, 0.1)])
+    assert pool.versions == {1: [old, odd], 2: [new, odd]}
+    for share in (0.0, 0.5):
+        busy = new if share < 0.1 else old
+        busy.tokens = 500
+        assert choose(pool, Ask(100, share=share), site="north", now=NOW).gang == "odd"
+        busy.tokens, odd.tokens = 0, 500
+        assert choose(pool, Ask(100, share=share), site="north", now=NOW).gang == busy.gang
+        odd.tokens = 0
+    assert Pool.of([odd]).versions == {}
+
+
+def test_bound_without_a_queue_is_the_slots() -> None:
+    outside = load("a")
+    outside.set_slots(4, queue=False)
+    assert outside.bound == 4
+    outside.set_slots(0, queue=False)
+    assert outside.bound == load("b").bound

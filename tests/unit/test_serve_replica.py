@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from caudal.domain.model import ModelRecord
 from caudal.ports import EngineCapabilities, EngineLaunch
 from caudal.serve.engines import ENGINES, make_engine
 from caudal.serve.llama_cpp import LlamaCppEngine
-from caudal.serve.replica import ReplicaConfig, drain, launch_of, read_config, watch
+from caudal.serve.replica import ReplicaConfig, described, drain, launch_of, read_config, watch
 
 RECORD = ModelRecord("m", 3, "here", 0.0, (("a.gguf", "0"),), 1, gguf="a.gguf", context=256)
 CONFIG = ReplicaConfig("m", 3, 2048, 4, 1, "file:///nowhere", "/nowhere", "127.0.0.1", "north", "g-1")
@@ -33,6 +33,7 @@ class ScriptedEngine:
     def __init__(self, health: str = "", until: threading.Event | None = None) -> None:
         self._health: Iterator[str] = iter(health)
         self._until = until
+        self.killed = False
 
     def start(self, launch: EngineLaunch) -> None:
         """Nothing to load."""
@@ -45,10 +46,21 @@ class ScriptedEngine:
         """None."""
         return EngineCapabilities(False, False, False, False)
 
+    def figures(self) -> Mapping[str, float | list[float]]:
+        """None."""
+        return {}
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Never."""
+
     def stop(self) -> None:
         """Returns when it may."""
         if self._until is not None:
             self._until.wait()
+
+    def kill(self) -> None:
+        """What would have been cut off."""
+        self.killed = True
 
 
 def told_after(checks: int) -> threading.Event:
@@ -74,7 +86,8 @@ def test_three_bad_checks_in_a_row_are_death(health: str, well: bool) -> None:
 def test_drain_waits_for_requests_but_not_for_ever() -> None:
     assert drain(ScriptedEngine(), grace_s=5)
     never = threading.Event()
-    assert not drain(ScriptedEngine(until=never), grace_s=0.05)
+    engine = ScriptedEngine(until=never)
+    assert not drain(engine, grace_s=0.05) and engine.killed
     never.set()
 
 
@@ -86,8 +99,23 @@ def test_context_is_the_smaller_of_what_is_asked_and_what_the_model_has(tmp_path
         launch_of(CONFIG, replace(RECORD, gguf=""), tmp_path)
 
 
+def test_engines_other_than_llama_cpp_are_given_a_folder(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, engine="vllm", engine_args=("--dtype", "half"), accelerators=2)
+    with pytest.raises(ModelInvalid, match="not a Hugging Face directory"):
+        launch_of(config, RECORD, tmp_path)
+    launch = launch_of(config, replace(RECORD, files=(*RECORD.files, ("config.json", "0"))), tmp_path)
+    assert (launch.path, launch.arguments, launch.accelerators) == (tmp_path, ("--dtype", "half"), 2)
+
+
+def test_what_a_replica_says_of_its_engine() -> None:
+    said = described(CONFIG, make_engine())
+    assert (said["engine"], said["slots"]) == ("llama.cpp", 4)
+    assert said["capabilities"]["chat"] is True and "grammar" in said["capabilities"]["parameters"]
+    assert len(said["capabilities"]["parameters"]) <= 64
+
+
 def test_engines_by_name() -> None:
-    assert set(ENGINES) == {"llama.cpp"} and make_engine().name == "llama.cpp"
+    assert set(ENGINES) == {"llama.cpp", "vllm", "sglang"} and make_engine().name == "llama.cpp"
     assert make_engine().capabilities().chat
     with pytest.raises(UsageError, match="no engine 'lama'"):
         make_engine("lama")

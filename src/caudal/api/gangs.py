@@ -24,8 +24,10 @@ def gangs(ctx: Ctx) -> ListView:
 
 @router.post("/gangs/{gang_id}/report", dependencies=[Depends(guard_token), Depends(guard_body)])
 def report(gang_id: str, ctx: Ctx, body: Annotated[dict[str, Any], Body()]) -> dict[str, bool]:
-    """Take a gang's report (telemetry/report.py says what is in it)."""
+    """Take a gang's report (telemetry/report.py says what is in it). Somebody waits for a model that is asked to wake."""
     reports.accept(ctx.store, gang_id, body, ctx.clock.now())
+    if body["status"].get("waking"):
+        ctx.poke()
     return {"taken": True}
 
 

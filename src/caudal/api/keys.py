@@ -134,7 +134,8 @@ def usage(
 @router.get("/gateway/keys")
 def gateway_keys(ctx: Ctx) -> GatewayKeys:
     """The keys that open the front door now, for gateways."""
-    return control_keys.for_gateways(ctx.store.api_keys(), ctx.clock.now())
+    keys, now = ctx.store.api_keys(), ctx.clock.now()
+    return control_keys.for_gateways(keys, now, control_keys.spent_this_month(ctx.store, keys, now))
 
 
 @router.post("/gateway/usage", dependencies=[Depends(guard_body)])

@@ -18,6 +18,7 @@ from caudal.cli.output import console, json_option, plain, print_json, size
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import ApiSpec, GatewaySpec
 from caudal.domain.gang import Role
+from caudal.serve.engines import installed
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home, home
 from caudal.store.state import open_store
@@ -70,6 +71,14 @@ def _extras() -> list[Finding]:
             f"pip install 'caudal[{extra}]'",
         )
         for package, extra in EXTRAS.items()
+    ]
+
+
+def _engines() -> list[Finding]:
+    """One that is missing is no fault: only services that ask for it need it."""
+    return [
+        Finding(f"engine {name}", True, found or "not installed here; needed where a service asks for it")
+        for name, found in installed().items()
     ]
 
 
@@ -149,7 +158,7 @@ def _listens(port: int) -> bool:
 def verb(root: str | None, as_json: bool) -> int:
     """Check this machine and this state directory; exit code 1 where something is wrong."""
     place = home(root)
-    findings = [*_machine(place), *_extras(), *_state(place), *_control(place)]
+    findings = [*_machine(place), *_extras(), *_engines(), *_state(place), *_control(place)]
     if as_json:
         print_json({"shape": "doctor/1", "items": [asdict(f) for f in findings]})
     else:

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from caudal.control.apply import retried
@@ -29,13 +31,15 @@ _NAME = re.compile(NAME_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class GatewayKey:
-    """What a gateway knows of a key: enough to recognise it, and what it may ask for."""
+    """What a gateway knows of a key: enough to recognise it, and what it may ask for. `spent_tokens`: what it
+    used this month (UTC), prompts and replies; 0 where it has no budget of them."""
 
     id: str
     name: str
     sha256: str
     limits: KeyLimits
     expires_at: float
+    spent_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,25 @@ def find(keys: Iterable[ApiKey], which: str) -> ApiKey:
     return max(found, key=lambda key: (key.id == which, not key.revoked_at, key.created_at))
 
 
-def for_gateways(keys: Iterable[ApiKey], now: float) -> GatewayKeys:
+def spent_this_month(store: Store, keys: Iterable[ApiKey], now: float) -> dict[str, int]:
+    """Tokens that each key with a budget of them used in this calendar month (UTC), by the key's id."""
+    begin = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    spent: dict[str, int] = {}
+    for key in keys:
+        if key.limits.budget_tokens and not key.revoked_at:
+            hours = store.usage(since=begin.timestamp(), key_id=key.id)
+            spent[key.id] = sum(h.usage.prompt_tokens + h.usage.completion_tokens for h in hours)
+    return spent
+
+
+def for_gateways(
+    keys: Iterable[ApiKey], now: float, spent: Mapping[str, int] = MappingProxyType({})
+) -> GatewayKeys:
     """Those that open the door at this time or later."""
     valid = (k for k in keys if not k.revoked_at and (not k.expires_at or now < k.expires_at))
-    return GatewayKeys([GatewayKey(k.id, k.name, k.sha256, k.limits, k.expires_at) for k in valid])
+    return GatewayKeys(
+        [GatewayKey(k.id, k.name, k.sha256, k.limits, k.expires_at, spent.get(k.id, 0)) for k in valid]
+    )
 
 
 def _change(

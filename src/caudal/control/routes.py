@@ -4,8 +4,11 @@ share of a model's requests while there are several; and what other gateways hav
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from caudal.control.external import ExternalRoute, external_routes
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Role
 from caudal.domain.snapshot import State
@@ -16,11 +19,14 @@ from caudal.policy.rolling import held_until, rollout_of
 LOAD_KEPT_S = 30.0
 """A gateway that said nothing for longer is not counted."""
 
+DEFAULT_ENGINE = "llama.cpp"
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRoute:
     """One replica that answers at `url`, with so many requests at once (0: not known). One that is `draining`
-    ends what it has and gets nothing new."""
+    ends what it has and gets nothing new. `engine` is what its engine calls itself, empty for llama.cpp. With
+    `external` it is somebody else's address, where the model is called `model`; its version is 0: not known."""
 
     gang: str
     url: str
@@ -28,6 +34,9 @@ class ReplicaRoute:
     version: int = 0
     slots: int = 0
     draining: bool = False
+    engine: str = ""
+    model: str = ""
+    external: ExternalRoute | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +51,14 @@ class VersionWeight:
 class ModelRoute:
     """One model with its replicas that answer, of all its versions; `version` is the newest of them. `context` is
     in tokens, prompt plus reply. `weights` are there while a new version is held to a share; else its replicas
-    are as good as the old one's."""
+    are as good as the old one's. One that is `asleep` has no replica that takes requests, and a request starts one."""
 
     id: str
     version: int
     context: int
     replicas: list[ReplicaRoute]
     weights: list[VersionWeight] = field(default_factory=list)
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,8 @@ class Routes:
 
 def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
     """The routes of a state, for a gateway. A model is there as soon as a replica of it was started; one whose
-    replicas are all starting, or coming back, has none to go to yet, which is not the same as being unknown."""
+    replicas are all starting, or coming back, has none to go to yet, which is not the same as being unknown. One
+    whose replicas follow demand is there as long as its service is wanted."""
     active = {x.id: x.epoch for x in state.leases if x.state is LeaseState.ACTIVE}
     said = {r.gang_id: r.status for r in state.reports}
     served = _served(state)
@@ -88,17 +99,39 @@ def routes(state: State, now: float = 0.0, gateway: str = "") -> Routes:
         )
         if usable and isinstance(url, str) and url.startswith(("http://", "https://")):
             replicas.append((gang, url))
+    scaled = _scaled(state)
+    elsewhere = external_routes(state)
+    for model in [*scaled, *elsewhere]:
+        found.setdefault(model, [])
     models = []
     for model, replicas in sorted(found.items()):
-        rows = [
-            ReplicaRoute(g.id, url, g.site, g.model_version, _slots(served, g), g.draining_at is not None)
-            for g, url in replicas
-        ]
+        rows = [_own(g, url, said[g.id], _slots(served, g)) for g, url in replicas]
         version = max((r.version for r in rows), default=0)
         context = min((m.context for (_, m_id), m in served.items() if m_id == model), default=0)
+        rows += [
+            ReplicaRoute(
+                name, spec.url, "", 0, spec.max_requests, engine="openai", model=spec.model, external=route
+            )
+            for name, spec, route in elsewhere.get(model, ())
+        ]
         weights = _weights(state, [g for g, _ in replicas if g.draining_at is None], version, now)
-        models.append(ModelRoute(model, version, context, rows, weights))
+        asleep = model in scaled and all(r.draining for r in rows if r.external is None)
+        models.append(ModelRoute(model, version, context, rows, weights, asleep))
     return Routes(state.version, models, _others(state, now, gateway))
+
+
+def _own(gang: Gang, url: str, status: Mapping[str, Any], slots: int) -> ReplicaRoute:
+    """A replica of the fleet, as it said itself; `slots` are those that it was asked to have."""
+    engine, has = status.get("engine"), status.get("slots")
+    return ReplicaRoute(
+        gang.id,
+        url,
+        gang.site,
+        gang.model_version,
+        has if type(has) is int and has > 0 else slots,
+        gang.draining_at is not None,
+        engine if isinstance(engine, str) and engine != DEFAULT_ENGINE else "",
+    )
 
 
 def _served(state: State) -> dict[tuple[str, str], ServedModel]:
@@ -109,6 +142,12 @@ def _served(state: State) -> dict[tuple[str, str], ServedModel]:
         if isinstance(w.spec, ServiceSpec)
         for model in w.spec.models
     }
+
+
+def _scaled(state: State) -> set[str]:
+    """The models whose replicas follow demand, and that may have none."""
+    wanted = [w.spec for w in state.workloads if isinstance(w.spec, ServiceSpec) and w.wanted]
+    return {model.id for spec in wanted for model in spec.models if model.scale.on}
 
 
 def _slots(served: dict[tuple[str, str], ServedModel], gang: Gang) -> int:

@@ -200,11 +200,68 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleSpec:
+    """How many replicas a model has, by what is asked of it: from `min` to `max`, in place of `replicas`.
+
+    One more is started as soon as more than the share `target` of all slots is taken, or a request that comes now
+    would wait for longer than `ttft_s` seconds for its first token. One goes when what was asked in the last
+    `idle_s` seconds could all have been done without it, and `idle_s` after its start at the earliest. With `min` 0
+    the last one goes `idle_s` after the last request, and the next request starts one and waits for it. `prewarmed`:
+    so many more than are needed, so that more load finds them ready; with them a model never sleeps.
+    """
+
+    min: int = 1
+    max: int = 0
+    target: float = 0.8
+    ttft_s: float = 5.0
+    idle_s: float = 300.0
+    prewarmed: int = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether the number of replicas follows demand; else it is `replicas`."""
+        return self.max > 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalSpec:
+    """The same model at somebody else's address: any server that speaks OpenAI's API, also one that is paid.
+
+    `url` is the base URL as OpenAI's own client takes it (`https://api.example.com/v1`); without it there is none.
+    `model` is its name there (empty: the same). `key_file` holds the key, and is read by gateways when they need
+    it: the key itself is never written into a spec, a log or a route. `ca_file`: certificates to trust instead of
+    the system's. Prices are US dollars per million tokens of prompt and of reply; what all gateways spend in a
+    calendar month (UTC) stays within `budget_usd_per_month`. With `overflow` it is asked only when the fleet's own
+    replicas are full, failing or absent, else as one replica among others; at most `max_requests` at once.
+    `limit_key` is what the provider calls the bound on a reply, which every request is given.
+    """
+
+    url: str = ""
+    model: str = ""
+    key_file: str = ""
+    ca_file: str = ""
+    usd_per_million_in: float = 0.0
+    usd_per_million_out: float = 0.0
+    budget_usd_per_month: float = 0.0
+    overflow: bool = True
+    max_requests: int = 64
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    @property
+    def paid(self) -> bool:
+        """Whether it costs anything."""
+        return self.usd_per_million_in > 0 or self.usd_per_million_out > 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model of a service: pulled from `source`, or published by the run named `run`.
+    """One model of a service: pulled from `source`, or published by the run named `run`, or only `external`.
 
     `sha256` is checked against the file that `source` downloads, where it is one file. `context` bounds
-    prompt plus reply in tokens, shared between `slots` requests that run at once.
+    prompt plus reply in tokens, shared between `slots` requests that run at once. There are `replicas` of it, or as
+    many as `scale` says. `engine` is what generates: llama.cpp reads a GGUF file, `vllm` and `sglang` a Hugging Face
+    directory; `engine_args` are added to the command that starts one of those two, such as
+    `[--tool-call-parser, hermes]`.
     """
 
     id: str
@@ -215,7 +272,16 @@ class ServedModel:
     context: int = 2048
     slots: int = 4
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    scale: ScaleSpec = field(default_factory=ScaleSpec)
+    engine: Literal["llama.cpp", "vllm", "sglang"] = "llama.cpp"
+    engine_args: tuple[str, ...] = ()
+    external: ExternalSpec = field(default_factory=ExternalSpec)
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.15, memory_bytes=512 * MIB))
+
+    @property
+    def own(self) -> bool:
+        """Whether the fleet has replicas of its own for it."""
+        return bool(self.source or self.run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,27 +23,38 @@ Record = Callable[[str, str, float, Usage, int], None]
 """usage_journal.py:UsageJournal.record."""
 
 
+def status_of(error: BaseException) -> int:
+    """What a request counts as that ended with this."""
+    if isinstance(error, asyncio.CancelledError):
+        return CLIENT_LEFT
+    return error.status if isinstance(error, ApiError) else UNFORESEEN
+
+
 class Account:
     """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
     carries it out writes into `usage` what the answer has used so far."""
 
-    __slots__ = ("_caller", "_model", "_record", "usage")
+    __slots__ = ("_caller", "_closed", "_model", "_record", "usage")
 
-    def __init__(self, record: Record, caller: str, model: str) -> None:
+    def __init__(
+        self, record: Record, caller: str, model: str, closed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._closed = closed
         self._record = record
         self._caller = caller
         self._model = model
         self.usage = NOTHING
 
+    def close(self, status: int) -> None:
+        """Record it; for who does not use `with`."""
+        self._closed()
+        self._record(self._caller, self._model, time.time(), self.usage, status)
+
     def __enter__(self) -> Account:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        status = 200
-        if error is not None:
-            status = error.status if isinstance(error, ApiError) else UNFORESEEN
-            status = CLIENT_LEFT if isinstance(error, asyncio.CancelledError) else status
-        self._record(self._caller, self._model, time.time(), self.usage, status)
+        self.close(200 if error is None else status_of(error))
 
 
 class _Details(Struct):

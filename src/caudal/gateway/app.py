@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -15,7 +16,7 @@ from caudal.gateway.engine_dialects import fans_out
 from caudal.gateway.fan_out import fan_out
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
-from caudal.gateway.http_server import Exchange
+from caudal.gateway.http_server import Answering, Exchange
 from caudal.gateway.legacy_logprobs import LegacyLogprobs
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
@@ -26,6 +27,7 @@ from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes
 from caudal.gateway.short_calls import Embeddings, ShortCalls
+from caudal.gateway.spending import Spending
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -33,7 +35,12 @@ UNKNOWN_MODEL = "unknown"
 KEYED = "/v1/"
 """Below it everything is for those who may: a path that is added is guarded by being there."""
 
-Endpoint = Callable[[Exchange], Awaitable[None]]
+Endpoint = Callable[[Exchange], Answering]
+
+PARSERS: dict[str, Callable[[bytes], Call]] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completion,
+}
 
 
 class App:
@@ -48,8 +55,10 @@ class App:
         callers: Callers,
         short_calls: ShortCalls,
         responses: ResponseStore,
+        spending: Spending,
     ) -> None:
         self._callers = callers
+        self._spending = spending
         self._router = router
         self._generations = generations
         self._metrics = metrics
@@ -58,8 +67,7 @@ class App:
         self._responses = Responses(responses, self._generate)
         self._heads = AnswerHeads(router.now)
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._completion),
+            **dict.fromkeys(PARSERS, ("POST", self._nowhere)),
             "/v1/embeddings": ("POST", self._embedding),
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
@@ -71,17 +79,43 @@ class App:
             "/metrics": ("GET", self._metrics_text),
         }
 
-    async def handle(self, exchange: Exchange) -> None:
-        """Answer one request."""
-        exchange.headers = self._heads.of(exchange.request)
+    def handle(self, exchange: Exchange) -> Answering | None:
+        """Answer one request: at once, from callbacks, or by what is returned, which is to be awaited."""
+        request = exchange.request
+        exchange.headers = self._heads.of(request)
         try:
-            request = exchange.request
             _refuse_foreign_pages(request)
             if request.path.startswith(KEYED):
                 exchange.caller = self._caller(exchange)
-            await self._endpoint(request.method, request.path)(exchange)
+            parse = PARSERS.get(request.path)
+            if parse is not None and request.method == "POST":
+                return self._generate_now(exchange, parse)
+            return self._answered(exchange, self._endpoint(request.method, request.path)(exchange))
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
+            return None
+
+    async def _answered(self, exchange: Exchange, answering: Answering) -> None:
+        try:
+            await answering
+        except ApiError as error:
+            exchange.respond(error.status, error.body(), extra=error.headers())
+
+    def _generate_now(self, exchange: Exchange, parse: Callable[[bytes], Call]) -> Answering | None:
+        """Most calls go straight to one replica, without a task."""
+        model = UNKNOWN_MODEL
+        try:
+            _require_json(exchange)
+            call = parse(exchange.request.body)
+            if self._router.model(call.model) is not None:
+                model = call.model
+            if call.choices != 1 or call.logprobs:
+                return self._answered(exchange, self._generate(exchange, lambda _: call))
+            counted = partial(self._metrics.answered, model)
+            return self._generations.begin(exchange, call, exchange.caller, counted)
+        except ApiError as error:
+            self._metrics.answered(model, error.status)
+            raise
 
     def _caller(self, exchange: Exchange) -> Caller:
         """Who asks; who may not is counted as an answer to nobody knows which model."""
@@ -103,11 +137,9 @@ class App:
             raise ApiError(405, "method_not_allowed", f"{path} answers {found[0]}, not {method}.")
         return found[1]
 
-    async def _chat(self, exchange: Exchange) -> None:
-        await self._generate(exchange, parse_chat)
-
-    async def _completion(self, exchange: Exchange) -> None:
-        await self._generate(exchange, parse_completion)
+    async def _nowhere(self, exchange: Exchange) -> None:
+        """Generations are answered before an endpoint is looked for; what stands here is their method."""
+        raise AssertionError(exchange.request.path)
 
     async def _response(self, exchange: Exchange) -> None:
         _require_json(exchange)
@@ -146,9 +178,6 @@ class App:
         self._metrics.answered(model, status)
 
     async def _run(self, exchange: Exchange, call: Call) -> int:
-        """Most calls go straight to one replica."""
-        if call.choices == 1 and not call.logprobs:
-            return await self._generations.run(exchange, call, exchange.caller)
         if call.logprobs and call.path == "/v1/completions":
             exchange = LegacyLogprobs(exchange)
         model = self._router.model(call.model)
@@ -182,7 +211,8 @@ class App:
 
     async def _metrics_text(self, exchange: Exchange) -> None:
         rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
-        exchange.respond(200, self._metrics.render(self._connections(), rows, self._callers.wrong), TEXT)
+        text = self._metrics.render(self._connections(), rows, self._callers.wrong)
+        exchange.respond(200, text + self._spending.render(), TEXT)
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

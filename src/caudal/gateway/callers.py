@@ -42,6 +42,7 @@ class Caller:
     name: str
     limits: KeyLimits
     expires_at: float = NEVER
+    spent_tokens: int = 0  # this month, where its budget is in tokens
 
     def may_use(self, model: str) -> bool:
         """Whether the model exists for this caller."""
@@ -59,6 +60,7 @@ class KeyRow(Struct, frozen=True):
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     limits: KeyLimits
     expires_at: float = 0.0
+    spent_tokens: int = 0
 
 
 class KeyTable(Struct, frozen=True):
@@ -103,7 +105,10 @@ class Callers:
         found: dict[bytes, tuple[bytes, Caller]] = {}
         for row in table.keys:
             digest = bytes.fromhex(row.sha256)
-            found[digest] = (digest, Caller(row.id, row.name, row.limits, row.expires_at or NEVER))
+            found[digest] = (
+                digest,
+                Caller(row.id, row.name, row.limits, row.expires_at or NEVER, row.spent_tokens),
+            )
         self._by_digest = found
         self._seen = {header: found[d] for header, (d, _) in self._seen.items() if d in found}
         self.known = True

@@ -9,26 +9,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from caudal.gateway.account import Account, Record
+from caudal.gateway.account import Account, Record, status_of
+from caudal.gateway.admitter import Admitter, Permit
 from caudal.gateway.callers import NOBODY, Caller
 from caudal.gateway.continuation import Impossible
+from caudal.gateway.direct import Direct, Failure
+from caudal.gateway.engine_request import generation_request
 from caudal.gateway.events import NotEvents
-from caudal.gateway.http_server import Exchange
+from caudal.gateway.external import Externals
+from caudal.gateway.http_server import Answering, Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import (
+    ApiError,
     model_not_found,
     no_replica,
     replica_failed,
     stream_broken,
 )
+from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 from caudal.gateway.usage import Measured
 from caudal.gateway.watch import Watch
 from caudal.gateway.whole import Whole
+from caudal.gateway.wishes import wishes
+from caudal.policy.admission_types import Ask
 
 log = logging.getLogger("caudal.gateway")
 
@@ -60,6 +69,19 @@ class Losses:
         self._last_at = now
 
 
+@dataclass(slots=True)
+class Job:
+    """One request on its way; `answer` and `permit` from its admission on."""
+
+    exchange: Exchange
+    call: Call
+    who: str
+    account: Account
+    counted: Callable[[int], None]
+    answer: Relay | Whole | None = None
+    permit: Permit | None = None
+
+
 class Generations:
     """Carries generations out."""
 
@@ -68,76 +90,217 @@ class Generations:
         router: Router,
         pool: UpstreamPool,
         metrics: Metrics,
+        externals: Externals,
         wait_s: float = WAIT_FOR_REPLICA_S,
         record: Record = lambda *_: None,
         *,
         used: Used = lambda call, measured: None,
         watch: Watch | None = None,
+        admitter: Admitter | None = None,
     ) -> None:
         self._record = record
         self._used = used
+        self._externals = externals
+        self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
         self._metrics = metrics
         self._wait_s = wait_s
         self._watch = watch or Watch(router)
 
+    def begin(
+        self, exchange: Exchange, call: Call, caller: Caller, counted: Callable[[int], None]
+    ) -> Answering | None:
+        """Answer the exchange from callbacks where that can begin at once, else by what is returned, which is to be
+        awaited. `counted` is told the status, once, unless this raises ApiError."""
+        if self._router.model(call.model) is None or not caller.may_use(call.model):
+            raise model_not_found(call.model)
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        self._tell_spent(caller)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
+        try:
+            admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
+        except ApiError as refused:
+            account.close(refused.status)
+            raise
+        job = Job(exchange, call, _sticky(caller), account, counted)
+        if not isinstance(admitted, Permit):
+            return self._wait_and_answer(job, admitted)
+        self._open(job, admitted)
+        if call.extras:
+            return self._finish_in_task(job, None, None, None)
+        ticket = self._router.take(
+            call.model,
+            call.tokens,
+            prompt_tokens=call.prompt_tokens,
+            prefix=call.prefix,
+            who=job.who,
+        )
+        if ticket is None:
+            return self._finish_in_task(job, None, None, None)
+        connection = self._pool.take(ticket.address)
+        if connection is None:
+            return self._finish_in_task(job, ticket, None, None)
+
+        def hand_over(direct: Direct, begun: UpstreamConnection | None, failure: Failure | None) -> None:
+            exchange.go_on(self._finish_in_task(job, direct.ticket, begun, failure))
+
+        assert job.answer is not None
+        Direct(
+            exchange,
+            job.answer,
+            ticket,
+            connection,
+            self._pool,
+            hand_over,
+            lambda status: self._close(job, status),
+        ).start(generation_request(call, ticket))
+        return None
+
+    async def _wait_and_answer(self, job: Job, waiting: Ask) -> None:
+        try:
+            permit = await self._admitter.wait(waiting)
+        except BaseException as error:
+            status = status_of(error)
+            job.account.close(status)
+            job.counted(status)
+            if not isinstance(error, ApiError):
+                raise
+            job.exchange.respond(error.status, error.body(), extra=error.headers())
+            return
+        self._open(job, permit)
+        await self._finish_in_task(job, None, None, None)
+
+    async def _finish_in_task(
+        self,
+        job: Job,
+        ticket: Ticket | None,
+        begun: UpstreamConnection | None,
+        failure: Failure | None,
+    ) -> None:
+        """Answer, or go on answering, from where callbacks came to."""
+        status = 200
+        try:
+            await self._carry_out(job, ticket, begun, failure)
+        except BaseException as error:
+            status = status_of(error)
+            if not isinstance(error, ApiError):
+                raise
+            job.exchange.respond(error.status, error.body(), extra=error.headers())
+        finally:
+            self._close(job, status)
+
+    def _open(self, job: Job, permit: Permit) -> None:
+        kind = Relay if job.call.stream else Whole
+        job.permit = permit
+        job.answer = kind(job.exchange, job.call, permit, self._pool, self._metrics, self._router)
+        if isinstance(job.answer, Relay):
+            self._watch.add(job.answer)
+            self._metrics.streams += 1
+
+    def _close(self, job: Job, status: int) -> None:
+        """All that is done at the end of a request, however it ends."""
+        answer, permit = job.answer, job.permit
+        assert answer is not None and permit is not None
+        if isinstance(answer, Relay):
+            self._watch.remove(answer)
+            self._metrics.streams -= 1
+        if answer.measured is not None:
+            job.account.usage = answer.measured.usage
+            self._used(job.call, answer.measured)
+        permit.done()
+        job.account.close(status)
+        job.counted(status)
+
     async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
         """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        with Account(self._record, caller.id, call.model) as account:
-            await self._carry_out(exchange, call, account, caller.id)
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        self._tell_spent(caller)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
+        try:
+            permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
+        except BaseException as error:
+            account.close(status_of(error))
+            raise
+        job = Job(exchange, call, _sticky(caller), account, lambda status: None)
+        self._open(job, permit)
+        status = 200
+        try:
+            await self._carry_out(job, None, None, None)
+        except BaseException as error:
+            status = status_of(error)
+            raise
+        finally:
+            self._close(job, status)
         return 200
 
-    async def _carry_out(self, exchange: Exchange, call: Call, account: Account, who: str) -> None:
-        kind = Relay if call.stream else Whole
-        answer = kind(exchange, call, self._pool, self._metrics, self._router)
-        if isinstance(answer, Relay):
-            self._watch.add(answer)
+    def _tell_spent(self, caller: Caller) -> None:
+        if caller.limits.budget_tokens:
+            self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
+
+    async def _carry_out(
+        self, job: Job, ticket: Ticket | None, begun: UpstreamConnection | None, failure: Failure | None
+    ) -> None:
+        answer = job.answer
+        assert answer is not None
         try:
-            await self._answer(answer, call, who)
+            await self._answer(answer, job, ticket, begun, failure)
         except Impossible as impossible:
             assert isinstance(answer, Relay)
             answer.impossible(impossible)
-        finally:
-            if isinstance(answer, Relay):
-                self._watch.remove(answer)
-            if answer.measured is not None:
-                account.usage = answer.measured.usage
-                self._used(call, answer.measured)
 
-    async def _answer(self, answer: Relay | Whole, call: Call, who: str) -> None:
+    async def _answer(
+        self,
+        answer: Relay | Whole,
+        job: Job,
+        ticket: Ticket | None,
+        begun: UpstreamConnection | None,
+        failure: Failure | None,
+    ) -> None:
+        """Attempt after attempt. The first one may have begun already: at `ticket`, with the head of its answer in
+        `begun`, or with its end in `failure`."""
+        call = job.call
         tried: frozenset[str] = frozenset()
         losses = Losses()
         why = ""
         version = 0
+        if isinstance(failure, UpstreamFailed) and failure.stale:
+            failure = None  # a kept connection was closed meanwhile: the same replica again
         for attempt in range(MAX_ATTEMPTS):
-            ticket = await self._router.acquire(
+            place = ticket or await self._router.acquire(
                 call.model,
                 call.tokens,
                 tried,
                 self._wait_s,
                 prompt_tokens=call.prompt_tokens,
                 prefix=call.prefix,
-                who=who,
+                who=job.who,
                 version=version,
+                admits=None if answer.started else self._admits(call),
             )
-            if not isinstance(ticket, Ticket):
+            if not isinstance(place, Ticket):
                 if answer.started:
                     break
-                raise no_replica(call.model, ticket.reason)
+                raise no_replica(call.model, place.reason)
+            ticket = place
             version = ticket.version
             self._metrics.retries += attempt > 0 and not answer.started
             try:
-                await answer.attempt(ticket)
+                if failure is not None:
+                    raise failure
+                if ticket.route.external is None:
+                    await answer.attempt(ticket, begun)
+                else:
+                    await self._outside(answer, call, ticket)
                 return
-            except (UpstreamFailed, NotEvents) as failure:
-                ticket.failed(hard=isinstance(failure, UpstreamFailed))
+            except (UpstreamFailed, NotEvents) as failed:
+                ticket.failed(hard=isinstance(failed, UpstreamFailed))
                 tried |= {ticket.gang}
-                why = str(failure)
-                if isinstance(failure, UpstreamFailed) and failure.lost:
+                why = str(failed)
+                if isinstance(failed, UpstreamFailed) and failed.lost:
                     losses.add(self._router.now(), streaming=answer.started)
                 log.warning("replica %s failed a request: %s", ticket.gang, why)
                 if answer.started:
@@ -148,6 +311,29 @@ class Generations:
                     break
             finally:
                 ticket.release()
+                ticket = begun = failure = None
         if not answer.started:
             raise replica_failed(call.model, why)
         answer.fail(stream_broken(why))
+
+    def _admits(self, call: Call) -> Admits:
+        """Which external addresses a request can be paid at."""
+        model = self._router.model(call.model)
+        return self._externals.admits(call, model.context if model is not None else 0)
+
+    async def _outside(self, answer: Relay | Whole, call: Call, ticket: Ticket) -> None:
+        """An attempt at somebody else's address: with a key, for money."""
+        paid = self._externals.begin(call, ticket.route, ticket.address, ticket.context)
+        try:
+            await answer.attempt(ticket, None, paid)
+        except UpstreamFailed as failure:
+            if failure.unsent:
+                paid.unsent()
+            raise
+        finally:
+            paid.close()
+
+
+def _sticky(caller: Caller) -> str:
+    """Whose requests go to the same version of a model; of those without a key, each goes where it may."""
+    return "" if caller is NOBODY else caller.id

@@ -1,17 +1,19 @@
 """HTTP/1.1 on a socket: connections, their time limits, back-pressure, and when they end.
 
 Knows nothing of models or of OpenAI: a `Handler` gets an `Exchange` (a request and the way to answer it),
-and refusals are worded by a `RefusalBody`. One request is answered at a time per connection; pipelined ones
-wait their turn. Reading is never paused, because a paused socket does not tell that its client has left.
+and refusals are worded by a `RefusalBody`. A handler answers at once, or leaves the exchange with a `Flow` that
+will (no task is made then: the loop's callbacks carry the answer), or returns what is to be awaited. One request
+is answered at a time per connection; pipelined ones wait their turn. Reading is never paused, because a paused
+socket does not tell that its client has left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import cast
+from typing import Any, Protocol, cast
 
 from caudal.gateway.callers import NOBODY
 from caudal.gateway.http_request import Refusal, Request, RequestReader
@@ -19,7 +21,8 @@ from caudal.gateway.limits import Limits
 
 log = logging.getLogger("caudal.gateway")
 
-Handler = Callable[["Exchange"], Awaitable[None]]
+Answering = Coroutine[Any, Any, None]
+Handler = Callable[["Exchange"], Answering | None]
 RefusalBody = Callable[[Refusal], bytes]
 
 JSON = b"application/json"
@@ -35,6 +38,19 @@ def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> b
     return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
 
 
+class Flow(Protocol):
+    """Who answers an exchange from callbacks, and is told how its client does."""
+
+    def pause(self) -> None:
+        """The client takes less than is sent: send no more for now."""
+
+    def resume(self) -> None:
+        """It caught up."""
+
+    def left(self) -> None:
+        """It is gone, or cut off: whatever is done for it stops. Nothing is told after this."""
+
+
 def _no_headers() -> bytes:
     return b""
 
@@ -48,6 +64,7 @@ class Exchange:
         "_keep_alive",
         "caller",
         "finished",
+        "flow",
         "headers",
         "request",
         "started",
@@ -58,6 +75,7 @@ class Exchange:
         self.caller = NOBODY  # until the handler knows better
         self.started = False
         self.finished = False
+        self.flow: Flow | None = None
         self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
         self._connection = connection
         self._keep_alive = keep_alive
@@ -70,6 +88,7 @@ class Exchange:
         head = _head(status, content_type, self._keep_alive, extra + self.headers())
         shown = b"" if self.request.method == "HEAD" else body
         self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
+        self._connection.answered(self)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
         """Start an answer whose length is not known."""
@@ -93,6 +112,12 @@ class Exchange:
         self.finished = True
         if self._chunked:
             self._connection.write(b"0\r\n\r\n")
+        self._connection.answered(self)
+
+    def go_on(self, answering: Answering) -> None:
+        """What callbacks began goes on in a task; the flow has ended."""
+        self.flow = None
+        self._connection.run(self, answering)
 
     def address(self) -> str:
         """The address that the client's connection comes from."""
@@ -116,6 +141,7 @@ class HttpConnection(asyncio.Protocol):
         self._limits = server.limits
         self._reader = RequestReader(server.limits)
         self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None
         self._deadline = FOREVER
         self._phase = ""
@@ -142,9 +168,9 @@ class HttpConnection(asyncio.Protocol):
                 self._abort()
             return
         self._reader.feed(data)
-        if self._task is None:
+        if self._exchange is None:
             self._next()
-            if self._task is None and self._reader.expects_continue:
+            if self._exchange is None and self._reader.expects_continue:
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def eof_received(self) -> bool:
@@ -157,14 +183,15 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = FOREVER
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
-        if self._task is not None:
-            self._task.cancel()
+        self._stop_answering()
 
     def pause_writing(self) -> None:
         """The client takes less than is sent."""
         loop = asyncio.get_running_loop()
         self._stalled_since = loop.time()
         self._writable = loop.create_future()
+        if self._exchange is not None and self._exchange.flow is not None:
+            self._exchange.flow.pause()
 
     def resume_writing(self) -> None:
         """It caught up."""
@@ -172,6 +199,8 @@ class HttpConnection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+        if self._exchange is not None and self._exchange.flow is not None:
+            self._exchange.flow.resume()
 
     # What exchanges and the server call.
 
@@ -193,17 +222,16 @@ class HttpConnection(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """Whether a request is being answered."""
-        return self._task is not None
+        return self._exchange is not None
 
     def close_when_idle(self) -> None:
         """Leave now if nothing is being answered."""
-        if self._task is None and self._lingering_bytes < 0 and self._transport is not None:
+        if self._exchange is None and self._lingering_bytes < 0 and self._transport is not None:
             self._transport.close()
 
     def cut(self) -> None:
         """End now, whatever is being answered."""
-        if self._task is not None:
-            self._task.cancel()
+        self._stop_answering()
         self._abort()
 
     def sweep(self, now: float) -> None:
@@ -228,25 +256,53 @@ class HttpConnection(asyncio.Protocol):
             return
         self._deadline = FOREVER
         self._phase = "answering"
-        exchange = Exchange(self, item, item.keep_alive and not self._server.closing)
-        self._task = asyncio.get_running_loop().create_task(self._answer(exchange))
-
-    async def _answer(self, exchange: Exchange) -> None:
+        self._exchange = exchange = Exchange(self, item, item.keep_alive and not self._server.closing)
         try:
-            await self._server.handler(exchange)
+            answering = self._server.handler(exchange)
+        except Exception:
+            self.failed(exchange)
+            return
+        if answering is not None:
+            self.run(exchange, answering)
+
+    def run(self, exchange: Exchange, answering: Answering) -> None:
+        """Answer in a task."""
+        self._task = asyncio.get_running_loop().create_task(self._answer(exchange, answering))
+
+    async def _answer(self, exchange: Exchange, answering: Answering) -> None:
+        try:
+            await answering
             assert exchange.finished
         except asyncio.CancelledError:
             self._abort()
             raise
-        except Exception:  # our own bug must cost one answer and a line in the log, not the process
-            log.exception("a request could not be answered: %s", exchange.request.path)
+        except Exception:
             self._task = None
-            if exchange.started:
-                self._abort()
-            else:
-                self._refuse(Refusal(500, "internal_error", "The gateway failed; it has logged why."))
+            self.failed(exchange)
             return
         self._task = None
+        self._go_on(exchange)
+
+    def answered(self, exchange: Exchange) -> None:
+        """An exchange has its whole answer. Where a task gave it, the task's end counts."""
+        exchange.flow = None
+        if self._task is None and self._exchange is exchange:
+            self._go_on(exchange)
+
+    def failed(self, exchange: Exchange) -> None:
+        """Our own bug, within the handling of an exception: it must cost one answer and a line in the log, not the
+        process."""
+        log.exception("a request could not be answered: %s", exchange.request.path)
+        exchange.flow = None
+        if exchange.started:
+            self._exchange = None
+            self._abort()
+        else:
+            self._refuse(Refusal(500, "internal_error", "The gateway failed; it has logged why."))
+            self._exchange = None
+
+    def _go_on(self, exchange: Exchange) -> None:
+        self._exchange = None
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -254,6 +310,13 @@ class HttpConnection(asyncio.Protocol):
             self._next()
         else:
             transport.close()
+
+    def _stop_answering(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        elif self._exchange is not None and self._exchange.flow is not None:
+            flow, self._exchange.flow = self._exchange.flow, None
+            flow.left()
 
     def _set_phase(self) -> None:
         phase = self._reader.phase

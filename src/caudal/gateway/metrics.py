@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
+from caudal.gateway.admission_metrics import AdmissionMetrics
 from caudal.telemetry import names
 from caudal.telemetry.prometheus import PrometheusText
 
@@ -53,6 +54,7 @@ class Metrics:
         self.rescues: Counter[str] = Counter(dict.fromkeys(RESCUES, 0))
         self._first_byte = Histogram(FIRST_BYTE_BUCKETS_S)
         self._pause = Histogram(PAUSE_BUCKETS_S)
+        self.admission = AdmissionMetrics()
 
     def answered(self, model: str, status: int) -> None:
         """An answer was given (its status, at least)."""
@@ -99,4 +101,5 @@ class Metrics:
             out.sample(names.GATEWAY_RESCUES, count, outcome=outcome)
         self._first_byte.render(out, names.GATEWAY_FIRST_BYTE)
         self._pause.render(out, names.GATEWAY_RESCUE_PAUSE)
+        self.admission.render(out)
         return out.encode()

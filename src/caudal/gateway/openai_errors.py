@@ -119,6 +119,8 @@ def no_replica(model: str, reason: str) -> ApiError:
     said = {
         "no_replica": f"The model {model!r} has no ready replica at the moment. Try again in a few seconds.",
         "failing": f"The replicas of {model!r} are failing at the moment. Try again in a few seconds.",
+        "budget_spent": f"The model {model!r} is served by a provider whose budget for this month is spent. "
+        "It begins anew with the next month.",
         "full": f"All replicas of {model!r} are busy. Try again in a few seconds.",
     }
     return ApiError(503, reason, said[reason], retry_after_s=RETRY_AFTER_S)

@@ -20,6 +20,7 @@ log = logging.getLogger("caudal.gateway")
 T = TypeVar("T")
 
 ANSWER_S = 3.0
+HURRY_S = 0.1
 
 
 class Poller(Generic[T]):
@@ -49,6 +50,7 @@ class Poller(Generic[T]):
         self._changed = changed
         self._every_s = every_s
         self._last = b""
+        self.hurry: Callable[[], bool] = lambda: False  # whether somebody waits for what comes next
         self._away_because = ""
 
     def load(self) -> bool:
@@ -70,7 +72,7 @@ class Poller(Generic[T]):
         while True:
             await self.poll()
             self._pool.prune()
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(HURRY_S if self.hurry() else self._every_s)
 
     async def poll(self) -> bool:
         """Ask once; False where control did not give a good answer (what was known stays)."""

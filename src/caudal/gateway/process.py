@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ import psutil
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.app import App
 from caudal.gateway.callers import Callers, key_poller, required_at
+from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
@@ -26,6 +28,7 @@ from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
+from caudal.gateway.spending import Spending
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
@@ -33,6 +36,9 @@ from caudal.policy.hedging import HedgeRules
 from caudal.telemetry.report import TOKEN_FILE, Reporter
 
 REPORT_S = 0.5
+SPENDING = "gateway-spending.sqlite"
+"""Beside the state file: all gateways of a machine share it."""
+
 GRACE_S = 8.0
 """How long answers may go on after SIGTERM; below the 10 s that a gang is given."""
 
@@ -85,7 +91,9 @@ class Gateway:
         token_file = os.environ.get(TOKEN_FILE, "")
         self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
-        generations = Generations(self.router, self._pool, self.metrics, wait_s, self.usage.record)
+        self.spending = Spending(Path(config.state_file).with_name(SPENDING), time.time)
+        externals = Externals(self.spending)
+        generations = Generations(self.router, self._pool, self.metrics, externals, wait_s, self.usage.record)
         app = App(
             self.router,
             generations,
@@ -94,6 +102,7 @@ class Gateway:
             self.callers,
             ShortCalls(self.router, self._pool, wait_s),
             ResponseStore(Path(config.state_file).parent / "responses"),
+            self.spending,
         )
         self.server = HttpServer(app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
@@ -107,6 +116,7 @@ class Gateway:
         )
         self.keys = key_poller(config.keys_url, token_file, config.keys_file, self._pool, self.callers)
         self._pool.on_connect = self.router.connected
+        self.routes.hurry = lambda: bool(self.router.waking())
         self._pollers: list[asyncio.Task[None]] = []
         self.url = ""
 
@@ -136,6 +146,7 @@ class Gateway:
                 await poller
         await asyncio.to_thread(self.usage.close)
         self._pool.close()
+        self.spending.close()
 
 
 async def serve(config: GatewayConfig, reporter: Reporter) -> None:
@@ -154,7 +165,11 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
 
 
 async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
+    news = asyncio.Event()
+    gateway.router.demand.on_news = news.set
     while True:
+        news.clear()
+        demand, peaks = gateway.router.demand.report()
         update(
             ready=True,
             url=gateway.url,
@@ -162,8 +177,13 @@ async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
             streams=gateway.metrics.streams,
             hedged=gateway.router.hedged,
             load=gateway.router.load(),
+            demand=demand,
+            peaks=peaks,
+            waking=gateway.router.waking(),
+            spent=gateway.spending.report(),
         )
-        await asyncio.sleep(REPORT_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(news.wait(), REPORT_S)
 
 
 def _port_in_use(host: str, port: int) -> PortInUse:

@@ -11,10 +11,12 @@ import asyncio
 
 import msgspec
 
+from caudal.gateway.admitter import Permit
 from caudal.gateway.continuation import Ask, Impossible, Work
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request, post
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.external import Paid
 from caudal.gateway.hedge import hedged_request
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
@@ -39,6 +41,7 @@ class Relay:
         self,
         exchange: Exchange,
         call: Call,
+        permit: Permit,
         pool: UpstreamPool,
         metrics: Metrics,
         router: Router,
@@ -53,11 +56,15 @@ class Relay:
         self._router = router
         self._exchange = exchange
         self._call = call
+        self._permit = permit
         self._pool = pool
         self._metrics = metrics
         self._now = router.now
         self._tap = UsageTap(swallow=not call.include_usage)
         self._log = SaidLog()
+        self._paid: Paid | None = None
+        self._splitter = EventSplitter()
+        self._name = ModelName(call.model)
         self._rescue: Rescue | None = None
         self._lost_at: float | None = None
 
@@ -95,28 +102,30 @@ class Relay:
         """Whether the client has all that it will get."""
         return self._exchange.finished
 
-    async def attempt(self, ticket: Ticket) -> None:
+    async def attempt(
+        self, ticket: Ticket, connection: UpstreamConnection | None = None, paid: Paid | None = None
+    ) -> None:
         """Begin the answer at this replica, or go on with it there, to its end. Raises ApiError while the
         client has nothing; UpstreamFailed, NotEvents; Impossible."""
         self.ticket = ticket
-        self._metrics.streams += 1
-        try:
-            if self._rescue is None:
-                await self._begin(ticket)
-            else:
-                await self._go_on(self._rescue, ticket)
-        finally:
-            self._metrics.streams -= 1
+        if self._rescue is None:
+            await self._begin(ticket, connection, paid)
+        else:
+            await self._go_on(self._rescue, ticket)
 
-    async def _begin(self, ticket: Ticket) -> None:
-        self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
+    async def _begin(self, ticket: Ticket, connection: UpstreamConnection | None, paid: Paid | None) -> None:
         call = self._call
-        if call.extras:
+        self._paid = paid
+        if call.extras and connection is None:
             check_parameters(ticket.engine, call.model, call.extras)
-        asked = self._pool, ticket, lambda place: generation_request(call, place)
-        connection = await hedged_request(self._router, *asked, stream=True)
+        if paid is not None:
+            connection = await self._pool.request(ticket.address, paid.request)
+        elif connection is None:
+            asked = self._pool, ticket, lambda place: generation_request(call, place)
+            connection = await hedged_request(self._router, *asked, stream=True)
         try:
-            if connection.status in RETRY_STATUSES:
+            refused = paid is not None and paid.refuses(connection.status)
+            if refused or connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             if connection.status != 200:
                 body = await connection.read_all()
@@ -126,35 +135,60 @@ class Relay:
             self._pool.release(ticket.address, connection)
 
     async def _forward(self, connection: UpstreamConnection, ticket: Ticket) -> None:
-        splitter, name = EventSplitter(), ModelName(self._call.model)
-        exchange, log, tap = self._exchange, self._log, self._tap
-        self.connection = connection
+        self.open(ticket, connection)
         try:
             while data := await connection.read():
-                self.chunks += 1
-                events = splitter.feed(data)
-                if not events:
-                    continue
-                log.add(events)
-                events = name.events(tap.feed(events))
-                if not events:
-                    continue
-                if not exchange.started:
-                    exchange.begin(200, EVENT_STREAM, NO_BUFFERING)
-                    self._metrics.first_byte(self._now() - self._began_at)
-                    ticket.first_token()
-                exchange.send(events)
-                await exchange.drained()
+                self.piece(data)
+                await self._exchange.drained()
         except UpstreamFailed:
-            if not splitter.done:
+            if not self.over:
                 raise  # else it failed after its last word
         finally:
             self.connection = None
-        if splitter.pending or not splitter.done:
+        self.whole()
+
+    def open(self, ticket: Ticket, connection: UpstreamConnection) -> None:
+        """A replica begins to answer: what is said from here on is its."""
+        self.ticket, self.connection = ticket, connection
+        self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
+        self._splitter, self._name = EventSplitter(), ModelName(self._call.model)
+
+    @property
+    def over(self) -> bool:
+        """Whether the replica has said its last word."""
+        return self._splitter.done and not self._splitter.pending
+
+    def piece(self, data: bytes) -> None:
+        """Forward what came. Raises NotEvents."""
+        self.chunks += 1
+        events = self._splitter.feed(data)
+        if not events:
+            return
+        self._log.add(events)
+        if self._paid is not None:
+            self._paid.events(events)  # notes what it costs; what clients see of that, the tap decides
+        events = self._name.events(self._tap.feed(events))
+        if not events:
+            return
+        exchange = self._exchange
+        if not exchange.started:
+            assert self.ticket is not None
+            self._permit.first_token()
+            exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
+            self._metrics.first_byte(self._now() - self._began_at)
+            self.ticket.first_token()
+        exchange.send(events)
+
+    def whole(self) -> None:
+        """The replica has ended its answer. Raises NotEvents where that was not the end."""
+        self.connection = None
+        if not self.over:
             raise NotEvents("its stream ended without [DONE]")
-        exchange.end()
-        used = tap.measured
-        ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
+        used = self._tap.measured
+        self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
+        assert self.ticket is not None
+        self.ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + self.chunks)
+        self._exchange.end()
 
     def lost(self) -> None:
         """The replica failed within the answer. Raises Impossible where that is the end of it."""
@@ -187,6 +221,7 @@ class Relay:
     def _finish(self, rescue: Rescue) -> None:
         self._send(rescue.end())
         self._metrics.rescued("whole")
+        self._permit.reply_tokens = self._rescue.said.tokens if self._rescue is not None else 0
         self._exchange.end()
 
     def fail(self, error: ApiError) -> None:

@@ -6,7 +6,7 @@ Knows nothing of which replica is chosen; policy/routing does.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,7 +57,13 @@ class Replica:
         self.load.site = route.site
         self.load.version = route.version
         self.load.draining = route.draining
-        self.load.set_slots(route.slots)
+        self.load.set_slots(route.slots, queue=route.external is None)
+        self.address = route.address()
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it is somebody else's address, asked only when the fleet's own replicas cannot answer."""
+        return self.route.external is not None and self.route.external.overflow
 
     def seen(self, now: float) -> None:
         """Its load was what it is, up to now."""
@@ -70,6 +76,7 @@ class ModelState:
     """A model and the last moment at which it had a replica (None: never since this process started). One
     that left the table is still known for a while: its only replica may just be on its way back.
 
+    `pool` are those that requests are spread over, `externals` the addresses of others among all in `by_gang`.
     `served_share`: what requests turn out to have of the tokens that they may have, in the mean."""
 
     routes: ModelRoutes
@@ -78,7 +85,16 @@ class ModelState:
     listed: bool = True
     pool: Pool = field(default_factory=Pool)
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
+    externals: Sequence[Replica] = ()
     served_share: float = 1.0
+    capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
+
+    def take(self, replicas: Sequence[Replica]) -> None:
+        """Where its routes lead to now."""
+        weights = [(w.version, w.weight) for w in self.routes.weights]
+        self.pool = Pool.of([r.load for r in replicas if not r.overflows], weights)
+        self.by_gang = {r.load.gang: r for r in replicas}
+        self.externals = [r for r in replicas if r.route.external is not None]
 
     def expected(self, asked: int) -> int:
         """Of the tokens that a request may have, those that are likely: answers end before their limit."""
@@ -145,6 +161,16 @@ class Ticket:
         return self._replica is replica
 
     @property
+    def route(self) -> ReplicaRoute:
+        """Where it goes."""
+        return self._replica.route
+
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and reply of the model may have; 0: not known."""
+        return self._model.routes.context
+
+    @property
     def engine(self) -> str:
         """What generates there."""
         return self._replica.route.engine
@@ -168,7 +194,8 @@ class Ticket:
         load.breaker.answered(self._trial)
         if self._trial:
             self._owner.wake()  # others may follow now
-        self._model.hedger.first_token(after_s)
+        if self.route.external is None:
+            self._model.hedger.first_token(after_s)
         if self._at_once:
             self._replica.speed.first_token(self.ask.prompt_tokens, after_s - (load.round_trip_s or 0.0))
             load.prefill_per_s = self._replica.speed.prefill_per_s

@@ -8,20 +8,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
+from caudal.gateway.demand import Demand
+from caudal.gateway.outside import Admits, choose_place
 from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
-from caudal.gateway.upstream import Address, parse_address
+from caudal.gateway.upstream import Address
 from caudal.policy.hedging import Hedger, HedgeRules
-from caudal.policy.routing import Ask, Pool, Route, choose
+from caudal.policy.routing import DEFAULT_BOUND, Ask, Route
 from caudal.policy.versions import next_share, sticky_share
 
 __all__ = ["Router", "Ticket"]
 
 RECENTLY_S = 60.0
 """For how long after its last ready replica a model is worth waiting for."""
+
+NO_CAPACITY = (0, 0)
+NOT_TRIED: frozenset[str] = frozenset()
+WAKE_WAIT_S = 30.0
+"""A request of a model that sleeps waits at least so long for a replica to start."""
 
 MAX_REPORTED = 64
 """Replicas in a gateway's report: control takes no more keys."""
@@ -34,6 +42,7 @@ class Router:
         self.now = now
         self.known = False  # whether any table was ever had
         self.hedged = 0  # requests that were sent twice
+        self.demand = Demand(now)
         self._site = site
         self._hedge = hedge or HedgeRules()
         self._models: dict[str, ModelState] = {}
@@ -61,15 +70,14 @@ class Router:
         wanted = {(r.gang, r.url): r for m in table.models for r in m.replicas}
         for key, route in wanted.items():
             if key not in self._replicas:
-                self._replicas[key] = Replica(route, parse_address(route.url))
+                self._replicas[key] = Replica(route, route.address())
             self._replicas[key].take(route)
         for key in [k for k, r in self._replicas.items() if k not in wanted and not r.load.requests]:
             del self._replicas[key]
         self._by_address = {(r.address.host, r.address.port): r for r in self._replicas.values()}
         for model in models.values():
-            weights = [(w.version, w.weight) for w in model.routes.weights]
-            model.pool = Pool.of([self._of(r).load for r in model.routes.replicas], weights)
-            model.by_gang = {r.gang: self._of(r) for r in model.routes.replicas}
+            model.take([self._of(r) for r in model.routes.replicas])
+            model.capacity = _capacity(model.routes)
         self.wake()
 
     def learn(self, others: Iterable[OthersLoad]) -> None:
@@ -94,9 +102,29 @@ class Router:
         model = self._models.get(model_id)
         return model.routes if model is not None and self._known(model) else None
 
+    def capacity(self, model_id: str) -> tuple[int, int]:
+        """A model's replicas and the requests that they run at once, together; the same object between updates."""
+        model = self._models.get(model_id)
+        return model.capacity if model is not None else NO_CAPACITY
+
     def models(self) -> list[ModelRoutes]:
         """All models of the fleet."""
         return [model.routes for model in self._models.values() if self._known(model)]
+
+    def asked(self, model_id: str) -> Callable[[], None]:
+        """A request of a model came; to be called when it is over."""
+        if self.demand.begun(model_id) == 1 and self._asleep(model_id):
+            self.demand.on_news()
+        return partial(self.demand.ended, model_id)
+
+    def _asleep(self, model_id: str) -> bool:
+        model = self._models.get(model_id)
+        return model is not None and model.routes.asleep
+
+    def waking(self) -> list[str]:
+        """The models that sleep and are waited for."""
+        rows = [m.routes for m in self._models.values() if m.routes.asleep]
+        return sorted(routes.id for routes in rows if self.demand.waits_for(routes.id))[:MAX_REPORTED]
 
     def in_flight(self, model_id: str) -> int:
         """Requests at the model's replicas."""
@@ -106,7 +134,8 @@ class Router:
     def load(self) -> dict[str, list[float]]:
         """What control is told, by gang: requests and tokens in flight here, and tokens per second (0: not
         measured). Those that drain come first, then the busiest, should they be too many to tell."""
-        told = [r for r in self._replicas.values() if r.load.requests or r.load.tokens_per_s]
+        own = [r for r in self._replicas.values() if r.route.external is None]
+        told = [r for r in own if r.load.requests or r.load.tokens_per_s]
         told.sort(key=lambda r: (not r.load.draining, -r.load.requests))
         return {
             r.load.gang: [r.load.requests, r.load.tokens, round(r.load.tokens_per_s, 1)]
@@ -134,24 +163,21 @@ class Router:
         prefix: int | None = None,
         who: str = "",
         version: int = 0,
+        admits: Admits | None = None,
     ) -> Ticket | Route:
         """A place at a replica, waiting for one where that is worth it; else a Route that says why not.
 
         `tokens` are the most that prompt and reply may have; `prefix` is the prompt's key (policy/affinity). `who`
-        gets the same version each time; `version` is the one to go on with. Both are preferred only.
+        gets the same version each time; `version` is the one to go on with. Both are preferred only. Without
+        `admits` the request does not leave the fleet.
         """
         end = self.now() + wait_s
-        self._requests += 1
-        share = sticky_share(who) if who else next_share(self._requests)
-        model = self._models.get(model_id)
-        expected = tokens
-        if model is not None:
-            expected = model.expected(tokens)
-            model.hedger.asked()
-        ask = Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
+        if self._asleep(model_id):
+            end = max(end, self.now() + WAKE_WAIT_S)
+        ask = self._ask(model_id, tokens, tried, prompt_tokens, prefix, who, version)
         while True:
             self._changed.clear()
-            taken = self._try(model_id, ask, tokens)
+            taken = self._try(model_id, ask, tokens, admits)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -162,26 +188,58 @@ class Router:
             except TimeoutError:
                 pass  # an open breaker may let one through, or the wait is over
 
-    def _try(self, model_id: str, ask: Ask, asked: int) -> Ticket | Route:
+    def take(
+        self, model_id: str, tokens: int, *, prompt_tokens: int, prefix: int | None, who: str
+    ) -> Ticket | None:
+        """A place within the fleet that is to be had at once; None where there is none, or where the request may be
+        sent twice."""
+        model = self._models.get(model_id)
+        if model is None or model.hedger.wait_s() is not None:
+            return None
+        ask = self._ask(model_id, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
+        taken = self._try(model_id, ask, tokens, None)
+        return taken if isinstance(taken, Ticket) else None
+
+    def _ask(
+        self,
+        model_id: str,
+        tokens: int,
+        tried: frozenset[str],
+        prompt_tokens: int,
+        prefix: int | None,
+        who: str,
+        version: int,
+    ) -> Ask:
+        self._requests += 1
+        share = sticky_share(who) if who else next_share(self._requests)
+        model = self._models.get(model_id)
+        expected = tokens
+        if model is not None:
+            expected = model.expected(tokens)
+            model.hedger.asked()
+        return Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
+
+    def _try(self, model_id: str, ask: Ask, asked: int, admits: Admits | None) -> Ticket | Route:
         """A place at a replica now, or why there is none."""
         model = self._models.get(model_id)
         if model is None:
             return Route(None, "no_replica")
         now = self.now()
-        choice = choose(model.pool, ask, site=self._site, now=now)
+        choice = choose_place(model, ask, admits, site=self._site, now=now)
         if choice.replica is None:
             return choice
         return Ticket.at(model.by_gang[choice.replica.gang], model, self, ask, asked, now)
 
     def try_other(self, ticket: Ticket) -> Ticket | None:
-        """A place at another replica of the same version, for a request that has one already."""
+        """A place at another replica of the same version, for a request that has one already. Nobody pays for an
+        answer that may not be wanted: it is one of the fleet's own."""
         ask = replace(
             ticket.ask,
             tried=ticket.ask.tried | {ticket.gang},
             prefix=None,
             version=ticket.version,
         )
-        other = self._try(ticket.public_model, ask, ticket.asked)
+        other = self._try(ticket.public_model, ask, ticket.asked, None)
         if not isinstance(other, Ticket):
             return None
         if other.gang in ask.tried or other.version != ticket.version:
@@ -207,6 +265,8 @@ class Router:
 
     def _worth_waiting(self, model_id: str, now: float) -> bool:
         model = self._models.get(model_id)
+        if model is not None and model.routes.asleep:
+            return True
         if model is None or model.last_ready is None:
             return False
         return bool(model.routes.replicas) or now - model.last_ready < RECENTLY_S
@@ -216,5 +276,11 @@ class Router:
 
     def _next_trial(self, model_id: str, now: float) -> float:
         model = self._models.get(model_id)
-        waits = [r.breaker.until - now for r in model.pool.replicas] if model else []
+        waits = [r.load.breaker.until - now for r in model.by_gang.values()] if model else []
         return min((s for s in waits if s > 0), default=1.0)
+
+
+def _capacity(routes: ModelRoutes) -> tuple[int, int]:
+    """Replicas that take requests, and how many all of them run at once."""
+    taking = [route for route in routes.replicas if not route.draining]
+    return len(taking), sum(route.slots or DEFAULT_BOUND for route in taking)

@@ -7,23 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import msgspec
 
 from caudal.gateway.polling import Poller
-from caudal.gateway.upstream import UpstreamPool, parse_address
+from caudal.gateway.upstream import Address, UpstreamPool, parse_address
 
 POLL_S = 0.5
 MAX_MODELS = 1000
 MAX_REPLICAS = 1000
 
 
+Usd = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class ExternalRoute(msgspec.Struct, frozen=True):
+    """What makes a route one that leaves the fleet: control/external.py says what is in it."""
+
+    key_file: str = ""
+    ca_file: str = ""
+    usd_per_million_in: Usd = 0.0
+    usd_per_million_out: Usd = 0.0
+    budget_usd_per_month: Usd = 0.0
+    overflow: bool = True
+    limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    spent_month: str = ""
+    spent_usd: dict[str, float] = {}
+
+
 class ReplicaRoute(msgspec.Struct, frozen=True):
     """A replica that is ready. `model` is the name under which the engine knows the model, where it is not
     the public one; `engine` is what generates there, "" being llama.cpp. `slots`: how many requests it runs at once
-    (0: not known). One that is `draining` gets nothing new."""
+    (0: not known). One that is `draining` gets nothing new. With `external` it is somebody else's address, `gang` is
+    only its name, and `version` is 0."""
 
     gang: str
     url: str
@@ -33,6 +51,11 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
     version: int = 0
     draining: bool = False
     engine: str = ""
+    external: ExternalRoute | None = None
+
+    def address(self) -> Address:
+        """Where it is. Raises ValueError."""
+        return parse_address(self.url, self.external.ca_file if self.external is not None else "")
 
 
 class VersionWeight(msgspec.Struct, frozen=True):
@@ -43,13 +66,15 @@ class VersionWeight(msgspec.Struct, frozen=True):
 
 
 class ModelRoutes(msgspec.Struct, frozen=True):
-    """A model that the fleet serves, and its replicas that are ready now (there may be none)."""
+    """A model that the fleet serves, and its replicas that are ready now (there may be none). One that is `asleep` has
+    none because nobody asked: a request brings one."""
 
     id: str
     version: int = 0
     context: int = 0
     replicas: tuple[ReplicaRoute, ...] = ()
     weights: tuple[VersionWeight, ...] = ()
+    asleep: bool = False
 
     @property
     def ready(self) -> int:
@@ -83,7 +108,7 @@ def decode_routes(data: bytes) -> RouteTable:
         if len(model.replicas) > MAX_REPLICAS:
             raise ValueError("more replicas than a gateway serves")
         for replica in model.replicas:
-            parse_address(replica.url)
+            replica.address()
     return table
 
 

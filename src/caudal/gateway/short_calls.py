@@ -162,8 +162,14 @@ class ShortCalls:
 
     async def _carried_out(self, model: str, tokens: int, ask: Callable[[Ticket], Awaitable[T]]) -> T:
         """Ask one replica, and another where that fails."""
-        if self._router.model(model) is None:
+        routes = self._router.model(model)
+        if routes is None:
             raise model_not_found(model)
+        if routes.replicas and all(replica.external is not None for replica in routes.replicas):
+            message = (
+                f"The model {model!r} is served by a provider: only the fleet's own replicas count tokens."
+            )
+            raise ApiError(400, "invalid_value", message, param="model")
         tried: frozenset[str] = frozenset()
         why = ""
         for _ in range(MAX_ATTEMPTS):

@@ -1,7 +1,8 @@
 """Connections from the gateway to replicas: pooled, kept alive, read as a stream.
 
-Knows HTTP/1.1 only, nothing of models. An answer that is not read to its end closes its connection, which is
-how a replica learns that nobody waits any more.
+Knows HTTP/1.1 only, nothing of models. Whoever asks waits for the answer and reads it, or gives a `Sink` that is
+told of it from the loop's callbacks: no task, future or timer is made then. An answer that is not read to its end
+closes its connection, which is how a replica learns that nobody waits any more.
 """
 
 from __future__ import annotations
@@ -9,43 +10,68 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from caudal.gateway.tls import client_context
 
 
 class UpstreamFailed(Exception):
     """The other side could not be reached, died, stalled, or said what is not HTTP.
 
     `stale` marks the one harmless case: a kept connection that was closed before any byte of the answer.
-    `lost` marks the one that the request itself may have caused: the other side hung up over it.
+    `lost` marks the one that the request itself may have caused: the other side hung up over it. `unsent`: there
+    was no connection, and nothing of the request has left.
     """
 
-    def __init__(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
+    def __init__(self, why: str, *, stale: bool = False, lost: bool = False, unsent: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.stale = stale
         self.lost = lost
+        self.unsent = unsent
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a replica listens. `prefix` is put before every path."""
+    """Where a replica listens. `prefix` is put before every path. With `tls` its certificate is checked, against
+    the system's authorities or those of `ca_file`."""
 
     host: str
     port: int
     prefix: str = ""
+    tls: bool = False
+    ca_file: str = ""
+
+    @property
+    def standard_port(self) -> bool:
+        """Whether the port goes without saying."""
+        return self.port == (443 if self.tls else 80)
+
+    @property
+    def key(self) -> tuple[str, int, bool, str]:
+        """What connections to it have in common."""
+        return (self.host, self.port, self.tls, self.ca_file)
 
 
-def parse_address(url: str) -> Address:
-    """`http://host:port[/prefix]` as an address. Raises ValueError for anything else."""
+def parse_address(url: str, ca_file: str = "") -> Address:
+    """`http[s]://host[:port][/prefix]` as an address. Raises ValueError for anything else."""
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError(f"not a plain http address: {url[:200]!r}")
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.query
+        or parts.fragment
+    ):
+        raise ValueError(f"not a plain http or https address: {url[:200]!r}")
     if any(ord(c) <= 32 or ord(c) > 126 for c in url):
         raise ValueError("an address has printable ASCII characters only")
-    return Address(parts.hostname, parts.port or 80, parts.path.rstrip("/"))
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    return Address(parts.hostname, port, parts.path.rstrip("/"), tls, ca_file if tls else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +84,7 @@ class UpstreamLimits:
     """
 
     connect_s: float = 2.0
+    tls_connect_s: float = 6.0  # three round trips instead of one, and mostly farther away
     first_byte_s: float = 300.0
     stall_s: float = 60.0
     idle_s: float = 4.0
@@ -65,6 +92,26 @@ class UpstreamLimits:
     buffer_bytes: int = 256 * 1024
     head_bytes: int = 32 * 1024
     body_bytes: int = 32 * 1024 * 1024
+
+
+class Sink(Protocol):
+    """Who is told of an answer as it comes. After `whole` or `failed` nothing more is said."""
+
+    def begun(self) -> None:
+        """The head is there: status and headers."""
+
+    def piece(self, data: bytes) -> None:
+        """Bytes of the body."""
+
+    def whole(self) -> None:
+        """The answer is whole, and the connection may be given back."""
+
+    def failed(self, failure: UpstreamFailed) -> None:
+        """There will be no more of it; the connection is closed."""
+
+
+FOREVER = float("inf")
+SWEEP_S = 0.5
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -75,6 +122,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.headers: dict[bytes, bytes] = {}
         self.complete = True  # nothing of an answer is outstanding
         self.idle_since = 0.0
+        self.sink: Sink | None = None
+        self.deadline = FOREVER  # of who has a sink
+        self._head_told = False
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -100,10 +150,41 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def waiting(self) -> bool:
         """Whether somebody waits for the other side to say something."""
-        return self._waiter is not None
+        return self._waiter is not None or (self.sink is not None and not self._paused)
 
     async def request(self, data: bytes) -> None:
         """Send a whole request and wait for the head of its answer. Raises UpstreamFailed."""
+        self._send(data)
+        while not self._head_done:
+            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
+
+    def start(self, data: bytes, sink: Sink) -> None:
+        """Send a whole request; the sink is told of its answer."""
+        self.sink, self._head_told = sink, False
+        self.deadline = self._loop.time() + self._limits.first_byte_s
+        self._send(data)
+
+    def detach(self) -> None:
+        """The sink is told no more: the rest is read, or the connection closed."""
+        self.sink, self.deadline = None, FOREVER
+        self.resume()
+
+    def pause(self) -> None:
+        """Read no more for now: what is said waits at the other side."""
+        if not self._paused and self._transport is not None and not self.complete:
+            self._paused = True
+            self.deadline = FOREVER
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+            if self.sink is not None:
+                self.deadline = self._loop.time() + self._limits.stall_s
+
+    def _send(self, data: bytes) -> None:
         assert self.complete and self._transport is not None
         self.complete = self._head_done = self._any_byte = False
         self.headers = {}
@@ -111,8 +192,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._uses += 1
         if self._failure is None:
             self._transport.write(data)
-        while not self._head_done:
-            await self._wait(self._limits.first_byte_s, "no answer within {:g} s")
 
     async def read(self) -> bytes:
         """What arrived since the last call, all of it; empty at the end. Raises UpstreamFailed."""
@@ -120,12 +199,14 @@ class UpstreamConnection(asyncio.Protocol):
             if self.complete:
                 return b""
             await self._wait(self._limits.stall_s, "silent for {:g} s within an answer")
+        data = self._take()
+        self.resume()
+        return data
+
+    def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered_bytes = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
         return data
 
     async def begun(self) -> None:
@@ -175,6 +256,9 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_done and self._head_bytes > self._limits.head_bytes:
             self._fail("its headers are too large")
             return
+        if self.sink is not None:
+            self._tell(self.sink)
+            return
         if self._buffered_bytes > self._limits.buffer_bytes and not self._paused and not self.complete:
             assert self._transport is not None
             self._paused = True
@@ -217,7 +301,31 @@ class UpstreamConnection(asyncio.Protocol):
         if self._failure is None:
             self._failure = UpstreamFailed(why, stale=stale, lost=lost)
         self.close()
-        self._wake()
+        sink = self.sink
+        if sink is None:
+            self._wake()
+        else:
+            self.sink, self.deadline = None, FOREVER
+            sink.failed(self._failure)
+
+    def _tell(self, sink: Sink) -> None:
+        """What just came. A sink may detach itself at any word; what is left is then read, or never."""
+        if not self._head_done:
+            return
+        if not self._head_told:
+            self._head_told = True
+            sink.begun()
+            if self.sink is not sink:
+                return
+        if self._chunks:
+            sink.piece(self._take())
+            if self.sink is not sink:
+                return
+        if self.complete:
+            self.sink, self.deadline = None, FOREVER
+            sink.whole()
+        elif not self._paused:
+            self.deadline = self._loop.time() + self._limits.stall_s
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -250,13 +358,15 @@ class UpstreamPool:
             None  # told how long a connection took, in s
         )
         self._limits = limits
-        self._idle: dict[tuple[str, int], list[UpstreamConnection]] = {}
+        self._idle: dict[tuple[str, int, bool, str], list[UpstreamConnection]] = {}
+        self._telling: set[UpstreamConnection] = set()  # those with a sink
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def request(self, address: Address, data: bytes) -> UpstreamConnection:
         """Send a request; returns the connection with the head of the answer read. Give it back with
         `release`. A kept connection that turns out to be closed is retried on a new one, once. Raises
         UpstreamFailed."""
-        kept = self._take(address)
+        kept = self.take(address)
         if kept is not None:
             try:
                 return await self._ask(kept, data)
@@ -265,10 +375,28 @@ class UpstreamPool:
                     raise
         return await self._ask(await self._connect(address), data)
 
+    def start(self, connection: UpstreamConnection, data: bytes, sink: Sink) -> None:
+        """Send a request on a connection that `take` gave; its silence is bounded from here, to half a second."""
+        self._telling.add(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        connection.start(data, sink)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._telling):
+            if connection.sink is None:
+                self._telling.discard(connection)
+            elif now > connection.deadline:
+                connection.give_up("it said nothing for too long")
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._telling else None
+
     def release(self, address: Address, connection: UpstreamConnection) -> None:
         """Keep the connection if its answer was read to the end, else close it."""
-        idle = self._idle.setdefault((address.host, address.port), [])
+        idle = self._idle.setdefault(address.key, [])
         if connection.usable and len(idle) < self._limits.idle_connections:
+            self._telling.discard(connection)
             connection.idle_since = asyncio.get_running_loop().time()
             idle.append(connection)
         else:
@@ -294,8 +422,9 @@ class UpstreamPool:
             else:
                 del self._idle[key]
 
-    def _take(self, address: Address) -> UpstreamConnection | None:
-        idle = self._idle.get((address.host, address.port))
+    def take(self, address: Address) -> UpstreamConnection | None:
+        """A kept connection that looks usable, if there is one."""
+        idle = self._idle.get(address.key)
         oldest = asyncio.get_running_loop().time() - self._limits.idle_s
         while idle:
             connection = idle.pop()
@@ -307,15 +436,17 @@ class UpstreamPool:
     async def _connect(self, address: Address) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
+        patience_s = self._limits.tls_connect_s if address.tls else self._limits.connect_s
         try:
-            async with asyncio.timeout(self._limits.connect_s):
+            context = client_context(address.ca_file) if address.tls else None
+            async with asyncio.timeout(patience_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self._limits), address.host, address.port
+                    lambda: UpstreamConnection(self._limits), address.host, address.port, ssl=context
                 )
         except TimeoutError:
-            raise UpstreamFailed(f"no connection within {self._limits.connect_s:g} s") from None
+            raise UpstreamFailed(f"no connection within {patience_s:g} s", unsent=True) from None
         except OSError as error:
-            raise UpstreamFailed(f"no connection: {error.strerror or error}") from error
+            raise UpstreamFailed(f"no connection: {error.strerror or error}", unsent=True) from error
         if self.on_connect is not None:
             self.on_connect(address, loop.time() - begun_at)
         return connection

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
-from caudal.gateway.events import ModelName
+from caudal.gateway.events import ModelName, NotEvents
+from caudal.gateway.external import Paid
 from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
 from caudal.gateway.openai_errors import ApiError, engine_error
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 from caudal.gateway.usage import Measured, total, usage_of
+
+MAX_BYTES = 32 * 1024 * 1024
 
 
 class Whole:
     """An answer in one piece."""
 
     def __init__(
-        self, exchange: Exchange, call: Call, pool: UpstreamPool, metrics: Metrics, router: Router
+        self,
+        exchange: Exchange,
+        call: Call,
+        permit: Permit,
+        pool: UpstreamPool,
+        metrics: Metrics,
+        router: Router,
     ) -> None:
         self.measured: Measured | None = None
         self._exchange = exchange
         self._call = call
+        self._permit = permit
         self._pool = pool
         self._metrics = metrics
         self._now = router.now
@@ -38,26 +49,55 @@ class Whole:
         """The same."""
         return self._exchange.finished
 
-    async def attempt(self, ticket: Ticket) -> None:
+    async def attempt(
+        self, ticket: Ticket, connection: UpstreamConnection | None = None, paid: Paid | None = None
+    ) -> None:
         """Get it from this replica. Raises ApiError, UpstreamFailed, NotEvents."""
         call = self._call
-        if call.extras:
+        if call.extras and connection is None:
             check_parameters(ticket.engine, call.model, call.extras)
-        connection = await self._pool.request(ticket.address, generation_request(call, ticket))
+        if paid is not None:
+            connection = await self._pool.request(ticket.address, paid.request)
+        elif connection is None:
+            connection = await self._pool.request(ticket.address, generation_request(call, ticket))
         try:
-            if connection.status in RETRY_STATUSES:
+            refused = paid is not None and paid.refuses(connection.status)
+            if refused or connection.status in RETRY_STATUSES:
                 raise UpstreamFailed(f"it answered {connection.status}")
             body = await connection.read_all()
             if connection.status != 200:
                 raise engine_error(connection.status, body, call.prompt_param)
-            named = ModelName(call.model).whole(body)
-            self.measured = used = usage_of(body)
-            reply = len(body) // BYTES_PER_TOKEN
-            ticket.done(total(used.usage) if used is not None else call.prompt_tokens + reply)
-            self._exchange.respond(200, named)
-            self._metrics.first_byte(self._now() - self._began_at)
+            self.open(ticket, connection)
+            self.piece(body if paid is None else paid.whole(body))
+            self.whole()
         finally:
             self._pool.release(ticket.address, connection)
+
+    def open(self, ticket: Ticket, connection: UpstreamConnection) -> None:
+        """A replica begins to answer."""
+        self._ticket = ticket
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    over = False
+
+    def piece(self, data: bytes) -> None:
+        """Keep what came. Raises NotEvents where that is too much."""
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > MAX_BYTES:
+            raise NotEvents("the answer is larger than is accepted")
+
+    def whole(self) -> None:
+        """Say all of it. Raises NotEvents where it is no answer."""
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        named = ModelName(self._call.model).whole(body)
+        self.measured = used = usage_of(body)
+        reply = len(body) // BYTES_PER_TOKEN
+        self._ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + reply)
+        self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
+        self._exchange.respond(200, named, extra=self._permit.headers())
+        self._metrics.first_byte(self._now() - self._began_at)
 
     def lost(self) -> None:
         """Nothing is to be saved."""

@@ -3,6 +3,8 @@ the others wait."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from caudal.domain.decision import Reason, StartGang
 from caudal.domain.fleet import Lease, LeaseState
 from caudal.domain.gang import Gang, gang_id
@@ -109,4 +111,7 @@ def _start_at(board: Board, slot: Slot, lease: Lease, placement: Placement) -> N
         model=slot.model,
         model_version=slot.model_version,
     )
-    board.choose(StartGang(gang), slot.name, placement.reason, placement.rejected)
+    reason = placement.reason
+    if slot.why:
+        reason = replace(reason, text=f"{slot.why}; {reason.text}")
+    board.choose(StartGang(gang), slot.name, reason, placement.rejected)

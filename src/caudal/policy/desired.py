@@ -12,16 +12,20 @@ from caudal.domain.gang import Gang, Role
 from caudal.domain.model import ModelRecord
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
 from caudal.policy.board import Board
+from caudal.policy.demand import wanted_replicas
+from caudal.policy.scaling import Need
 from caudal.policy.slots import Slot, gateway_slot, replica_slot
 
 
 @dataclass(slots=True)
 class Desired:
     """The slots that should be held, by name in the order of placement; `later` names the bases of replicas
-    that are wanted but cannot be made now, because their model is not in the model store."""
+    that are wanted but cannot be made now, because their model is not in the model store. `scales` says of each
+    model whose replicas follow demand how many there are to be and why, by the head of its slots' names."""
 
     slots: dict[str, Slot] = field(default_factory=dict)
     later: set[str] = field(default_factory=set)
+    scales: dict[str, Need] = field(default_factory=dict)
 
     def add(self, slot: Slot) -> None:
         """One more."""
@@ -90,16 +94,28 @@ def _service(board: Board, workload: Workload, found: Desired) -> None:
     assert isinstance(workload.spec, ServiceSpec)
     listed = {m.id: m for m in board.snapshot.models}
     for model in workload.spec.models:
+        if not model.own:
+            continue  # served elsewhere: gateways send requests there, and nothing runs here
         record = listed.get(model.id)
+        head = f"{workload.name}.replica.{model.id}"
+        need = wanted_replicas(board, workload.name, model)
+        if need is not None:
+            found.scales[head] = need
+        count = model.replicas if need is None else need.replicas
         if record is None:
-            found.later.update(f"{workload.name}.replica.{model.id}.{i}" for i in range(model.replicas))
+            found.later.update(f"{head}.{i}" for i in range(count))
             _absent(board, workload, model)
-        else:
-            for index in range(model.replicas):
-                found.add(_replica(board, workload, model, record, index))
+            continue
+        for index in range(count):
+            found.add(_replica(board, workload, model, record, index, need.reason.text if need else ""))
+        if need is not None and not count:
+            text = f"{need.reason.text}; a request starts a replica"
+            board.wait(head, workload.name, Reason("scale.asleep", text))
 
 
-def _replica(board: Board, workload: Workload, model: ServedModel, record: ModelRecord, index: int) -> Slot:
+def _replica(
+    board: Board, workload: Workload, model: ServedModel, record: ModelRecord, index: int, why: str
+) -> Slot:
     return Slot(
         name=replica_slot(workload.name, model.id, index, workload.generation, record.version),
         role=Role.REPLICA,
@@ -109,6 +125,7 @@ def _replica(board: Board, workload: Workload, model: ServedModel, record: Model
         sites=board.sites,
         model=model.id,
         model_version=record.version,
+        why=why,
     )
 
 

@@ -34,7 +34,9 @@ def keep_the_others(board: Board) -> None:
     """Send requests again to those that were draining and are to stay after all."""
     for gang in list(board.gangs.values()):
         if gang.draining_at is not None and not gang.stopping and gang.id not in board.retiring:
-            reason = Reason("drain.over", f"{gang.id} stays: what was to take its place is not there", {})
+            reason = Reason(
+                "drain.over", f"{gang.id} stays: it is needed, or what was to take its place is not there", {}
+            )
             board.choose(DrainGang(gang.id, draining=False), gang.slot, reason)
 
 

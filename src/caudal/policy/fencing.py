@@ -86,7 +86,11 @@ def _of_workload(board: Board, gang: Gang, wanted: Desired, over: frozenset[str]
         board.stop(gang, "generation.changed", text)
     elif gang.slot not in wanted.slots and not _has_successor(gang, wanted):
         text = f"the spec of {workload.name} no longer asks for it"
-        if gang.role is Role.REPLICA:
+        need = wanted.scales.get(base_of(gang.slot).rpartition(".")[0])
+        if need is not None:
+            text = f"{need.replicas} of {gang.model} are enough: {need.reason.text}"
+            retire(board, gang, "scale.down", text, board.rules.drain_s, why=need.reason.code)
+        elif gang.role is Role.REPLICA:
             retire(board, gang, "slot.removed", text, board.rules.drain_s)
         else:
             board.stop(gang, "slot.removed", text)

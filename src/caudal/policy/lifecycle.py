@@ -8,7 +8,7 @@ from caudal.domain.workload import ServiceSpec, Workload, WorkloadState
 from caudal.policy.board import Board
 from caudal.policy.desired import Desired
 from caudal.policy.recovery import failures, fruitless
-from caudal.policy.slots import base_of, end_code
+from caudal.policy.slots import Slot, base_of, end_code
 
 FINAL_EXIT_CODES = frozenset({2, 4})
 """The exit codes of UsageError and Impossible: the run itself says that trying again is of no use."""
@@ -89,7 +89,8 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
     waits = [w for w in board.waiting if w.workload == workload.name]
     slots = [s for s in wanted.slots.values() if s.workload == workload.name]
     if isinstance(workload.spec, ServiceSpec):
-        unready = [s.name for s in slots if not _serves(board, s.name)]
+        unready = [s.name for s in slots if not _serves(board, s)]
+        waits = [w for w in waits if w.reason.code != "scale.asleep"]
         first = next((w for w in waits if w.subject in unready or not slots), None)
         if first is not None:
             return Reason(first.reason.code, f"{first.subject}: {first.reason.text}")
@@ -97,7 +98,10 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
             return Reason("replica.loading", f"{unready[0]} is starting")
         if not any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values()):
             return Reason("gateway.starting", "the gateway is not there yet")
-        return None if slots else Reason("service.empty", "none of its models is in the model store")
+        own = [model for model in workload.spec.models if model.own]
+        asleep = wanted.scales and all(m.scale.on for m in own)
+        empty = own and not slots and not asleep
+        return Reason("service.empty", "none of its models is in the model store") if empty else None
     head = f"{workload.name}.coordinator"
     if _up(board, head) and any(_up(board, g.slot) for g in board.live(workload.name, Role.WORKER)):
         return None
@@ -109,9 +113,12 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
     return Reason("gang.starting", "its gangs are starting")
 
 
-def _serves(board: Board, slot: str) -> bool:
-    """Whether a replica is ready: the one that the slot asks for, or still the one that it replaces."""
-    alike = [g for g in board.gangs.values() if base_of(g.slot) == base_of(slot)]
+def _serves(board: Board, slot: Slot) -> bool:
+    """Whether a replica is ready: the one that the slot asks for, or still the one that it replaces; where their
+    number follows demand, any of the model."""
+    alike = [g for g in board.gangs.values() if g.role is Role.REPLICA and base_of(g.slot) == slot.base]
+    if slot.why:
+        alike = [g for g in board.live(slot.workload, Role.REPLICA) if g.model == slot.model]
     return any(board.ready(g) and not g.stopping for g in alike)
 
 
@@ -122,7 +129,8 @@ def _up(board: Board, slot: str) -> bool:
 
 def _sites(board: Board, workload: Workload) -> str:
     sites = sorted({g.site for g in board.live(workload.name) if not g.stopping})
-    return f"runs at {', '.join(sites)}" if sites else "runs"
+    asleep = any(w.workload == workload.name and w.reason.code == "scale.asleep" for w in board.waiting)
+    return f"runs at {', '.join(sites)}" if sites else "asleep: a request wakes it" if asleep else "runs"
 
 
 def _set(board: Board, workload: Workload, state: WorkloadState, reason: Reason) -> None:

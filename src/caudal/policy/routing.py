@@ -85,11 +85,11 @@ class ReplicaLoad:
         self.breaker = Breaker()
         self.seed = seed_of(gang)
 
-    def set_slots(self, slots: int) -> None:
-        """How many requests it runs at once. One gateway's may be that many there (`bound`), and a few that are
-        ready to follow."""
+    def set_slots(self, slots: int, *, queue: bool = True) -> None:
+        """How many requests it runs at once. One gateway's may be that many there (`bound`), and with a `queue` a
+        few that are ready to follow."""
         self.slots = slots
-        self.bound = slots + max(1, slots // 4) if slots else DEFAULT_BOUND
+        self.bound = slots + (max(1, slots // 4) if queue else 0) if slots else DEFAULT_BOUND
 
     def admits(self, now: float) -> bool:
         """Whether it takes a new request now."""
@@ -112,7 +112,8 @@ class ReplicaLoad:
 @dataclass(slots=True)
 class Pool:
     """The replicas of one model. `weights`: each version's share of requests, where there are several.
-    `tokens_per_s` is the mean of those that were measured (0: none)."""
+    A replica of version 0 (not known) is as good as any version's. `tokens_per_s` is the mean of those that were
+    measured (0: none)."""
 
     replicas: Sequence[ReplicaLoad] = ()
     weights: Weights = ()
@@ -123,8 +124,8 @@ class Pool:
     def of(cls, replicas: Sequence[ReplicaLoad], weights: Weights = ()) -> Pool:
         """A pool of these."""
         versions: dict[int, list[ReplicaLoad]] = {}
-        for replica in replicas:
-            versions.setdefault(replica.version, []).append(replica)
+        for version in {replica.version for replica in replicas if replica.version}:
+            versions[version] = [r for r in replicas if r.version in (version, 0)]
         pool = cls(replicas, weights, 0.0, versions)
         pool.measure()
         return pool

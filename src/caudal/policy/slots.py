@@ -17,7 +17,8 @@ _SUFFIX = re.compile(r"@(?:g\d+)?(?:v\d+)?$")
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One thing that should run. `sites` are those it may run at, in the order of preference; `apart` says
-    that no other slot of the same workload and role may share its site."""
+    that no other slot of the same workload and role may share its site; `why`, that there are as many replicas as this
+    one makes."""
 
     name: str
     role: Role
@@ -28,6 +29,7 @@ class Slot:
     apart: bool = False
     model: str = ""
     model_version: int = 0
+    why: str = ""
 
     @property
     def base(self) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from caudal.domain.errors import ModelInvalid, PortInUse
 from caudal.ports import EngineCapabilities, EngineLaunch
+from caudal.serve import figures
 from caudal.store.gguf_header import GgufInfo, read_gguf
 
 BATCH_TOKENS = 64
@@ -50,6 +52,7 @@ class LlamaCppEngine:
         self._server: Any = None
         self._embeds = False
         self._generates = True
+        self._said = ""
 
     def start(self, launch: EngineLaunch) -> None:
         """Load and listen; port 0 takes any. Raises ModelInvalid, PortInUse."""
@@ -76,6 +79,9 @@ class LlamaCppEngine:
             ) from error
         self.url = str(self._server.listening_address)
 
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Never: it ends with this process."""
+
     def healthy(self) -> bool:
         """Whether its inference loop answers now (waits up to 10 s)."""
         return self._probe() is not None
@@ -90,6 +96,10 @@ class LlamaCppEngine:
             parameters=PARAMETERS,
         )
 
+    def figures(self) -> Mapping[str, figures.Figure]:
+        """Its metrics under vLLM's names, as far as it has them, as of the last look at its health."""
+        return figures.llama_cpp(self._said)
+
     def stop(self) -> None:
         """Wait until nothing runs or waits, then leave. Takes as long as the longest request: callers that
         have a deadline end the process."""
@@ -101,8 +111,16 @@ class LlamaCppEngine:
             time.sleep(0.1)
         self._server = None
 
+    def kill(self) -> None:
+        """Nothing to do: it ends with this process."""
+
     def _probe(self) -> int | None:
         """Requests that run or wait; None where it does not answer."""
+        text = self._scrape()
+        return None if text is None else figures.in_flight(figures.llama_cpp(text))
+
+    def _scrape(self) -> str | None:
+        """Its metrics; None where it does not answer."""
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_S)
         try:
@@ -113,10 +131,8 @@ class LlamaCppEngine:
             return None
         finally:
             connection.close()
-        if response.status != 200:
-            return None
-        counted = ("llamacpp:requests_processing ", "llamacpp:requests_deferred ")
-        return sum(int(float(line.split()[1])) for line in text.splitlines() if line.startswith(counted))
+        self._said = text if response.status == 200 else ""
+        return self._said or None
 
 
 def _gguf_file(launch: EngineLaunch) -> Path:

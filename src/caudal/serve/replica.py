@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -57,6 +58,8 @@ class ReplicaConfig(msgspec.Struct, frozen=True):
     site: str
     gang: str
     engine: str = DEFAULT
+    engine_args: tuple[str, ...] = ()
+    accelerators: int = 0
 
 
 def read_config(path: Path) -> ReplicaConfig:
@@ -74,22 +77,40 @@ def read_config(path: Path) -> ReplicaConfig:
 
 def launch_of(config: ReplicaConfig, record: ModelRecord, folder: Path) -> EngineLaunch:
     """What the engine is asked to do. Raises ModelInvalid where the model has no file for it."""
-    if not record.gguf:
-        raise ModelInvalid(
-            "the model has no GGUF file",
-            where=f"{record.id} version {record.version}",
-            remedy="Pull a model that has one, or publish the run's model again.",
-        )
     context = min(config.context, record.context) if record.context else config.context
     return EngineLaunch(
         model_id=config.model,
-        path=folder / record.gguf,
+        path=_path(config.engine, record, folder),
         host=config.host,
         port=0,
         context=context,
         slots=max(1, config.slots),
         threads=max(1, config.threads),
+        accelerators=config.accelerators,
+        arguments=config.engine_args,
     )
+
+
+def _path(engine: str, record: ModelRecord, folder: Path) -> Path:
+    """The file or the folder that the engine reads: llama.cpp a GGUF file, all others a Hugging Face directory."""
+    where = f"{record.id} version {record.version}"
+    if engine == DEFAULT:
+        if record.gguf:
+            return folder / record.gguf
+        raise ModelInvalid(
+            "the model has no GGUF file",
+            where=where,
+            why=f"{DEFAULT} reads nothing else",
+            remedy="Pull a model that has one, or publish the run's model again, or say `engine: vllm`.",
+        )
+    if not any(name == "config.json" for name, _ in record.files):
+        raise ModelInvalid(
+            "the model is not a Hugging Face directory",
+            where=where,
+            why=f"{engine} reads nothing else, and there is no config.json",
+            remedy=f"Pull the directory (hf:ORG/NAME), or say `engine: {DEFAULT}`.",
+        )
+    return folder
 
 
 def start(config: ReplicaConfig, engine: Engine) -> None:
@@ -100,6 +121,29 @@ def start(config: ReplicaConfig, engine: Engine) -> None:
     if not engine.healthy():
         raise Failed("the engine started and does not answer", where=config.model)
     warm_up(engine.url, config.model, generates=engine.capabilities().completions)
+
+
+def start_unless(told_to_end: threading.Event, config: ReplicaConfig, engine: Engine) -> bool:
+    """Start it; False where it was told to end meanwhile: loading may take minutes. Raises CaudalError."""
+    over = threading.Event()
+
+    def end_early() -> None:
+        told_to_end.wait()
+        if not over.is_set():
+            engine.kill()
+
+    threading.Thread(target=end_early, name="end early", daemon=True).start()
+    try:
+        start(config, engine)
+    except CaudalError:
+        if not told_to_end.is_set():
+            raise
+    finally:
+        over.set()
+    if told_to_end.is_set():
+        engine.kill()
+        return False
+    return True
 
 
 def warm_up(url: str, model: str, generates: bool = True) -> None:
@@ -118,38 +162,74 @@ def warm_up(url: str, model: str, generates: bool = True) -> None:
         raise Failed("the engine loaded the model and cannot generate", where=model, why=answer.text[:500])
 
 
-def watch(engine: Engine, told_to_end: Callable[[float], bool], checks: int = UNHEALTHY_CHECKS) -> bool:
+def watch(
+    engine: Engine,
+    told_to_end: Callable[[float], bool],
+    checks: int = UNHEALTHY_CHECKS,
+    each: Callable[[], None] = lambda: None,
+) -> bool:
     """Return True when told to end, False when the engine is dead or hung. `told_to_end` waits that many
-    seconds at most."""
+    seconds at most. `each` is called after every good check."""
     bad = 0
     while not told_to_end(HEALTH_EVERY_S):
         bad = 0 if engine.healthy() else bad + 1
         if bad:
             log.warning("the engine does not answer (%d of %d)", bad, checks)
+        else:
+            each()
         if bad >= checks:
             return False
     return True
 
 
+def described(config: ReplicaConfig, engine: Engine) -> dict[str, Any]:
+    """What a replica says of its engine, once."""
+    can = engine.capabilities()
+    capabilities = {
+        "chat": can.chat,
+        "completions": can.completions,
+        "embeddings": can.embeddings,
+        "tools": can.tools,
+        "parameters": sorted(can.parameters),
+    }
+    return {"engine": engine.name, "slots": config.slots, "capabilities": capabilities}
+
+
 def drain(engine: Engine, grace_s: float) -> bool:
-    """Let requests in flight end; False where the grace was too short for them."""
+    """Let requests in flight end; False where the grace was too short for them, and they were cut off."""
     stopping = threading.Thread(target=engine.stop, name="drain", daemon=True)
     stopping.start()
     stopping.join(grace_s)
-    return not stopping.is_alive()
+    if not stopping.is_alive():
+        return True
+    engine.kill()
+    return False
 
 
 def run(config: ReplicaConfig, reporter: Reporter, told_to_end: threading.Event) -> int:
     """From start to end; returns the exit code. Raises CaudalError where it cannot start."""
     reporter.update(ready=False, url="", model=config.model, version=config.version, error="")
     engine = make_engine(config.engine)
-    start(config, engine)
-    if told_to_end.is_set():
+    if not start_unless(told_to_end, config, engine):
         return 0
-    reporter.update(ready=True, url=engine.url)
+    gone = threading.Event()
+
+    def told() -> None:
+        gone.set()
+        told_to_end.set()
+
+    engine.when_gone(told)
+    reporter.update(ready=True, url=engine.url, **described(config, engine))
     log.info("%s version %d is ready at %s", config.model, config.version, engine.url)
-    if not watch(engine, told_to_end.wait):
-        reporter.update(ready=False, error="the engine stopped answering")
+
+    def report_figures() -> None:
+        reporter.update(metrics=dict(engine.figures()))
+
+    if not watch(engine, told_to_end.wait, each=report_figures) or gone.is_set():
+        reporter.update(
+            ready=False, error="the engine ended" if gone.is_set() else "the engine stopped answering"
+        )
+        engine.kill()
         return EXIT_UNHEALTHY
     reporter.update(ready=False)
     if os.environ.get(REPORT_URL):

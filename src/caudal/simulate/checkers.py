@@ -97,20 +97,30 @@ def leases_have_machines(facts: Facts) -> str:
     tags = {machine.lease_id for machine in machines.values()}
     for lease in facts.leases():
         held = lease.machine_id in machines if lease.machine_id else lease.id in tags
-        if not held and now - lease.requested_at > NOTICE_S:
+        if not held and now - lease.requested_at > NOTICE_S and not _just_released(facts, lease.id):
             return f"lease {lease.id} is {lease.state.value} and has no machine"
     return ""
 
 
 def machines_have_leases(facts: Facts) -> str:
-    """After `NOTICE_S` of calm, no machine with our tag is without a live lease: it would bill for ever."""
+    """After `NOTICE_S` of calm, no machine with our tag is without a live lease, or one that is being given back since
+    a moment ago: it would bill for ever."""
     if facts.calm_s() < NOTICE_S:
         return ""
     live = {lease.id for lease in facts.leases() if lease.state is not LeaseState.RELEASING}
     for machine in facts.machines().values():
-        if machine.lease_id and machine.lease_id not in live:
+        if machine.lease_id and machine.lease_id not in live and not _just_released(facts, machine.lease_id):
             return f"machine {machine.id} bills for lease {machine.lease_id}, which is not live"
     return ""
+
+
+def _just_released(facts: Facts, lease_id: str) -> bool:
+    """Whether it was decided less than `NOTICE_S` ago to give a lease's node back: nothing runs there any more."""
+    now = facts.kernel.now()
+    return any(
+        isinstance(i.action, ReleaseNode) and i.action.lease_id == lease_id and now - i.created_at < NOTICE_S
+        for i in facts.watch.intents_seen.values()
+    )
 
 
 def books_agree(facts: Facts) -> str:

@@ -66,7 +66,8 @@ class Facts:
         return not lease.live or lease.epoch > gang.epoch
 
     def wanted(self, gang: Gang) -> bool:
-        """Whether users still want exactly this gang: its workload, generation, model and version."""
+        """Whether users still want exactly this gang: its workload, generation, model and version. A replica that
+        drains since its model's demand fell is wanted no more."""
         if gang.role is Role.GATEWAY:
             return self.serves()
         workload = self.watch.workloads.get(gang.workload)
@@ -83,7 +84,8 @@ class Facts:
 
     def _newest_served(self, workload: Workload, gang: Gang) -> bool:
         assert isinstance(workload.spec, ServiceSpec), f"{workload.name} has a replica and is no service"
-        served = any(model.id == gang.model for model in workload.spec.models)
+        drains = gang.draining_at is not None
+        served = any(m.id == gang.model and not (m.scale.on and drains) for m in workload.spec.models)
         newest = any(m.id == gang.model and m.version == gang.model_version for m in self.models.list())
         return served and newest
 

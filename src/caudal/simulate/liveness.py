@@ -100,8 +100,9 @@ def _service(facts: Facts, workload: Workload, spec: ServiceSpec) -> Iterator[st
         running = _running(facts, Role.REPLICA, workload.name, workload.generation, model.id)
         published = any(record.id == model.id for record in facts.models.list())
         prefix = "run " if model.run and not published else ""
-        if running < model.replicas and not _waits_for_good(facts, model):
-            yield f"{prefix}{workload.name}: {running} of {model.replicas} replicas of {model.id} run"
+        least = model.scale.min if model.scale.on else model.replicas
+        if running < least and not _waits_for_good(facts, model):
+            yield f"{prefix}{workload.name}: {running} of {least} replicas of {model.id} run"
 
 
 def _waits_for_good(facts: Facts, model: ServedModel) -> bool:

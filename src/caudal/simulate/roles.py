@@ -42,7 +42,7 @@ class Progress:
 class Roles:
     """Moves all simulated gangs on. `deliver(gang, body)` posts a report and says whether it was taken (else
     it is sent again with the next move); `ready_after_s` is how long a replica or gateway takes until it can
-    answer."""
+    answer; `asked` is what a gateway says of its requests."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Roles:
         deliver: Callable[[Gang, Mapping[str, Any]], bool],
         trace: Callable[[str], None],
         ready_after_s: float = 2.0,
+        asked: Callable[[Gang], dict[str, Any]] | None = None,
     ) -> None:
         self.runs: dict[tuple[str, int], Progress] = {}
         """By the run's name and generation."""
@@ -63,6 +64,7 @@ class Roles:
         self._deliver = deliver
         self._trace = trace
         self._ready_after_s = ready_after_s
+        self._asked = asked
         self._moved_at: float | None = None
         self._told: dict[str, tuple[float, str]] = {}
 
@@ -132,7 +134,7 @@ class Roles:
     def _report(self, gang: Gang, process: Process, now: float) -> None:
         """Tell what is new at once, and what is not every `TELL_AGAIN_S`."""
         status = self._status(gang, process, now)
-        news = str(status.get("phase", status.get("ready")))
+        news = str(status.get("phase", status.get("ready"))) + str(status.get("demand", ""))
         told_at, told = self._told.get(gang.id, (0.0, ""))
         if news == told and now - told_at < TELL_AGAIN_S:
             return
@@ -164,7 +166,7 @@ class Roles:
         ready = now - started_at >= self._ready_after_s
         url = f"http://{gang.id}.invalid:8000" if ready else ""
         if gang.role is Role.GATEWAY:
-            return {"ready": ready, "url": url, "load": {}}
+            return {"ready": ready, "url": url, **(self._asked(gang) if self._asked else {"load": {}})}
         return {"ready": ready, "url": url, "model": gang.model, "version": gang.model_version}
 
     def _spec(self, gang: Gang) -> TrainSpec | None:

@@ -64,12 +64,21 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class Wave:
+    """So many requests a second arrive from then on, until the next wave."""
+
+    from_s: float
+    arrivals_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """What is simulated. Times in virtual seconds.
 
     Faults happen until `faulty_s`; then everything is healed, and what can run has to run within `bound_s`,
     a run within the time that one worker needs on top. `cannot_run` are workloads that no node can hold:
-    they have to wait, and harm nothing. `hangs_on_stop` is the share of gangs that have to be killed.
+    they have to wait, and harm nothing. `hangs_on_stop` is the share of gangs that have to be killed. `traffic` is
+    for the first model of the first service.
     """
 
     name: str
@@ -81,6 +90,14 @@ class Scenario:
     list_lag_s: float = 0.0
     hangs_on_stop: float = 0.0
     cannot_run: tuple[str, ...] = ()
+    traffic: tuple[Wave, ...] = ()
+
+    def asked_model(self) -> ServedModel:
+        """The model that traffic is for. Raises NotFound where there is no service."""
+        for spec in self.workloads:
+            if isinstance(spec, ServiceSpec):
+                return spec.models[0]
+        raise NotFound(f"scenario {self.name} has traffic and no service")
 
 
 def a_run(name: str = "starter", work_s: float = 60.0, sites: int = 2) -> TrainSpec:

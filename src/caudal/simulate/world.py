@@ -17,6 +17,7 @@ from caudal.control.loop import ControlLoop, Settings
 from caudal.domain.errors import NotFound, Stale
 from caudal.domain.fleet import FleetSpec, MachineState, SiteSpec
 from caudal.domain.gang import Gang, GangSpec
+from caudal.domain.snapshot import State
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec
 from caudal.drivers.fake import FakeDriver, Script
 from caudal.ports import Change, Holder, World
@@ -29,6 +30,7 @@ from caudal.simulate.kernel import Kernel
 from caudal.simulate.models import FakeModels
 from caudal.simulate.roles import Roles
 from caudal.simulate.scenario import Scenario, SitePlan
+from caudal.simulate.traffic import Traffic
 from caudal.simulate.tree import Tree
 from caudal.simulate.watch import WatchedStore
 from caudal.store.state import open_store
@@ -73,8 +75,15 @@ class Simulation:
             self.trace,
             disturbed_at=self.kernel.now(),
         )
+        self.traffic = self._traffic() if scenario.traffic else None
         self._roles = Roles(
-            self._drivers, self._models, self._watch.gangs, self._watch.workloads, self._deliver, self.trace
+            self._drivers,
+            self._models,
+            self._watch.gangs,
+            self._watch.workloads,
+            self._deliver,
+            self.trace,
+            asked=self.traffic.status if self.traffic else None,
         )
         self._faults = Faults(self.facts, self, calls, self._tree.branch("faults"))
         self._commits = Commits(self.facts)
@@ -154,6 +163,15 @@ class Simulation:
         self.facts.faults -= 1
         self.facts.disturbed_at = self.kernel.now()
 
+    def _traffic(self) -> Traffic:
+        asked = self.scenario.asked_model()
+
+        def state() -> State | None:
+            heard = any(c.answers and c.leads for c in self._controllers)
+            return self._watch.read() if heard else None
+
+        return Traffic(self.facts, asked.id, asked.slots, state)
+
     def _driver(self, plan: SitePlan, calls: CallFaults) -> FakeDriver:
         hook = calls.hook(f"driver-{plan.name}")
         return FakeDriver(plan.name, self.kernel, script=self._script, fault=hook, trace=self._happened)
@@ -190,6 +208,8 @@ class Simulation:
     def _move(self) -> None:
         """Gangs work and report, now and every `REPORT_EVERY_S` from now on."""
         self._changed = True
+        if self.traffic is not None:
+            self.traffic.move()
         self._roles.move(self.kernel.now())
         self.kernel.after(REPORT_EVERY_S, self._move)
 

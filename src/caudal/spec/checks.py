@@ -15,6 +15,7 @@ from caudal.domain.fleet import FleetSpec
 from caudal.domain.workload import (
     BaseSpec,
     ModelShape,
+    ScaleSpec,
     ServedModel,
     ServiceSpec,
     StageSpec,
@@ -24,6 +25,7 @@ from caudal.domain.workload import (
 from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
+from caudal.spec.served import check_engine, check_external
 
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
@@ -151,23 +153,38 @@ def _check_stage(
 
 def _check_served(model: ServedModel, tree: Located, path: list[str | int], problems: Problems) -> None:
     where = tree.at(path)
-    if bool(model.source) == bool(model.run):
+    if bool(model.source) == bool(model.run) and (model.own or not model.external.url):
         found = "both" if model.source else "neither"
         problems.add(where, f"model {model.id}: exactly one of `source` and `run` is needed, found {found}")
     if model.sha256 and not _SHA256.fullmatch(model.sha256):
         problems.add(tree.at([*path, "sha256"]), "sha256: expected 64 characters of 0-9 and a-f")
     if model.sha256 and not model.source:
         problems.add(tree.at([*path, "sha256"]), "sha256: there is no `source` that it could be of")
+    check_engine(model, tree, path, problems)
+    check_external(model, tree, path, problems)
     _check_source(model.source, tree.at([*path, "source"]), problems)
     _check_name(model.run, tree, [*path, "run"], problems)
     if model.rollout.canary < 1 and not model.rollout.hold_s:
         where_rollout = tree.at([*path, "rollout"])
         problems.add(where_rollout, "rollout: a canary needs `hold_s`, for how long it is watched")
+    _check_scale(model, tree.at([*path, "scale"]), problems)
     if model.context < model.slots:
         problems.add(
             tree.at([*path, "slots"]),
             f"slots: {model.slots} requests at once cannot share a context of {model.context} tokens",
         )
+
+
+def _check_scale(model: ServedModel, where: str, problems: Problems) -> None:
+    scale = model.scale
+    if scale == ScaleSpec():
+        return
+    if not scale.on:
+        problems.add(where, "scale: `max` is needed: how many replicas there may be")
+    elif max(scale.min, scale.prewarmed) > scale.max:
+        problems.add(where, f"scale: `min` and `prewarmed` are at most `max`, which is {scale.max}")
+    if model.replicas != 1:
+        problems.add(where, "scale: `replicas` is a fixed number; leave it out where `scale` decides")
 
 
 def _check_source(source: str, where: str, problems: Problems, key: str = "source") -> None:

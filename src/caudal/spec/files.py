@@ -23,6 +23,7 @@ from caudal.spec.checks import (
 )
 from caudal.spec.data import check_data, is_path, resolved
 from caudal.spec.located import Located, Problems, describe, locate
+from caudal.spec.served import with_paths
 from caudal.spec.yaml_source import MAX_TEXT_BYTES, read_documents
 
 Spec = FleetSpec | TrainSpec | ServiceSpec
@@ -161,6 +162,7 @@ def _checked(spec: Spec, tree: Located, folder: Path | None, problems: Problems)
                 dataclasses.replace(m, source=_resolve(m.source, folder)) if is_local_source(m.source) else m
                 for m in spec.models
             )
+            models = (with_paths(m, lambda path: _resolve(path, folder)) for m in models)
             spec = dataclasses.replace(spec, models=tuple(models))
     return spec
 

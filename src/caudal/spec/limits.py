@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, Resources, SiteSpec
 from caudal.domain.workload import (
     BaseSpec,
+    ExternalSpec,
     InnerSpec,
     ModelShape,
     OuterSpec,
     RolloutSpec,
+    ScaleSpec,
     ServedModel,
     ServiceSpec,
     StageSpec,
@@ -89,6 +91,20 @@ RANGES: dict[type, dict[str, Range]] = {
         "seed": Range(0, 2**63 - 1),
     },
     RolloutSpec: {"canary": _FRACTION, "hold_s": Range(0, 30 * 86_400)},
+    ScaleSpec: {
+        "min": Range(0, 10_000),
+        "max": Range(0, 10_000),
+        "target": Range(0.05, 1),
+        "ttft_s": Range(0, 3_600, above=True),
+        "idle_s": Range(1, 86_400),
+        "prewarmed": Range(0, 10_000),
+    },
+    ExternalSpec: {
+        "usd_per_million_in": Range(0, 100_000),
+        "usd_per_million_out": Range(0, 100_000),
+        "budget_usd_per_month": Range(0, 1_000_000),
+        "max_requests": Range(1, 10_000),
+    },
     ServedModel: {"replicas": Range(1, 10_000), "context": Range(16, 1 << 24), "slots": Range(1, 1_024)},
 }
 

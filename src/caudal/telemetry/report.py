@@ -10,9 +10,13 @@ two. The keys of `status`, by role:
                  kept_out ({slot: reason}), why (the last word on inner_steps), error
     worker       phase (loading joining computing waiting evaluating done), site, round, loss, tokens_per_s,
                  restarts (inside its gang)
-    replica      ready, url, model, version, error; control adds ready_since
+    replica      ready, url, model, version, engine, slots, capabilities, metrics (serve/figures.py), error;
+                 control adds ready_since
     gateway      ready, url, requests, streams, hedged (requests that were sent twice),
-                 load ({replica: [requests and tokens in flight, tokens per s]})
+                 load ({replica: [requests and tokens in flight, tokens per s]}),
+                 demand ({model: [requests, smoothed, seconds without any or -1]}), peaks ({model: [age in s,
+                 load, ...]}), waking (models that sleep and are waited for),
+                 spent ({book, month, usd: {external address: US dollars}})
 
 Points are the rows of a run's curve: `{"seq": n, "at": seconds, "values": {round, stage, loss, ...}}`; they
 are kept here until the control API has taken them.
@@ -37,7 +41,7 @@ REPORT_URL = "CAUDAL_REPORT_URL"
 TOKEN_FILE = "CAUDAL_TOKEN_FILE"
 """Environment variable: the file that holds the control API's secret."""
 
-URGENT = ("ready", "error")
+URGENT = ("ready", "error", "waking")
 """Keys whose change is told at once."""
 
 AT_MOST_EVERY_S = 0.2

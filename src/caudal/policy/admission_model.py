@@ -1,0 +1,260 @@
+"""One model as admission sees it: what runs, what waits in which class, and how long things take.
+
+Keeps the counts and does the sums; who is let in and who is refused is decided in admission.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from caudal.policy.admission_types import Ask
+from caudal.policy.fair_queue import FairQueue
+from caudal.policy.pace import PROMPT_OVERHEAD_TOKENS, TYPICAL_REPLY_TOKENS, Pace, ReplyLength, Window
+
+REPLY_WEIGHT = 2
+"""A token of a reply is this much work, one of a prompt 1: as in VTC (arXiv 2401.00588)."""
+
+UNKNOWN_SLOTS = 32
+"""What one model's replicas are taken to hold while nothing is known of them."""
+
+READING_SHARE = 0.1
+MAX_READING_S = 0.5
+"""The prompts that replicas have still to read may take them this share of the time to the first token that
+interactive requests are promised, and no longer than that: a gateway hears of each that was read and sends the
+next within milliseconds, so replicas do not idle. With 1 s of a promised second
+goodput on Azure's trace halved."""
+
+READ_AT_ONCE = 2
+"""So many prompts a replica may have to read in any case, however long: one behind which others wait at one
+replica must not keep the next one idle."""
+
+OVERDUE_S = 2.0
+OVERDUE = 4.0
+"""A first token that did not come after so many times the expected time, and 2 s, is not waited for."""
+
+TURN_S = 0.02
+"""Beyond their slots replicas get what they end within such a time, so that no slot is empty while the gateway
+hears of an end and sends the next. Where requests take seconds that is none: one that waits inside a replica
+waits for a whole other one. At most a quarter of the slots, or one for each replica."""
+
+BATCH = 2
+MIN_SEEN = 8
+MAX_KEYS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request at a replica. `reply` is as predicted; `ahead` the tokens that its replica had to read up to its
+    first one; `charged` whether it was taken from a queue, by its work."""
+
+    ask: Ask
+    model: ModelQueues
+    reply: int
+    arrived_at: float
+    started_at: float
+    ahead: float
+    first_at: float = 0.0
+    reading: bool = False
+    charged: bool = False
+
+
+class ModelQueues:
+    """The state of one model."""
+
+    __slots__ = (
+        "_lengths",
+        "_own_lengths",
+        "_readers",
+        "_reading_s",
+        "pace",
+        "queues",
+        "reading",
+        "reading_tokens",
+        "replicas",
+        "running",
+        "running_batch",
+        "spare",
+        "swept_at",
+        "waiting",
+        "window",
+    )
+
+    def __init__(self, first_token_s: float = 5.0, newest_first: bool = False) -> None:
+        self._reading_s = min(MAX_READING_S, READING_SHARE * first_token_s)
+        self.queues = (FairQueue(newest_first), FairQueue(newest_first), FairQueue())
+        self.pace = Pace()
+        self.window = Window(UNKNOWN_SLOTS)
+        self.replicas = 1
+        self.running = self.running_batch = 0
+        self.reading = 0  # streams whose first token did not come yet
+        self.reading_tokens = 0
+        self.waiting = 0
+        self.spare = UNKNOWN_SLOTS // 4  # beyond the slots
+        self.swept_at = 0.0
+        self._readers: deque[Running] = deque()  # in the order in which they were sent
+        self._lengths: dict[str, ReplyLength] = {}
+        self._own_lengths = ReplyLength()
+
+    # What it says.
+
+    def predict(self, key: str, bound: int) -> int:
+        """Tokens that a reply to this key is expected to have."""
+        length = self._lengths.get(key)
+        if length is None or length.seen < MIN_SEEN:
+            length = self._own_lengths
+        expected = int(length.tokens) or 1
+        return min(bound, expected) if bound else expected
+
+    def open_to(self, rank: int) -> bool:
+        """Whether a request of a class may start although it just came: there is room, and nobody is before it."""
+        if self.waiting:
+            queues = self.queues
+            if queues[0].count or (rank and queues[1].count) or (rank == BATCH and queues[2].count):
+                return False
+        return self.room(rank)
+
+    def room(self, rank: int) -> bool:
+        """Whether replicas can take one more of a class."""
+        limit = self.window.limit
+        if self.running >= limit + self.spare:
+            return False
+        if self.reading >= self.replicas * READ_AT_ONCE:
+            if self.reading_tokens * self.pace.prompt_s > self._reading_s * self.replicas:
+                return False
+            if rank == BATCH and self.pace.prompt_s:
+                return False
+        return rank != BATCH or self.running < max(1, limit - limit // 4)
+
+    def work(self, prompt_tokens: int, reply_tokens: int) -> float:
+        """What a request costs, in tokens of a prompt."""
+        return prompt_tokens + PROMPT_OVERHEAD_TOKENS + REPLY_WEIGHT * reply_tokens
+
+    def read_s(self, prompt_tokens: int = 0) -> float:
+        """Seconds until a prompt would be read that is sent now, behind those that are being read."""
+        per_replica = self.reading_tokens / self.replicas
+        return (per_replica + prompt_tokens + PROMPT_OVERHEAD_TOKENS) * self.pace.prompt_s
+
+    def own_s(self, prompt_tokens: int) -> float:
+        """Seconds that a prompt takes by itself."""
+        return (prompt_tokens + PROMPT_OVERHEAD_TOKENS) * self.pace.prompt_s
+
+    def reply_s(self, reply_tokens: int) -> float:
+        """Seconds from the first token to the last, about."""
+        return reply_tokens * self.pace.reply_s
+
+    def held_s(self) -> float:
+        """Seconds for which a request holds its slot, on average."""
+        return self.pace.mean_work * self.pace.work_s
+
+    def wait_s(self, rank: int, ahead_in_class: float) -> float:
+        """Seconds until a request could start that has so much work of its own class before it: for a slot, or
+        until what is before it was read, whichever takes longer."""
+        ahead = ahead_in_class
+        work = self.queues[rank].work
+        prompts: float = self.queues[rank].prompt_tokens
+        for queue in self.queues[:rank]:
+            ahead += queue.work
+            work += queue.work
+            prompts += queue.prompt_tokens
+        prompt_share = prompts / work if work > 0 else 0.0
+        to_read = self.reading_tokens + ahead * prompt_share
+        read_s = to_read * self.pace.prompt_s / self.replicas
+        if self.running < self.window.limit and not ahead:
+            return read_s
+        slot_s = (ahead + self.pace.mean_work) * self.pace.work_s / self.window.limit
+        return max(slot_s, read_s)
+
+    # What happens to it.
+
+    def resize(self, replicas: int, slots: int) -> None:
+        """It has so many replicas now, which hold so many requests together."""
+        self.replicas = replicas
+        self.window.resize(slots)
+        self._set_spare()
+
+    def _set_spare(self) -> None:
+        slots, held_s = self.window.slots, self.held_s()
+        most = max(self.replicas, slots // 4)
+        self.spare = most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
+
+    def start(self, now: float, ask: Ask, arrived_at: float, reply: int) -> Running:
+        """A request goes to a replica."""
+        self.running += 1
+        if ask.slo == "batch":
+            self.running_batch += 1
+        own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
+        ahead = own + self.reading_tokens / self.replicas
+        running = Running(ask, self, reply, arrived_at, now, ahead)
+        if ask.stream:
+            self.overdue(now)
+            self._readers.append(running)
+            running.reading = True
+            self.reading += 1
+            self.reading_tokens += own
+        return running
+
+    def overdue(self, now: float) -> None:
+        """Replicas that say nothing for much longer than it takes to read what they have must not keep the
+        others idle: what they read counts no more."""
+        readers = self._readers
+        while readers:
+            first = readers[0]
+            if first.reading:
+                if now - first.started_at < max(OVERDUE_S, OVERDUE * first.ahead * self.pace.prompt_s):
+                    return
+                self._read(first)
+            readers.popleft()
+
+    def _read(self, running: Running) -> None:
+        if running.reading:
+            running.reading = False
+            self.reading -= 1
+            self.reading_tokens -= running.ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
+
+    def first_token(self, now: float, running: Running) -> None:
+        """Its first token came."""
+        if running.first_at or not running.ask.stream:
+            return
+        running.first_at = now
+        self._read(running)
+        self.pace.first_token(now - running.started_at, running.ahead)
+
+    def ended(
+        self, now: float, running: Running, reply_tokens: int | None, ok: bool, promised_s: float
+    ) -> None:
+        """It is over. `promised_s` is what its class was promised for each token (0: nothing)."""
+        ask = running.ask
+        running_then = self.running
+        self.running -= 1
+        if ask.slo == "batch":
+            self.running_batch -= 1
+        self._read(running)
+        if not ok:
+            return
+        decode_s = now - running.first_at if running.first_at else 0.0
+        work = self.work(ask.prompt_tokens, running.reply)
+        self.pace.ended(now - running.started_at, work, decode_s, running.reply)
+        self._set_spare()
+        if reply_tokens is None:
+            return
+        self._learn(ask.key, reply_tokens)
+        if running.charged:
+            more = REPLY_WEIGHT * (reply_tokens - running.reply)
+            self.queues[ask.rank].correct(ask.key, more)
+        if promised_s and decode_s and reply_tokens > 1:
+            self.window.see(decode_s / (reply_tokens - 1), promised_s, running_then)
+
+    def _learn(self, key: str, tokens: int) -> None:
+        self._own_lengths.see(tokens)
+        length = self._lengths.get(key)
+        if length is None:
+            if len(self._lengths) >= MAX_KEYS:
+                return  # the model's own length stands for the rest
+            length = self._lengths[key] = ReplyLength(TYPICAL_REPLY_TOKENS)
+        length.see(tokens)
+
+    def prune(self) -> None:
+        """Forget keys that wait for nothing."""
+        for queue in self.queues:
+            queue.prune()

@@ -1,0 +1,67 @@
+"""What was used in the last minute: a sliding sum in buckets of a second. Knows nothing of keys.
+
+A bucket counts until every moment in it is more than a minute ago, so the sum is never too small: a limit that
+is held against it holds over any sliding minute. It is too large by up to a second's worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+WINDOW_S = 60
+
+
+class SlidingMinute:
+    """At most 61 buckets, whatever the rate. Times only rise, but for `take_back`'s."""
+
+    __slots__ = ("_buckets", "_total")
+
+    def __init__(self) -> None:
+        self._buckets: deque[list[int]] = deque()  # [second, amount]
+        self._total = 0
+
+    def used(self, now: float) -> int:
+        """What was added within the last minute."""
+        buckets = self._buckets
+        while buckets and buckets[0][0] + 1 + WINDOW_S <= now:
+            self._total -= buckets.popleft()[1]
+        return self._total
+
+    def add(self, now: float, amount: int) -> None:
+        """Count an amount."""
+        self.used(now)
+        second = math.floor(now)
+        if self._buckets and self._buckets[-1][0] == second:
+            self._buckets[-1][1] += amount
+        else:
+            self._buckets.append([second, amount])
+        self._total += amount
+
+    def take_back(self, at: float, amount: int) -> None:
+        """Uncount what was added at `at` (nothing, where that is forgotten already)."""
+        second = math.floor(at)
+        for bucket in reversed(self._buckets):
+            if bucket[0] == second:
+                amount = min(amount, bucket[1])
+                bucket[1] -= amount
+                self._total -= amount
+                return
+
+    def wait_s(self, now: float, amount: int, limit: int) -> float:
+        """Seconds until an amount fits below the limit; 0 where it does now, inf where it never will."""
+        if amount > limit:
+            return math.inf
+        excess = self.used(now) + amount - limit
+        if excess <= 0:
+            return 0.0
+        for second, counted in self._buckets:
+            excess -= counted
+            if excess <= 0:
+                return second + 1 + WINDOW_S - now
+        raise AssertionError("the buckets hold what the total says")
+
+    def reset_s(self, now: float) -> float:
+        """Seconds until nothing of what was added counts any more."""
+        self.used(now)
+        return self._buckets[-1][0] + 1 + WINDOW_S - now if self._buckets else 0.0

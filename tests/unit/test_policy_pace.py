@@ -1,0 +1,141 @@
+"""What admission learns, and the queue that it keeps."""
+
+from __future__ import annotations
+
+import random
+
+from caudal.domain.key import KeyLimits, Slo
+from caudal.policy.admission_types import Ask
+from caudal.policy.fair_queue import FairQueue, Waiting
+from caudal.policy.pace import Pace, Ratio, ReplyLength, Window
+
+
+def test_reply_lengths_settle_at_their_quantile_and_follow() -> None:
+    rng = random.Random(3)
+    length = ReplyLength()
+    for _ in range(2000):
+        length.see(int(rng.lognormvariate(4.0, 0.7)) + 1)
+    assert 45 < length.tokens < 110  # the 0.6 quantile is 65
+    for _ in range(60):
+        length.see(1000)
+    assert length.tokens > 700
+    for _ in range(200):
+        length.see(0)
+    assert length.tokens >= 1.0
+
+
+def test_a_ratio_forgets() -> None:
+    ratio = Ratio()
+    assert ratio.value == 0.0
+    for _ in range(300):
+        ratio.see(2.0, 1.0)
+    for _ in range(200):
+        ratio.see(6.0, 2.0)
+    assert 2.9 < ratio.value < 3.0
+
+
+def test_pace_says_what_requests_took() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.first_token(0.2, 100.0)
+        pace.ended(1.2, 300.0, 1.0, 50)
+    assert abs(pace.prompt_s - 0.002) < 1e-9 and abs(pace.work_s - 0.004) < 1e-9
+    assert abs(pace.reply_s - 0.02) < 1e-9 and pace.mean_work == 300.0
+
+
+def test_a_window_keeps_what_it_found_when_replicas_come_or_go() -> None:
+    window = Window(32)
+    for _ in range(1000):
+        window.see(1.0, 0.1, 32)
+    assert window.limit == 8
+    window.resize(64)
+    assert window.limit == 16
+    window.resize(16)
+    assert window.limit == 4
+
+
+def item(id_: int, key: str, weight: float = 1.0, work: float = 10.0) -> Waiting:
+    """A request in a queue."""
+    ask = Ask(id_, key, KeyLimits(weight=weight), Slo.STANDARD, "m", 1)
+    return Waiting(ask, 1, work, 0.0, 1e9)
+
+
+def taken(queue: FairQueue, count: int) -> list[int]:
+    """The ids of the next few."""
+    found = []
+    for _ in range(count):
+        one = queue.pop(lambda _: True)
+        assert one is not None
+        found.append(one.ask.id)
+    return found
+
+
+def test_keys_take_turns_by_weight_and_keep_their_order() -> None:
+    queue = FairQueue()
+    for i in range(6):
+        queue.push(item(i, "a"))
+    for i in range(10, 16):
+        queue.push(item(i, "b", weight=2.0))
+    order = taken(queue, 9)
+    assert sum(i >= 10 for i in order) == 6 and order == sorted(order, key=lambda i: order.index(i))
+    assert [i for i in order if i < 10] == [0, 1, 2] and [i for i in order if i >= 10] == list(range(10, 16))
+    assert queue.count == 3 and queue.work == 30.0
+
+
+def test_a_key_that_comes_back_does_not_get_what_it_did_not_use() -> None:
+    queue = FairQueue()
+    for i in range(20):
+        queue.push(item(i, "a"))
+    taken(queue, 10)
+    for i in range(100, 110):
+        queue.push(item(i, "b"))
+    assert sum(i >= 100 for i in taken(queue, 10)) in (5, 6)
+
+
+def test_what_was_predicted_wrongly_is_put_right() -> None:
+    queue = FairQueue()
+    for i in range(10):
+        queue.push(item(i, "a"))
+        queue.push(item(100 + i, "b"))
+    taken(queue, 2)
+    queue.correct("a", 50.0)  # its request was six times as large
+    assert all(i >= 100 for i in taken(queue, 5))
+    queue.correct("b", -1000.0)  # back to now, not before
+    assert len(taken(queue, 13)) == 13 and queue.count == 0
+
+
+def test_gone_and_held_requests_are_passed_over() -> None:
+    queue = FairQueue()
+    items = [item(i, "a") for i in range(50)]
+    for one in items:
+        queue.push(one)
+    queue.push(item(100, "b"))
+    for one in items[:40]:
+        queue.remove(one)
+    assert queue.count == 11 and queue.ahead("a", 1.0) == 110.0 and queue.ahead("c", 1.0) == 0.0
+    only_b = queue.pop(lambda key: key == "b")
+    assert only_b is not None and only_b.ask.id == 100
+    assert queue.pop(lambda key: key == "b") is None  # a is held until it is freed
+    assert queue.pop(lambda _: True) is None
+    assert queue.free("a") and not queue.free("a")
+    assert taken(queue, 10) == list(range(40, 50))
+    queue.prune()
+    assert queue.pop(lambda _: True) is None and not list(queue.lines())
+
+
+def test_many_corrections_do_not_grow_the_heap() -> None:
+    queue = FairQueue()
+    for i in range(10):
+        queue.push(item(i, f"k{i}"))
+    for i in range(5000):
+        queue.correct(f"k{i % 10}", 1.0)
+    assert len(queue._heap) < 200
+    assert sorted(taken(queue, 10)) == list(range(10))
+
+
+def test_newest_first_within_a_key() -> None:
+    queue = FairQueue(newest_first=True)
+    for i in range(4):
+        queue.push(item(i, "a"))
+    assert [w.ask.id for _, line in queue.lines() for w in line] == [3, 2, 1, 0]
+    assert taken(queue, 4) == [3, 2, 1, 0]
