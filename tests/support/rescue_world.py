@@ -7,18 +7,24 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
+from caudal.gateway.exchange import Exchange
+from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
-from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
-from caudal.gateway.upstream import Address, UpstreamFailed, UpstreamPool
+from caudal.gateway.spending import Spending
+from caudal.gateway.upstream import Address, UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
 from tests.support.fake_engine import FakeEngine
+
+NO_EXTERNALS = Externals(Spending(Path("/nowhere"), lambda: 0.0))
 
 
 @dataclass
@@ -189,7 +195,12 @@ def ask(
         router = Router("north", asyncio.get_running_loop().time)
         router.update(RouteTable(1, (ModelRoutes("m", 1, 0, routes),)))
         generations = Generations(
-            router, cast(UpstreamPool, pool), metrics, 0.0, used=lambda call, one: used.append(one)
+            router,
+            cast(UpstreamPool, pool),
+            metrics,
+            NO_EXTERNALS,
+            0.0,
+            used=lambda call, one: used.append(one),
         )
         parse = parse_chat if "chat" in path else parse_completion
         call: Call = parse(json.dumps({"model": "m", "stream": True, **body}).encode())

@@ -13,10 +13,10 @@ from caudal.gateway.account import CLIENT_LEFT
 from caudal.gateway.answer_heads import AnswerHeads
 from caudal.gateway.callers import Caller, Callers
 from caudal.gateway.engine_dialects import fans_out
+from caudal.gateway.exchange import Answering, Exchange
 from caudal.gateway.fan_out import fan_out
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_request import Request
-from caudal.gateway.http_server import Answering, Exchange
 from caudal.gateway.legacy_logprobs import LegacyLogprobs
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion

@@ -22,7 +22,7 @@ from caudal.domain.key import ANONYMOUS, SECRET_PREFIX, KeyLimits
 from caudal.gateway.guesses import Guesses
 from caudal.gateway.openai_errors import key_expired, key_missing, key_wrong, keys_unknown, too_many_keys
 from caudal.gateway.polling import Poller
-from caudal.gateway.upstream import UpstreamPool
+from caudal.gateway.upstream_pool import UpstreamPool
 
 log = logging.getLogger("caudal.gateway")
 

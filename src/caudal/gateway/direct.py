@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 from caudal.gateway.account import CLIENT_LEFT
 from caudal.gateway.events import NotEvents
-from caudal.gateway.http_server import Exchange
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Ticket
-from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.whole import Whole
 
 Failure = UpstreamFailed | NotEvents

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from caudal.gateway.callers import Caller
+from caudal.gateway.exchange import JSON, Exchange
 from caudal.gateway.filtered_exchange import EventLines, FilteredExchange, understood
-from caudal.gateway.http_server import JSON, Exchange
 from caudal.gateway.openai_api import Call, several_prompts
 from caudal.gateway.openai_errors import ApiError
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from caudal.gateway.events import NotEvents
-from caudal.gateway.http_server import JSON, Exchange
+from caudal.gateway.exchange import JSON, Exchange
 
 _GARBAGE = (LookupError, TypeError, AttributeError, ValueError, RecursionError, msgspec.DecodeError)
 

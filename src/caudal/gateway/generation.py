@@ -18,8 +18,8 @@ from caudal.gateway.continuation import Impossible
 from caudal.gateway.direct import Direct, Failure
 from caudal.gateway.engine_request import generation_request
 from caudal.gateway.events import NotEvents
+from caudal.gateway.exchange import Answering, Exchange
 from caudal.gateway.external import Externals
-from caudal.gateway.http_server import Answering, Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import (
@@ -32,7 +32,8 @@ from caudal.gateway.openai_errors import (
 from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
 from caudal.gateway.watch import Watch
 from caudal.gateway.whole import Whole
@@ -303,6 +304,8 @@ class Generations:
                 if isinstance(failed, UpstreamFailed) and failed.lost:
                     losses.add(self._router.now(), streaming=answer.started)
                 log.warning("replica %s failed a request: %s", ticket.gang, why)
+                if answer.started and ticket.route.external is not None:
+                    break  # nobody knows that it is the very same model elsewhere
                 if answer.started:
                     answer.lost()
                 if answer.finished:

@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Callable
 
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamConnection, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection
+from caudal.gateway.upstream_pool import UpstreamPool
 
 Request = Callable[[Ticket], bytes]
 Begun = asyncio.Task[UpstreamConnection]

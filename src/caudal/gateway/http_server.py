@@ -11,126 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from http import HTTPStatus
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import cast
 
-from caudal.gateway.callers import NOBODY
-from caudal.gateway.http_request import Refusal, Request, RequestReader
+from caudal.gateway.exchange import JSON, Answering, Exchange, head
+from caudal.gateway.http_request import Refusal, RequestReader
 from caudal.gateway.limits import Limits
 
 log = logging.getLogger("caudal.gateway")
 
-Answering = Coroutine[Any, Any, None]
-Handler = Callable[["Exchange"], Answering | None]
+Handler = Callable[[Exchange], Answering | None]
 RefusalBody = Callable[[Refusal], bytes]
 
-JSON = b"application/json"
 FOREVER = float("inf")
 LINGER_BYTES = 16 * 1024 * 1024
 MAX_LINGERING = 256
-
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-
-
-def _head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> bytes:
-    connection = b"" if keep_alive else b"connection: close\r\n"
-    return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
-
-
-class Flow(Protocol):
-    """Who answers an exchange from callbacks, and is told how its client does."""
-
-    def pause(self) -> None:
-        """The client takes less than is sent: send no more for now."""
-
-    def resume(self) -> None:
-        """It caught up."""
-
-    def left(self) -> None:
-        """It is gone, or cut off: whatever is done for it stops. Nothing is told after this."""
-
-
-def _no_headers() -> bytes:
-    return b""
-
-
-class Exchange:
-    """One request, who asks, and its answer: either `respond` once, or `begin`, `send`..., `end`."""
-
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_keep_alive",
-        "caller",
-        "finished",
-        "flow",
-        "headers",
-        "request",
-        "started",
-    )
-
-    def __init__(self, connection: HttpConnection, request: Request, keep_alive: bool) -> None:
-        self.request = request
-        self.caller = NOBODY  # until the handler knows better
-        self.started = False
-        self.finished = False
-        self.flow: Flow | None = None
-        self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
-        self._connection = connection
-        self._keep_alive = keep_alive
-        self._chunked = False
-
-    def respond(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        """The whole answer at once. `extra` are further header lines, each with its line end."""
-        assert not self.started
-        self.started = self.finished = True
-        head = _head(status, content_type, self._keep_alive, extra + self.headers())
-        shown = b"" if self.request.method == "HEAD" else body
-        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
-        self._connection.answered(self)
-
-    def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
-        """Start an answer whose length is not known."""
-        assert not self.started
-        self.started = True
-        self._chunked = self.request.http_1_1
-        self._keep_alive = self._keep_alive and self._chunked
-        coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        extra += self.headers()
-        self._connection.write(_head(status, content_type, self._keep_alive, extra) + coding)
-
-    def send(self, data: bytes) -> None:
-        """The next bytes of a begun answer."""
-        assert self.started and not self.finished
-        if data:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-
-    def end(self) -> None:
-        """The end of a begun answer."""
-        assert self.started and not self.finished
-        self.finished = True
-        if self._chunked:
-            self._connection.write(b"0\r\n\r\n")
-        self._connection.answered(self)
-
-    def go_on(self, answering: Answering) -> None:
-        """What callbacks began goes on in a task; the flow has ended."""
-        self.flow = None
-        self._connection.run(self, answering)
-
-    def address(self) -> str:
-        """The address that the client's connection comes from."""
-        return self._connection.address()
-
-    async def drained(self) -> None:
-        """Return when the client has taken enough for more to be sent."""
-        await self._connection.drained()
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection may serve another request after this one."""
-        return self._keep_alive
 
 
 class HttpConnection(asyncio.Protocol):
@@ -332,8 +227,8 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         body = self._server.refusal_body(refusal)
-        head = _head(refusal.status, JSON, False, extra)
-        self.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        lines = head(refusal.status, JSON, False, extra)
+        self.write(b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body))
         self._lingering_bytes = 0
         self._deadline = asyncio.get_running_loop().time() + self._limits.linger_s
         if self._server.linger(self):

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.filtered_exchange import EventLines, FilteredExchange
-from caudal.gateway.http_server import Exchange
 
 
 class LegacyLogprobs(FilteredExchange):

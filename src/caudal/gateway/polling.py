@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from caudal.gateway.upstream import UpstreamFailed, UpstreamPool, parse_address
+from caudal.gateway.upstream import UpstreamFailed, parse_address
+from caudal.gateway.upstream_pool import UpstreamPool
 
 log = logging.getLogger("caudal.gateway")
 

@@ -29,7 +29,8 @@ from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.spending import Spending
-from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
+from caudal.gateway.upstream import UpstreamLimits
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
 from caudal.policy.hedging import HedgeRules

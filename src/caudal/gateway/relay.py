@@ -16,16 +16,17 @@ from caudal.gateway.continuation import Ask, Impossible, Work
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request, post
 from caudal.gateway.events import EventSplitter, ModelName, NotEvents
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Paid
 from caudal.gateway.hedge import hedged_request
-from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError, engine_error, rescue_impossible
 from caudal.gateway.rescue import Rescue
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.said import Said, SaidLog
-from caudal.gateway.upstream import Address, UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import Address, UpstreamConnection, UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured, UsageTap, estimated, total
 
 EVENT_STREAM = b"text/event-stream"

@@ -87,6 +87,7 @@ class ModelState:
     by_gang: Mapping[str, Replica] = field(default_factory=dict)
     externals: Sequence[Replica] = ()
     served_share: float = 1.0
+    asks_outside: bool = False  # whether an external address is one replica among others
     capacity: tuple[int, int] = (0, 0)  # replicas, and requests that all of them run at once
 
     def take(self, replicas: Sequence[Replica]) -> None:
@@ -95,6 +96,7 @@ class ModelState:
         self.pool = Pool.of([r.load for r in replicas if not r.overflows], weights)
         self.by_gang = {r.load.gang: r for r in replicas}
         self.externals = [r for r in replicas if r.route.external is not None]
+        self.asks_outside = any(not r.overflows for r in self.externals)
 
     def expected(self, asked: int) -> int:
         """Of the tokens that a request may have, those that are likely: answers end before their limit."""

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from caudal.gateway.callers import NOBODY
+from caudal.gateway.exchange import JSON, Exchange
 from caudal.gateway.filtered_exchange import EventLines, FilteredExchange, understood
-from caudal.gateway.http_server import JSON, Exchange
 from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.responses_request import Item, parse_response, to_chat

@@ -194,7 +194,7 @@ class Router:
         """A place within the fleet that is to be had at once; None where there is none, or where the request may be
         sent twice."""
         model = self._models.get(model_id)
-        if model is None or model.hedger.wait_s() is not None:
+        if model is None or model.hedger.wait_s() is not None or model.asks_outside:
             return None
         ask = self._ask(model_id, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
         taken = self._try(model_id, ask, tokens, None)

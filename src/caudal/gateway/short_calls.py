@@ -16,8 +16,8 @@ from caudal.gateway import engine_dialects
 from caudal.gateway.engine_dialects import Question
 from caudal.gateway.engine_request import RETRY_STATUSES
 from caudal.gateway.events import NotEvents
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.filtered_exchange import FilteredExchange
-from caudal.gateway.http_server import Exchange
 from caudal.gateway.openai_api import (
     BYTES_PER_TOKEN,
     MAX_TOOLS,
@@ -30,7 +30,8 @@ from caudal.gateway.openai_api import (
 )
 from caudal.gateway.openai_errors import ApiError, engine_error, model_not_found, no_replica, replica_failed
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 
 Text = Annotated[str, Meta(min_length=1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=1_000_000)]

@@ -6,13 +6,14 @@ from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
 from caudal.gateway.events import ModelName, NotEvents
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Paid
-from caudal.gateway.http_server import Exchange
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import BYTES_PER_TOKEN, Call
 from caudal.gateway.openai_errors import ApiError, engine_error
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
+from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured, total, usage_of
 
 MAX_BYTES = 32 * 1024 * 1024
