@@ -44,6 +44,12 @@ class World:
         wait_routed(self.client, 2)
         self.last, self.first = name, self.last
 
+    def lose(self, name: str) -> None:
+        """Kill one of the two."""
+        self.gangs.processes[name].kill()
+        del self.gangs.control.reports[name]
+        self.last = self.first if name == self.last else self.last
+
     def rescued(self) -> dict[str, int]:
         """The counter's values."""
         url = str(self.client.base_url).replace("/v1/", "/metrics")
@@ -191,11 +197,7 @@ def test_kinds_of_answers(world: World) -> None:
         stream = world.client.chat.completions.create(**body)
         chunks = [next(stream).model_dump() for _ in range(4)]
         busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
-        process = world.gangs.processes[busy]
-        process.kill()
-        if busy == world.last:
-            world.last = world.first
-        del world.gangs.control.reports[busy]
+        world.lose(busy)
         if whole:
             chunks += [c.model_dump() for c in stream]
             assert len({c["id"] for c in chunks}) == 1, more
@@ -235,9 +237,23 @@ def test_raw_completion(world: World) -> None:
     chunks = [next(stream) for _ in range(4)]
     time.sleep(0.05)
     busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
-    world.gangs.processes[busy].kill()
+    world.lose(busy)
     chunks += list(stream)
     assert "".join(c.choices[0].text for c in chunks if c.choices) == plain.choices[0].text
     usage, expected = chunks[-1].usage, plain.usage
     assert usage is not None and expected is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (expected.prompt_tokens, 40)
+
+
+def test_response(world: World) -> None:
+    """The endpoints that are made of streams of chats are rescued with them."""
+    asked: Any = {"model": MODEL, "input": "List ten rivers.", "temperature": 0, "max_output_tokens": 80}
+    plain = world.client.responses.create(**asked)
+    world.replicas("replica-r")
+    stream = world.client.responses.create(**asked, stream=True)
+    events = [next(stream) for _ in range(8)]
+    busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
+    world.lose(busy)
+    events += list(stream)
+    said = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert said == plain.output_text and events[-1].response.usage.output_tokens == 80

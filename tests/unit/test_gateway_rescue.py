@@ -373,6 +373,8 @@ def test_watch_moves_a_silent_stream_and_one_whose_replica_left() -> None:
         assert not look(3, waiting=False)  # the client is slow, not the replica
         assert not look(4.9) and len(look(0.3)) == 1 and "silent for 5." in given_up[0]
         assert relay.silent_s >= 5
+        look(1, chunks=1)
+        assert len(look(6)) == 1 and relay.moves == 1  # ten seconds from now on
         routes(msgspec.structs.replace(a, draining=True), b)
         look(0.1, chunks=1)
         look(3, chunks=1)
@@ -382,7 +384,9 @@ def test_watch_moves_a_silent_stream_and_one_whose_replica_left() -> None:
     class Fake(SimpleNamespace):
         __hash__ = object.__hash__  # type: ignore[assignment]
 
-    relay = Fake(chunks=0, connection=connection, ticket=None, model="m", silent_s=0.0, speaking=True)
+    relay = Fake(
+        chunks=0, connection=connection, ticket=None, model="m", silent_s=0.0, speaking=True, moves=0
+    )
     watch = Watch(router)
     asyncio.run(scenario())
 

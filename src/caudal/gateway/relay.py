@@ -49,6 +49,7 @@ class Relay:
     ) -> None:
         self.model = call.model
         self.chunks = 0  # grows with every sign of life; for the watch
+        self.moves = 0  # how often it was moved because of a silence
         self.silent_s = 0.0  # how long its replica had said nothing when it was given up
         self.ticket: Ticket | None = None
         self.connection: UpstreamConnection | None = None  # the one that is being read

@@ -143,13 +143,14 @@ class Router:
         }
 
     def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
-        """Whether a request's replica is to stay, and whether another one of the same version could take the
-        request over now."""
+        """Whether a request's replica is to stay, and whether another one could take the request over now: of the
+        same version, one that did not fail it before, and that is known to answer (no half-open breaker)."""
         model, now = self._models.get(model_id), self.now()
         replicas = [self._of(route) for route in model.routes.replicas] if model else []
         stays = any(ticket.is_at(r) and not r.load.draining for r in replicas)
-        others = [r.load for r in replicas if r.load.gang != ticket.gang and r.load.version == ticket.version]
-        return stays, any(load.admits(now) for load in others)
+        known = ticket.ask.tried | {ticket.gang}
+        others = [r.load for r in replicas if r.load.gang not in known and r.load.version == ticket.version]
+        return stays, any(load.admits(now) and load.breaker.state(now) == "closed" for load in others)
 
     async def acquire(
         self,

@@ -2,7 +2,9 @@
 free. Looked at twice a second, so that a chunk costs nothing here.
 
 An engine that is busy with others' prompts is silent too, so a stream that has another way waits for some
-seconds, longer where its tokens come slowly; a stream that has none waits for as long as the connection does.
+seconds, longer where its tokens come slowly, and twice as long each time that it was moved: the replica that
+takes over the streams of another one is busy with reading them. A stream that has no other way waits for as
+long as the connection does.
 """
 
 from __future__ import annotations
@@ -80,8 +82,10 @@ class Watch:
         if not others:
             return
         silent_s = now - seen.moved_at
-        overdue = silent_s >= overdue_s(self._stall_s, seen.chunks, seen.moved_at - seen.first_at)
+        patience_s = self._stall_s * 2**relay.moves
+        overdue = silent_s >= overdue_s(patience_s, seen.chunks, seen.moved_at - seen.first_at)
         if overdue and relay.speaking:
+            relay.moves += 1
             relay.silent_s = silent_s
             connection.give_up(f"silent for {silent_s:.1f} s within an answer")
         elif seen.unlisted_at is not None and now - seen.unlisted_at >= self._drain_s:
