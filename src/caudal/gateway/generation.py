@@ -54,10 +54,14 @@ class Generations:
 
     async def run(self, exchange: Exchange, call: Call) -> int:
         """Answer the exchange; returns the status that was sent. Raises ApiError while nothing was sent."""
-        if self._router.model(call.model) is None:
+        model = self._router.model(call.model)
+        if model is None:
             raise model_not_found(call.model)
-        with self._router.asked(call.model):
+        self._router.begun(model)
+        try:
             return await self._run(exchange, call)
+        finally:
+            self._router.demand.ended(call.model)
 
     async def _run(self, exchange: Exchange, call: Call) -> int:
         begun_at = self._router.now()

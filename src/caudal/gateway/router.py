@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import msgspec
@@ -104,10 +103,9 @@ class Router:
         """All models of the fleet."""
         return [model.routes for model in self._models.values() if self._known(model)]
 
-    def asked(self, model_id: str) -> AbstractContextManager[None]:
-        """A request of a model, for as long as it takes."""
-        model = self._models.get(model_id)
-        return self.demand.asked(model_id, model is not None and model.routes.asleep)
+    def begun(self, routes: ModelRoutes) -> None:
+        """A request of a model came; `demand.ended` is told when it is over."""
+        self.demand.begun(routes.id, routes.asleep)
 
     def waking(self) -> list[str]:
         """The models that sleep and are waited for."""
