@@ -18,7 +18,7 @@ from caudal.domain.decision import Decision, StartGang, StopGang
 from caudal.domain.fleet import LeaseState, Resources
 from caudal.domain.gang import Gang, GangState, GangStatus, Report, Role
 from caudal.domain.snapshot import Snapshot
-from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec
+from caudal.domain.workload import ScaleSpec, ServedModel, ServiceSpec, TrainSpec
 from caudal.policy import decide
 from tests.unit.policy_world import RULES, Play, lease, machine_type, model, service, train
 
@@ -36,7 +36,13 @@ def worlds(draw: st.DrawFn) -> Play:
     ]
     if draw(st.booleans()):
         served = [
-            ServedModel(f"m{i}", source="x", replicas=draw(st.integers(1, 3)), resources=draw(size))
+            ServedModel(
+                f"m{i}",
+                source="x",
+                replicas=draw(st.integers(1, 3)),
+                scale=draw(st.sampled_from([ScaleSpec(), ScaleSpec(0, 2), ScaleSpec(2, 3, prewarmed=1)])),
+                resources=draw(size),
+            )
             for i in range(draw(st.integers(1, 2)))
         ]
         specs.append(service("chat", *served))

@@ -18,7 +18,7 @@ from caudal.gateway.demand import MAX_MODELS, MAX_PEAKS, Demand, ModelDemand, Pe
 from caudal.gateway.process import _report
 from caudal.gateway.routes import decode_routes
 from caudal.policy.demand import read
-from tests.support.gateway import chat, gateway, post, raw
+from tests.support.gateway import chat, connect, gateway, post, raw
 from tests.support.mock_replica import MockReplica
 
 
@@ -39,12 +39,15 @@ def asleep(*replicas: MockReplica, sleeps: bool = True) -> bytes:
 def test_requests_are_counted_from_arrival_to_end_and_smoothed() -> None:
     now = Hands()
     demand = Demand(now)
-    with demand.asked("m"), demand.asked("m"):
-        assert demand.report()[0] == {"m": [2, 0.0, 0.0]}
-        now.time += 5.0
-        assert abs(demand.report()[0]["m"][1] - 2 * (1 - 0.3679)) < 0.001
-        now.time += 100.0
-        assert demand.report() == ({"m": [2, 2.0, 0.0]}, {"m": [0.0, 2.0]})
+    demand.begun("m")
+    demand.begun("m")
+    assert demand.report()[0] == {"m": [2, 0.0, 0.0]}
+    now.time += 5.0
+    assert abs(demand.report()[0]["m"][1] - 2 * (1 - 0.3679)) < 0.001
+    now.time += 100.0
+    assert demand.report() == ({"m": [2, 2.0, 0.0]}, {"m": [0.0, 2.0]})
+    demand.ended("m")
+    demand.ended("m")
     now.time += 5.0
     (row,), (peaks,) = demand.report()[0].values(), demand.report()[1].values()
     assert row == [0, 0.736, 5.0] and peaks == [5.0, 2.0, 0.0, 0.736]
@@ -52,14 +55,25 @@ def test_requests_are_counted_from_arrival_to_end_and_smoothed() -> None:
     assert demand.report() == ({"m": [0, 0.0, 1005.0]}, {"m": [1005.0, 2.0, 1000.0, 0.736]})
 
 
-def test_a_request_that_fails_is_over_too() -> None:
-    demand = Demand(Hands())
-    try:
-        with demand.asked("m"):
-            assert demand.waits_for("m")
-            raise KeyError
-    except KeyError:
-        assert not demand.waits_for("m") and not demand.waits_for("other")
+def test_a_request_that_fails_or_whose_client_leaves_is_over_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        broken, slow = await MockReplica(fail="503").start(), await MockReplica(fail="hang").start()
+        async with gateway(tmp_path, {"m": [broken], "slow": [slow]}) as one:
+            demand = one.router.demand
+            assert (await raw(one, post(chat()))).startswith(b"HTTP/1.1 503")
+            assert not demand.waits_for("m") and demand.report()[0]["m"][0] == 0
+            _, writer = await connect(one)
+            writer.write(post(chat(model="slow")))
+            while not demand.waits_for("slow"):
+                await asyncio.sleep(0.005)
+            writer.close()
+            while demand.waits_for("slow"):
+                await asyncio.sleep(0.005)
+            assert not demand.waits_for("other")
+        await broken.die()
+        await slow.die()
+
+    uvloop.run(asyncio.wait_for(run(), 10))
 
 
 @given(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from caudal.domain.decision import DrainGang, StartGang, StopGang
-from caudal.domain.workload import ScaleSpec, ServedModel, WorkloadState
+from caudal.domain.fleet import Resources
+from caudal.domain.workload import ScaleSpec, ServedModel, ServiceSpec, WorkloadState
 from caudal.policy.demand import read, speed_of
 from tests.unit.policy_world import Play, kinds, model, service, waits
 
@@ -158,6 +159,20 @@ def test_a_new_version_replaces_as_many_as_are_needed_and_growth_keeps_the_servi
     play.models["small"] = model(version=2)
     play.pass_(20)
     assert play.held() == [f"{FIRST}@v2", f"{SECOND}@v2"]
+
+
+def test_what_finds_no_room_waits_and_the_service_runs_on() -> None:
+    play = Scaled(min=1)
+    row = play.workloads["assistant"]
+    assert isinstance(row.spec, ServiceSpec)
+    large = replace(row.spec.models[0], resources=Resources(0.6, 1 << 20))
+    play.workloads["assistant"] = replace(row, spec=replace(row.spec, models=(large,)))
+    play.pass_(65)
+    play.ask(40)
+    play.pass_(5)
+    assert play.held() == [FIRST, SECOND]
+    assert list(waits(play.decide())) == [f"{HEAD}.2"]
+    assert play.workloads["assistant"].state is WorkloadState.RUNNING
 
 
 def test_a_sleeping_models_source_is_pulled_all_the_same() -> None:

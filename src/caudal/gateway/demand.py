@@ -7,8 +7,7 @@ how many there should be: policy/scaling does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 SMOOTH_S = 5.0
 """The number of requests is smoothed over so many seconds: what passes sooner starts no replica."""
@@ -88,23 +87,14 @@ class Demand:
         self._now = now
         self._models: dict[str, ModelDemand] = {}
 
-    @contextmanager
-    def asked(self, model: str, asleep: bool = False) -> Iterator[None]:
-        """A request of a model, for as long as it takes."""
-        if self.begun(model) == 1 and asleep:
-            self.on_news()
-        try:
-            yield
-        finally:
-            self.ended(model)
-
-    def begun(self, model: str) -> int:
-        """A request of a model came; returns how many there are now."""
+    def begun(self, model: str, asleep: bool = False) -> None:
+        """A request of a model came."""
         row = self._models.get(model)
         if row is None:
             row = self._models[model] = ModelDemand(self._now())
         row.change(self._now(), 1)
-        return row.requests
+        if asleep and row.requests == 1:
+            self.on_news()
 
     def ended(self, model: str) -> None:
         """A request of a model that had begun is over."""
@@ -126,7 +116,7 @@ class Demand:
             load = row.load(now)
             row.peaks.add(now, load)
             if number >= MAX_MODELS:
-                if not row.requests and row.ended_at is not None and now - row.ended_at > FORGET_S:
+                if not row.requests and now - (row.ended_at or now) > FORGET_S:
                     del self._models[model]
                 continue
             idle_s = 0.0 if row.requests else -1.0 if row.ended_at is None else now - row.ended_at

@@ -208,7 +208,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _stop_answering(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            # once it has begun: one that is cancelled before never gives back what it was given
+            asyncio.get_running_loop().call_soon(self._task.cancel)
         elif self._exchange is not None and self._exchange.flow is not None:
             flow, self._exchange.flow = self._exchange.flow, None
             flow.left()
@@ -305,6 +306,7 @@ class HttpServer:
         self._sweeper.cancel()
         for connection in list(self._connections | self._lingering):
             connection.cut()
+        await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     async def _sweep(self) -> None:

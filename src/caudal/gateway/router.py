@@ -113,8 +113,7 @@ class Router:
 
     def asked(self, model_id: str) -> Callable[[], None]:
         """A request of a model came; to be called when it is over."""
-        if self.demand.begun(model_id) == 1 and self._asleep(model_id):
-            self.demand.on_news()
+        self.demand.begun(model_id, self._asleep(model_id))
         return partial(self.demand.ended, model_id)
 
     def _asleep(self, model_id: str) -> bool:
