@@ -111,6 +111,13 @@ FOREVER = float("inf")
 SWEEP_S = 0.5
 
 
+_HEADS: dict[bytes, tuple[int, dict[bytes, bytes], int]] = {}
+"""Status, headers and body's length of answers that came in one piece: the same head again means the same."""
+
+MAX_HEADS = 1024
+MAX_HEAD_BYTES = 2048
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to a replica, used for one request after the other."""
 
@@ -243,10 +250,19 @@ class UpstreamConnection(asyncio.Protocol):
         if self.complete:
             self._fail("it spoke without being asked")
             return
+        fresh = not self._head_bytes
+        if fresh and self._known(data):
+            if self.sink is not None:
+                self._tell(self.sink)
+            else:
+                self._wake()
+            return
         if not self._head_done:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            if fresh:
+                self._remember(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("what it said is not HTTP/1.1")
             return
@@ -261,6 +277,38 @@ class UpstreamConnection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _known(self, data: bytes) -> bool:
+        """Whether it is a whole answer with a head that was parsed before; then it is read."""
+        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+        head = _HEADS.get(data[:cut]) if cut > 4 else None
+        if head is None or len(data) - cut != head[2]:
+            return False
+        self.status, self.headers, _ = head
+        self._head_bytes = cut
+        self._head_done = self.complete = True
+        self._chunks.append(data[cut:])
+        self._buffered_bytes += len(data) - cut
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of what was just read, if that was one plain answer and nothing else."""
+        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+        length = len(data) - cut
+        whole = (
+            self.complete
+            and self._buffered_bytes == length
+            and self.headers.get(b"content-length") == b"%d" % length
+        )
+        if (
+            cut > 4
+            and whole
+            and self._parser.should_keep_alive()
+            and b"transfer-encoding" not in self.headers
+        ):
+            if len(_HEADS) >= MAX_HEADS:
+                _HEADS.clear()
+            _HEADS[data[:cut]] = self.status, self.headers, length
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone. An answer that is ended by nothing but this (no length, not chunked) cannot be told
