@@ -30,6 +30,7 @@ from caudal.gateway.openai_errors import (
 )
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
+from caudal.gateway.tracing import Tracing
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed, UpstreamPool
 from caudal.gateway.usage import Measured
 from caudal.gateway.watch import Watch
@@ -94,9 +95,11 @@ class Generations:
         used: Used = lambda call, measured: None,
         watch: Watch | None = None,
         admitter: Admitter | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._record = record
         self._used = used
+        self._tracing = tracing
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
@@ -111,7 +114,7 @@ class Generations:
         awaited. `counted` is told the status, once, unless this raises ApiError."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        account = self._account(exchange, call, caller)
         self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:
@@ -134,6 +137,8 @@ class Generations:
         )
         if ticket is None:
             return self._finish_in_task(job, None, None, None)
+        if account.trace is not None:
+            account.trace.place(ticket, started=False)
         connection = self._pool.take(ticket.address)
         if connection is None:
             return self._finish_in_task(job, ticket, None, None)
@@ -201,6 +206,8 @@ class Generations:
         if isinstance(answer, Relay):
             self._watch.remove(answer)
             self._metrics.streams -= 1
+            if job.account.trace is not None:
+                job.account.trace.first_byte(answer.first_byte_s)
         if answer.measured is not None:
             job.account.usage = answer.measured.usage
             self._used(job.call, answer.measured)
@@ -213,7 +220,7 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        account = self._account(exchange, call, caller)
         self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         try:
@@ -232,6 +239,12 @@ class Generations:
         finally:
             self._close(job, status)
         return 200
+
+    def _account(self, exchange: Exchange, call: Call, caller: Caller) -> Account:
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        if self._tracing is not None:
+            account.trace = self._tracing.begin(exchange.request.headers, call, caller.id)
+        return account
 
     def _tell_spent(self, caller: Caller) -> None:
         if caller.limits.budget_tokens:
@@ -282,6 +295,8 @@ class Generations:
                 raise no_replica(call.model, place.reason)
             ticket = place
             version = ticket.version
+            if job.account.trace is not None:
+                job.account.trace.place(ticket, started=answer.started)
             self._metrics.retries += attempt > 0 and not answer.started
             try:
                 if failure is not None:

@@ -28,7 +28,6 @@ RefusalBody = Callable[[Refusal], bytes]
 JSON = b"application/json"
 FOREVER = float("inf")
 LINGER_BYTES = 16 * 1024 * 1024
-MAX_LINGERING = 256
 
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
@@ -386,7 +385,7 @@ class HttpServer:
 
     def linger(self, connection: HttpConnection) -> bool:
         """Keep an eye on a refused connection until it is gone; False where too many linger already."""
-        if len(self._lingering) >= MAX_LINGERING:
+        if len(self._lingering) >= self.limits.lingering:
             return False
         self._lingering.add(connection)
         return True

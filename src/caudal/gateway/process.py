@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import psutil
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.app import App
 from caudal.gateway.callers import Callers, key_poller, required_at
+from caudal.gateway.descriptors import fitted
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
@@ -26,6 +28,7 @@ from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
+from caudal.gateway.tracing import Tracing, span_sender
 from caudal.gateway.upstream import UpstreamLimits, UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
@@ -39,7 +42,7 @@ GRACE_S = 8.0
 
 class GatewayConfig(msgspec.Struct, frozen=True):
     """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
-    `usage_dir` no usage is kept. `keys` and `hedge`: see GatewaySpec."""
+    `usage_dir` no usage is kept. `keys`, `hedge` and `traces`: see GatewaySpec."""
 
     host: str
     port: int
@@ -52,6 +55,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     keys_file: str = ""
     usage_url: str = ""
     usage_dir: str = ""
+    traces: str = ""
     hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
 
 
@@ -85,7 +89,11 @@ class Gateway:
         token_file = os.environ.get(TOKEN_FILE, "")
         self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
-        generations = Generations(self.router, self._pool, self.metrics, wait_s, self.usage.record)
+        self.spans = span_sender(config.traces, config.gang, config.site)
+        tracing = Tracing(self.spans.add) if self.spans is not None else None
+        generations = Generations(
+            self.router, self._pool, self.metrics, wait_s, self.usage.record, tracing=tracing
+        )
         app = App(
             self.router,
             generations,
@@ -127,6 +135,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._pollers = [loop.create_task(p.run()) for p in (self.routes, self.keys) if p is not None]
         self.usage.start()
+        if self.spans is not None:
+            self.spans.start()
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Let answers end within the grace, then leave."""
@@ -136,6 +146,8 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await poller
         await asyncio.to_thread(self.usage.close)
+        if self.spans is not None:
+            await asyncio.to_thread(self.spans.close)
         self._pool.close()
 
 
@@ -145,7 +157,7 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
     told_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_end.set)
-    gateway = Gateway(config)
+    gateway = Gateway(config, limits=fitted(Limits(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     await gateway.start()
     reporting = loop.create_task(_report(gateway, reporter.update))
     await told_to_end.wait()

@@ -25,6 +25,7 @@ from caudal.domain.workload import (
 from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
+from caudal.telemetry.traces import collector
 
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
@@ -38,6 +39,7 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
     if not spec.sites:
         problems.add(tree.at(["sites"]), "sites: at least one is needed")
     _distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
+    _check_traces(spec.gateway.traces, tree, problems)
     for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
         if not _is_loopback(host):
             problems.add(
@@ -52,6 +54,14 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
         problems.add(tree.at(["gateway", "port"]), text)
     elif spec.gateway_ports()[-1:] > (65_535,):
         problems.add(tree.at(["gateway", "port"]), f"port: {len(spec.sites)} gateways need as many ports")
+
+
+def _check_traces(url: str, tree: Located, problems: Problems) -> None:
+    if url:
+        try:
+            collector(url)
+        except ValueError as error:
+            problems.add(tree.at(["gateway", "traces"]), f"traces: {error}; as in http://127.0.0.1:4318")
 
 
 def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
