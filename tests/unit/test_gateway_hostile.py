@@ -297,6 +297,20 @@ def test_a_flood_of_one_key_leaves_another_its_share(tmp_path: Path) -> None:
     uvloop.run(run())
 
 
+def test_wishes_that_are_none_are_no_demand(tmp_path: Path) -> None:
+    """Else a client could keep a model from ever sleeping with one bad header."""
+
+    async def run() -> None:
+        replica = await MockReplica().start()
+        async with gateway(tmp_path, {"m": [replica]}) as one:
+            for body in (chat(), chat(n=2)):
+                answer = await raw(one, post(body, headers="x-caudal-class: urgent\r\n"))
+                assert parsed(answer)[0] == 400 and not one.router.demand.waits_for("m")
+        await replica.die()
+
+    uvloop.run(run())
+
+
 # Engines.
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

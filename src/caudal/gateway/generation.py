@@ -114,9 +114,9 @@ class Generations:
         awaited. `counted` is told the status, once, unless this raises ApiError."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = self._account(exchange, call, caller)
-        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
+        account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        self._tell_spent(caller)
         try:
             admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
         except ApiError as refused:
@@ -220,9 +220,9 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = self._account(exchange, call, caller)
-        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
+        account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        self._tell_spent(caller)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
         except BaseException as error:
