@@ -76,8 +76,10 @@ class GatewaySpec:
 
     With `each_site` there is one at every site: the fleet's first site has `port`, the second one the next, and so
     on, and clients may use any of them. Else there is one, at whichever site has room. `hedge`: the share of
-    requests that may be sent to a second replica when the first is slow to begin (0: none). With `keys: optional`
-    a request without a key is served, and one with a wrong, revoked or expired key is refused all the same.
+    requests that may be sent to a second replica when the first is slow to begin (0: none). `traces`: the address of
+    an OpenTelemetry collector (OTLP over HTTP) that gets a span for each generation; empty: none. With
+    `keys: optional` a request without a key is served, and one with a wrong, revoked or expired key is refused all
+    the same.
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +87,7 @@ class GatewaySpec:
     keys: Literal["optional", "required"] = "optional"
     each_site: bool = False
     hedge: float = 0.0
+    traces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from caudal.domain.key import Usage
 from caudal.gateway.openai_errors import ApiError
+from caudal.gateway.tracing import Trace
 
 NOTHING = Usage()
 
@@ -34,7 +35,7 @@ class Account:
     """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
     carries it out writes into `usage` what the answer has used so far."""
 
-    __slots__ = ("_caller", "_closed", "_model", "_record", "usage")
+    __slots__ = ("_caller", "_closed", "_model", "_record", "trace", "usage")
 
     def __init__(
         self, record: Record, caller: str, model: str, closed: Callable[[], None] = lambda: None
@@ -44,11 +45,14 @@ class Account:
         self._caller = caller
         self._model = model
         self.usage = NOTHING
+        self.trace: Trace | None = None  # where traces are asked for
 
     def close(self, status: int) -> None:
         """Record it; for who does not use `with`."""
         self._closed()
         self._record(self._caller, self._model, time.time(), self.usage, status)
+        if self.trace is not None:
+            self.trace.end(status, self.usage)
 
     def __enter__(self) -> Account:
         return self

@@ -32,6 +32,7 @@ from caudal.gateway.openai_errors import (
 from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
+from caudal.gateway.tracing import Tracing
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
@@ -98,10 +99,12 @@ class Generations:
         used: Used = lambda call, measured: None,
         watch: Watch | None = None,
         admitter: Admitter | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._record = record
         self._used = used
         self._externals = externals
+        self._tracing = tracing
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self._pool = pool
@@ -116,9 +119,9 @@ class Generations:
         awaited. `counted` is told the status, once, unless this raises ApiError."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
-        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
+        account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        self._tell_spent(caller)
         try:
             admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
         except ApiError as refused:
@@ -139,6 +142,8 @@ class Generations:
         )
         if ticket is None:
             return self._finish_in_task(job, None, None, None)
+        if account.trace is not None:
+            account.trace.place(ticket, started=False)
         connection = self._pool.take(ticket.address)
         if connection is None:
             return self._finish_in_task(job, ticket, None, None)
@@ -206,6 +211,8 @@ class Generations:
         if isinstance(answer, Relay):
             self._watch.remove(answer)
             self._metrics.streams -= 1
+            if job.account.trace is not None:
+                job.account.trace.first_byte(answer.first_byte_s)
         if answer.measured is not None:
             job.account.usage = answer.measured.usage
             self._used(job.call, answer.measured)
@@ -218,9 +225,9 @@ class Generations:
         nothing was sent."""
         if self._router.model(call.model) is None or not caller.may_use(call.model):
             raise model_not_found(call.model)
-        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
-        self._tell_spent(caller)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
+        account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        self._tell_spent(caller)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
         except BaseException as error:
@@ -237,6 +244,12 @@ class Generations:
         finally:
             self._close(job, status)
         return 200
+
+    def _account(self, exchange: Exchange, call: Call, caller: Caller) -> Account:
+        account = Account(self._record, caller.id, call.model, self._router.asked(call.model))
+        if self._tracing is not None:
+            account.trace = self._tracing.begin(exchange.request.headers, call, caller.id)
+        return account
 
     def _tell_spent(self, caller: Caller) -> None:
         if caller.limits.budget_tokens:
@@ -288,6 +301,8 @@ class Generations:
                 raise no_replica(call.model, place.reason)
             ticket = place
             version = ticket.version
+            if job.account.trace is not None:
+                job.account.trace.place(ticket, started=answer.started)
             self._metrics.retries += attempt > 0 and not answer.started
             try:
                 if failure is not None:

@@ -75,8 +75,12 @@ class _Partial:
     head_bytes: int = 0
     unfinished_bytes: int = 0
     head_done: bool = False
-    body: list[bytes] = field(default_factory=list)
+    body: bytes | bytearray = (
+        b""  # one buffer, not a list: a list of tiny chunks takes twenty times their bytes
+    )
     body_bytes: int = 0
+    seen_bytes: int = 0  # of the body, when bytes came last
+    idle_bytes: int = 0  # that came since the last byte of the body: trailers, and what stands between chunks
 
 
 class RequestReader:
@@ -129,6 +133,8 @@ class RequestReader:
                 self._check_head_bytes(partial)
             elif alone and partial is None and len(self.ready) == 1:
                 self._remember(data)
+            elif partial is not None and partial is before:
+                self._check_idle_bytes(partial, len(data))
         except _Refused:
             pass
         except httptools.HttpParserUpgrade:
@@ -177,6 +183,16 @@ class RequestReader:
     def _check_head_bytes(self, partial: _Partial) -> None:
         if max(partial.head_bytes, partial.unfinished_bytes) > self._limits.head_bytes:
             self._stop(431, "headers_too_large", f"Headers are limited to {self._limits.head_bytes} bytes.")
+
+    def _check_idle_bytes(self, partial: _Partial, new_bytes: int) -> None:
+        """The parser holds a trailer until it is whole: one without an end must not fill memory."""
+        if partial.body_bytes != partial.seen_bytes:
+            partial.seen_bytes, partial.idle_bytes = partial.body_bytes, 0
+            return
+        partial.idle_bytes += new_bytes
+        if partial.idle_bytes > self._limits.head_bytes:
+            limit = self._limits.head_bytes
+            self._stop(431, "headers_too_large", f"What is no body is limited to {limit} bytes.")
 
     # What httptools calls, in the order of the bytes.
 
@@ -239,7 +255,12 @@ class RequestReader:
         partial.body_bytes += len(data)
         if partial.body_bytes > self._limits.body_bytes:
             self._too_large()
-        partial.body.append(data)
+        if not partial.body:
+            partial.body = data
+        else:
+            if isinstance(partial.body, bytes):
+                partial.body = bytearray(partial.body)
+            partial.body += data
 
     def on_message_complete(self) -> None:
         """A whole request."""
@@ -253,7 +274,7 @@ class RequestReader:
                 path=path.decode("latin-1"),
                 query=query.decode("latin-1"),
                 headers=partial.headers,
-                body=partial.body[0] if len(partial.body) == 1 else b"".join(partial.body),
+                body=bytes(partial.body),
                 keep_alive=self._parser.should_keep_alive(),
                 http_1_1=self._parser.get_http_version() == "1.1",
             )

@@ -25,7 +25,6 @@ RefusalBody = Callable[[Refusal], bytes]
 
 FOREVER = float("inf")
 LINGER_BYTES = 16 * 1024 * 1024
-MAX_LINGERING = 256
 
 
 class HttpConnection(asyncio.Protocol):
@@ -282,7 +281,7 @@ class HttpServer:
 
     def linger(self, connection: HttpConnection) -> bool:
         """Keep an eye on a refused connection until it is gone; False where too many linger already."""
-        if len(self._lingering) >= MAX_LINGERING:
+        if len(self._lingering) >= self.limits.lingering:
             return False
         self._lingering.add(connection)
         return True

@@ -24,5 +24,6 @@ class Limits:
     write_stall_s: float = 60.0
     connections: int = 4096
     pipelined: int = 16
+    lingering: int = 256  # refused connections that may linger at once; others are closed without more
     linger_s: float = 2.0  # how long input is thrown away after a refusal, so that the client can read it
     sweep_s: float = 0.5  # how often the time limits are looked at

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import psutil
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.app import App
 from caudal.gateway.callers import Callers, key_poller, required_at
+from caudal.gateway.descriptors import fitted
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
 from caudal.gateway.http_server import HttpServer
@@ -29,6 +31,7 @@ from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.spending import Spending
+from caudal.gateway.tracing import Tracing, span_sender
 from caudal.gateway.upstream import UpstreamLimits
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
@@ -46,7 +49,7 @@ GRACE_S = 8.0
 
 class GatewayConfig(msgspec.Struct, frozen=True):
     """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
-    `usage_dir` no usage is kept. `keys` and `hedge`: see GatewaySpec."""
+    `usage_dir` no usage is kept. `keys`, `hedge` and `traces`: see GatewaySpec."""
 
     host: str
     port: int
@@ -59,6 +62,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     keys_file: str = ""
     usage_url: str = ""
     usage_dir: str = ""
+    traces: str = ""
     hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
 
 
@@ -93,8 +97,16 @@ class Gateway:
         self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
         self.spending = Spending(Path(config.state_file).with_name(SPENDING), time.time)
-        externals = Externals(self.spending)
-        generations = Generations(self.router, self._pool, self.metrics, externals, wait_s, self.usage.record)
+        self.spans = span_sender(config.traces, config.gang, config.site)
+        generations = Generations(
+            self.router,
+            self._pool,
+            self.metrics,
+            Externals(self.spending),
+            wait_s,
+            self.usage.record,
+            tracing=Tracing(self.spans.add) if self.spans is not None else None,
+        )
         app = App(
             self.router,
             generations,
@@ -137,6 +149,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._pollers = [loop.create_task(p.run()) for p in (self.routes, self.keys) if p is not None]
         self.usage.start()
+        if self.spans is not None:
+            self.spans.start()
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Let answers end within the grace, then leave."""
@@ -146,6 +160,8 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await poller
         await asyncio.to_thread(self.usage.close)
+        if self.spans is not None:
+            await asyncio.to_thread(self.spans.close)
         self._pool.close()
         self.spending.close()
 
@@ -156,7 +172,7 @@ async def serve(config: GatewayConfig, reporter: Reporter) -> None:
     told_to_end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_end.set)
-    gateway = Gateway(config)
+    gateway = Gateway(config, limits=fitted(Limits(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     await gateway.start()
     reporting = loop.create_task(_report(gateway, reporter.update))
     await told_to_end.wait()

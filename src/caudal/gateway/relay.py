@@ -53,6 +53,7 @@ class Relay:
         self.silent_s = 0.0  # how long its replica had said nothing when it was given up
         self.ticket: Ticket | None = None
         self.connection: UpstreamConnection | None = None  # the one that is being read
+        self.first_byte_s: float | None = None
         self._began_at = router.now()
         self._router = router
         self._exchange = exchange
@@ -176,7 +177,8 @@ class Relay:
             assert self.ticket is not None
             self._permit.first_token()
             exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
-            self._metrics.first_byte(self._now() - self._began_at)
+            self.first_byte_s = self._now() - self._began_at
+            self._metrics.first_byte(self.first_byte_s)
             self.ticket.first_token()
         exchange.send(events)
 

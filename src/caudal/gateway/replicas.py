@@ -130,6 +130,11 @@ class Ticket:
     _answered: bool = False
     _failed: bool = False
 
+    @property
+    def site(self) -> str:
+        """Where the replica runs."""
+        return self._replica.route.site
+
     @classmethod
     def at(
         cls, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float

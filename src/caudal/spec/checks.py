@@ -26,6 +26,7 @@ from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
 from caudal.spec.served import check_engine, check_external
+from caudal.telemetry.traces import collector
 
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
@@ -39,6 +40,7 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
     if not spec.sites:
         problems.add(tree.at(["sites"]), "sites: at least one is needed")
     _distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
+    _check_traces(spec.gateway.traces, tree, problems)
     for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
         if not _is_loopback(host):
             problems.add(
@@ -53,6 +55,14 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
         problems.add(tree.at(["gateway", "port"]), text)
     elif spec.gateway_ports()[-1:] > (65_535,):
         problems.add(tree.at(["gateway", "port"]), f"port: {len(spec.sites)} gateways need as many ports")
+
+
+def _check_traces(url: str, tree: Located, problems: Problems) -> None:
+    if url:
+        try:
+            collector(url)
+        except ValueError as error:
+            problems.add(tree.at(["gateway", "traces"]), f"traces: {error}; as in http://127.0.0.1:4318")
 
 
 def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
