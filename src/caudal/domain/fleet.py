@@ -78,6 +78,7 @@ class GatewaySpec:
     on, and clients may use any of them. Else there is one, at whichever site has room. `hedge`: the share of
     requests that may be sent to a second replica when the first is slow to begin (0: none). With `keys: optional`
     a request without a key is served, and one with a wrong, revoked or expired key is refused all the same.
+    `processes`: how many processes answer at a gateway's port; more than one where one core is not enough.
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +86,7 @@ class GatewaySpec:
     keys: Literal["optional", "required"] = "optional"
     each_site: bool = False
     hedge: float = 0.0
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
