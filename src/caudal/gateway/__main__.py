@@ -12,6 +12,7 @@ import uvloop
 from caudal.domain.errors import CaudalError
 from caudal.gateway.line import Line
 from caudal.gateway.process import GatewayConfig, read_config, serve
+from caudal.gateway.siblings import leave
 from caudal.gateway.workers import serve_all
 from caudal.telemetry.report import Reporter
 
@@ -51,6 +52,9 @@ def _one_of_several(file: Path) -> int:
     except CaudalError as error:
         line.last(error=error.as_dict())
         return error.exit_code
+    finally:
+        if line.parent_gone.is_set():
+            leave(Path(line.place.folder))
     return 0
 
 

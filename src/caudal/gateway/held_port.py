@@ -15,7 +15,8 @@ async def hold_port(host: str, port: int) -> tuple[int, list[socket.socket]]:
     system gives it to nobody who asks for any port. Raises OSError: EADDRINUSE where another program listens,
     also one that would share."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    rows = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = list(dict.fromkeys((int(row[0]), str(row[4][0]), tuple(row[4][2:])) for row in rows))
     end = loop.time() + WAIT_S
     while True:
         try:
@@ -26,15 +27,17 @@ async def hold_port(host: str, port: int) -> tuple[int, list[socket.socket]]:
         await asyncio.sleep(0.1)
 
 
-def _hold(
-    found: list[tuple[int, int, int, str, tuple[str | int, ...]]], port: int
-) -> tuple[int, list[socket.socket]]:
+Where = tuple[int, str, tuple[int, ...]]
+"""Family, address, and what IPv6 has besides (flow, scope)."""
+
+
+def _hold(found: list[Where], port: int) -> tuple[int, list[socket.socket]]:
     held: list[socket.socket] = []
     try:
-        for family, address in dict.fromkeys((row[0], row[4]) for row in found):
+        for where in found:
             if port:
-                _bound(family, address, port, share=False).close()  # fails where anybody listens
-            held.append(_bound(family, address, port, share=True))
+                _bound(where, port, share=False).close()  # fails where anybody listens
+            held.append(_bound(where, port, share=True))
             port = held[-1].getsockname()[1]
     except OSError:
         for one in held:
@@ -43,7 +46,8 @@ def _hold(
     return port, held
 
 
-def _bound(family: int, address: tuple[str | int, ...], port: int, *, share: bool) -> socket.socket:
+def _bound(where: Where, port: int, *, share: bool) -> socket.socket:
+    family, address, more = where
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +55,7 @@ def _bound(family: int, address: tuple[str | int, ...], port: int, *, share: boo
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind((address[0], port, *address[2:]))
+        one.bind((address, port, *more))
     except OSError:
         one.close()
         raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -34,8 +33,7 @@ class Place(msgspec.Struct, frozen=True):
             if _written_at(file) > _written_at(own):
                 beside = f"{own}.{os.getpid()}"
                 with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as to:
-                    with open(file, "rb") as source:
-                        shutil.copyfileobj(source, to)
+                    to.write(Path(file).read_bytes())
                 Path(beside).replace(own)
         return own
 

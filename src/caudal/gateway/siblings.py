@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Siblings:
         self._server = await answer_at(self._folder / str(self._place.number), self._text)
 
     def close(self) -> None:
-        """Answer no more. The last one to leave takes the folder with it, should the parent be gone."""
+        """Answer no more."""
         if self._server is not None:
             self._server.close()
         with contextlib.suppress(OSError):
@@ -46,6 +47,13 @@ class Siblings:
         others = [str(n) for n in range(self._place.processes) if n != self._place.number]
         found = await asyncio.gather(*(ask(self._folder / name) for name in [*others, PAST]))
         return sum_of_texts([own, *found])
+
+
+def leave(folder: Path) -> None:
+    """Remove the folder, in place of a parent that is gone; the last of the processes does."""
+    with contextlib.suppress(OSError):
+        if all(path.name == PAST for path in folder.iterdir()):
+            shutil.rmtree(folder)
 
 
 async def answer_at(path: Path, text: Callable[[], bytes]) -> asyncio.Server:

@@ -120,8 +120,8 @@ class Parent:
         argv = (sys.executable, "-m", "caudal.gateway", str(self._config_file), "--worker", str(number))
         try:
             process = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE, limit=LINE_BYTES)
-        except OSError as error:
-            return None, f"could not be started ({error})"
+        except OSError as why:
+            return None, f"could not be started ({why})"
         self._running[number] = process
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(msgspec.structs.replace(self._place, number=number)) + b"\n")
@@ -136,16 +136,15 @@ class Parent:
         """Take its reports until it says no more."""
         assert process.stdout is not None
         try:
-            while line := await process.stdout.readline():
+            while (line := await process.stdout.readline()).endswith(b"\n"):
                 said: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
                 if "error" in said:
                     return _error(said["error"])
                 if self._book.heard(number, said):
                     self._news.set()
         except (ValueError, msgspec.DecodeError) as wrong:
-            if process.returncode is None and line.endswith(b"\n"):
-                log.error("process %d of the gateway says what cannot be read: %s", number, wrong)
-                process.kill()
+            log.error("process %d of the gateway says what cannot be read: %s", number, wrong)
+            process.kill()
         return None
 
     async def _report(self) -> None:
