@@ -49,7 +49,7 @@ def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
     }  # fmt: skip
     gateway = config(bench.spec("gateway.0-1"))
     assert set(gateway) == {
-        "host", "port", "hedge", "traces", "routes_url", "state_file", "site", "gang",
+        "host", "port", "hedge", "traces", "processes", "routes_url", "state_file", "site", "gang",
         "keys", "keys_url", "keys_file", "usage_url", "usage_dir",
     }  # fmt: skip
     assert gateway["keys"] == "optional" and gateway["usage_dir"] == ""

@@ -77,9 +77,9 @@ class GatewaySpec:
     With `each_site` there is one at every site: the fleet's first site has `port`, the second one the next, and so
     on, and clients may use any of them. Else there is one, at whichever site has room. `hedge`: the share of
     requests that may be sent to a second replica when the first is slow to begin (0: none). `traces`: the address of
-    an OpenTelemetry collector (OTLP over HTTP) that gets a span for each generation; empty: none. With
-    `keys: optional` a request without a key is served, and one with a wrong, revoked or expired key is refused all
-    the same.
+    an OpenTelemetry collector (OTLP over HTTP) that gets a span for each generation; empty: none. `processes`: how
+    many processes answer at a gateway's port; more than one where one core is not enough. With `keys: optional` a
+    request without a key is served, and one with a wrong, revoked or expired key is refused all the same.
     """
 
     host: str = "127.0.0.1"
@@ -88,6 +88,7 @@ class GatewaySpec:
     each_site: bool = False
     hedge: float = 0.0
     traces: str = ""
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -66,6 +66,7 @@ class App:
         self._short_calls = short_calls
         self._responses = Responses(responses, self._generate)
         self._heads = AnswerHeads(router.now)
+        self.gather: Callable[[bytes], Awaitable[bytes]] | None = None  # adds what other processes count
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             **dict.fromkeys(PARSERS, ("POST", self._nowhere)),
             "/v1/embeddings": ("POST", self._embedding),
@@ -210,9 +211,13 @@ class App:
         exchange.respond(200, b'{"status":"ready"}')
 
     async def _metrics_text(self, exchange: Exchange) -> None:
+        text = self.metrics_text()
+        exchange.respond(200, await self.gather(text) if self.gather is not None else text, TEXT)
+
+    def metrics_text(self) -> bytes:
+        """What this process counts, for a scrape."""
         rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
-        text = self._metrics.render(self._connections(), rows, self._callers.wrong)
-        exchange.respond(200, text + self._spending.render(), TEXT)
+        return self._metrics.render(self._connections(), rows, self._callers.wrong) + self._spending.render()
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

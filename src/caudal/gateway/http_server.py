@@ -254,10 +254,13 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def listen(self, host: str, port: int) -> int:
-        """Accept connections; returns the port (of use when 0 was asked). Raises OSError."""
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Accept connections; returns the port (of use when 0 was asked). With `reuse_port` other processes may
+        do the same at that port. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=1024)
+        self._server = await loop.create_server(
+            lambda: HttpConnection(self), host, port, backlog=1024, reuse_port=reuse_port or None
+        )
         self._sweeper = loop.create_task(self._sweep())
         port_taken: int = self._server.sockets[0].getsockname()[1]
         return port_taken

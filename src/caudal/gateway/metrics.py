@@ -86,7 +86,11 @@ class Metrics:
         ):
             out.family(name, "counter")
             out.sample(name, count)
-        for name, value in ((names.GATEWAY_CONNECTIONS, connections), (names.GATEWAY_STREAMS, self.streams)):
+        for name, value in (
+            (names.GATEWAY_PROCESSES, 1),
+            (names.GATEWAY_CONNECTIONS, connections),
+            (names.GATEWAY_STREAMS, self.streams),
+        ):
             out.family(name, "gauge")
             out.sample(name, value)
         rows = list(models)

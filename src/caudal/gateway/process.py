@@ -9,27 +9,30 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import psutil
 
 from caudal.domain.errors import PortInUse, UsageError
+from caudal.gateway.admitter import Admitter
 from caudal.gateway.app import App
 from caudal.gateway.callers import Callers, key_poller, required_at
 from caudal.gateway.descriptors import fitted
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
+from caudal.gateway.guesses import Guesses
 from caudal.gateway.http_server import HttpServer
 from caudal.gateway.limits import Limits
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_errors import refusal_body
+from caudal.gateway.place import ALONE, Place
 from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
 from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
+from caudal.gateway.siblings import Siblings
 from caudal.gateway.spending import Spending
 from caudal.gateway.tracing import Tracing, span_sender
 from caudal.gateway.upstream import UpstreamLimits
@@ -37,11 +40,13 @@ from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
 from caudal.policy.hedging import HedgeRules
-from caudal.telemetry.report import TOKEN_FILE, Reporter
+from caudal.telemetry.report import TOKEN_FILE
 
 REPORT_S = 0.5
 SPENDING = "gateway-spending.sqlite"
 """Beside the state file: all gateways of a machine share it."""
+MOST_WRONG = 20
+"""Wrong keys a minute from one address, all processes together."""
 
 GRACE_S = 8.0
 """How long answers may go on after SIGTERM; below the 10 s that a gang is given."""
@@ -49,7 +54,7 @@ GRACE_S = 8.0
 
 class GatewayConfig(msgspec.Struct, frozen=True):
     """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
-    `usage_dir` no usage is kept. `keys`, `hedge` and `traces`: see GatewaySpec."""
+    `usage_dir` no usage is kept. `keys`, `hedge`, `traces` and `processes`: see GatewaySpec."""
 
     host: str
     port: int
@@ -64,6 +69,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     usage_dir: str = ""
     traces: str = ""
     hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
+    processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
 
 
 def read_config(path: Path) -> GatewayConfig:
@@ -78,7 +84,7 @@ def read_config(path: Path) -> GatewayConfig:
 
 
 class Gateway:
-    """One gateway: its parts, wired."""
+    """One gateway process: its parts, wired. `place`: which of a gateway's processes it is."""
 
     def __init__(
         self,
@@ -87,14 +93,18 @@ class Gateway:
         limits: Limits | None = None,
         upstream_limits: UpstreamLimits | None = None,
         wait_s: float = 10.0,
+        place: Place = ALONE,
     ) -> None:
         now = asyncio.get_running_loop().time
         self._config = config
+        self._place = place
         self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
         self.metrics = Metrics()
         self.router = Router(config.site, now, HedgeRules(share=config.hedge))
         token_file = os.environ.get(TOKEN_FILE, "")
-        self.callers = Callers(required_at(config.host, config.keys), known=not config.keys_url)
+        guesses = Guesses(max(1, MOST_WRONG // place.processes))
+        asks = required_at(config.host, config.keys)
+        self.callers = Callers(asks, known=not config.keys_url, guesses=guesses)
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
         self.spending = Spending(Path(config.state_file).with_name(SPENDING), time.time)
         self.spans = span_sender(config.traces, config.gang, config.site)
@@ -106,8 +116,9 @@ class Gateway:
             wait_s,
             self.usage.record,
             tracing=Tracing(self.spans.add) if self.spans is not None else None,
+            admitter=Admitter(self.router.capacity, now, self.metrics.admission, share=place.processes),
         )
-        app = App(
+        self.app = App(
             self.router,
             generations,
             self.metrics,
@@ -117,17 +128,19 @@ class Gateway:
             ResponseStore(Path(config.state_file).parent / "responses"),
             self.spending,
         )
-        self.server = HttpServer(app.handle, refusal_body, limits or Limits())
+        self.server = HttpServer(self.app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,
             token_file,
-            Path(config.state_file),
+            Path(place.own(config.state_file)),
             self._pool,
             self.router.update,
             self.router.learn,
             config.gang,
         )
-        self.keys = key_poller(config.keys_url, token_file, config.keys_file, self._pool, self.callers)
+        keys_file = place.own(config.keys_file)
+        self.keys = key_poller(config.keys_url, token_file, keys_file, self._pool, self.callers)
+        self._siblings: Siblings | None = None
         self._pool.on_connect = self.router.connected
         self.routes.hurry = lambda: bool(self.router.waking())
         self._pollers: list[asyncio.Task[None]] = []
@@ -138,14 +151,18 @@ class Gateway:
         self.routes.load()
         if self.keys is not None:
             self.keys.load()
-        host, port = self._config.host, self._config.port
+        host, port = self._config.host, self._place.port or self._config.port
         try:
-            port = await self.server.listen(host, port)
+            port = await self.server.listen(host, port, reuse_port=self._place.shared)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise _port_in_use(host, port) from error
+            raise port_in_use(host, port) from error
         self.url = f"http://{host}:{port}/v1"
+        if self._place.shared:
+            self._siblings = Siblings(Path(self._place.folder), self._place, self.app.metrics_text)
+            await self._siblings.start()
+            self.app.gather = self._siblings.gather
         loop = asyncio.get_running_loop()
         self._pollers = [loop.create_task(p.run()) for p in (self.routes, self.keys) if p is not None]
         self.usage.start()
@@ -155,6 +172,8 @@ class Gateway:
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Let answers end within the grace, then leave."""
         await self.server.close(grace_s)
+        if self._siblings is not None:
+            self._siblings.close()
         for poller in self._pollers:
             poller.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -166,28 +185,40 @@ class Gateway:
         self.spending.close()
 
 
-async def serve(config: GatewayConfig, reporter: Reporter) -> None:
-    """Run a gateway until SIGTERM or SIGINT. Raises PortInUse."""
+class Reports(Protocol):
+    """Who is told how things stand: control, or a parent."""
+
+    def update(self, **status: Any) -> None:
+        """Change these keys."""
+
+
+async def serve(
+    config: GatewayConfig, reporter: Reports, place: Place = ALONE, told_to_end: asyncio.Event | None = None
+) -> None:
+    """Run a gateway process until SIGTERM, SIGINT or `told_to_end`. Raises PortInUse."""
     loop = asyncio.get_running_loop()
-    told_to_end = asyncio.Event()
+    told_to_end = told_to_end or asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_end.set)
-    gateway = Gateway(config, limits=fitted(Limits(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    limits = fitted(Limits(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    gateway = Gateway(config, limits=limits, place=place)
     await gateway.start()
-    reporting = loop.create_task(_report(gateway, reporter.update))
+    reporting = loop.create_task(_report(gateway, reporter, place))
     await told_to_end.wait()
     reporting.cancel()
     reporter.update(ready=False)
     await gateway.stop()
 
 
-async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
+async def _report(gateway: Gateway, reporter: Reports, place: Place) -> None:
     news = asyncio.Event()
     gateway.router.demand.on_news = news.set
     while True:
         news.clear()
         demand, peaks = gateway.router.demand.report()
-        update(
+        more = {"metrics": gateway.app.metrics_text().decode()} if place.shared else {}
+        reporter.update(
+            **more,
             ready=True,
             url=gateway.url,
             requests=gateway.metrics.requests,
@@ -203,7 +234,8 @@ async def _report(gateway: Gateway, update: Callable[..., None]) -> None:
             await asyncio.wait_for(news.wait(), REPORT_S)
 
 
-def _port_in_use(host: str, port: int) -> PortInUse:
+def port_in_use(host: str, port: int) -> PortInUse:
+    """The error that says who listens there."""
     return PortInUse(
         f"port {port} is taken",
         where=f"gateway at {host}:{port}",

@@ -49,7 +49,7 @@ _PORT = Range(1, 65535)
 _COUNT = Range(1, 1_000_000)
 
 RANGES: dict[type, dict[str, Range]] = {
-    GatewaySpec: {"port": _PORT, "hedge": Range(0, 0.1)},
+    GatewaySpec: {"port": _PORT, "hedge": Range(0, 0.1), "processes": Range(1, 64)},
     ApiSpec: {"port": _PORT},
     Resources: {
         "cpus": Range(0, 10_000, above=True),

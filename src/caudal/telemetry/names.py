@@ -16,6 +16,7 @@ GATEWAY_QUEUED = "caudal_gateway_requests_queued"
 GATEWAY_REFUSED = "caudal_gateway_refused_total"
 GATEWAY_WAIT = "caudal_gateway_wait_seconds"
 GATEWAY_REPLICAS = "caudal_gateway_replicas_ready"
+GATEWAY_PROCESSES = "caudal_gateway_processes"
 
 RUN_ROUND = "caudal_run_round"
 RUN_TOKENS = "caudal_run_tokens_total"
@@ -66,6 +67,7 @@ HELP = {
     GATEWAY_REFUSED: "Requests that admission refused, by class and code.",
     GATEWAY_WAIT: "Seconds that admitted requests waited for that.",
     GATEWAY_REPLICAS: "Replicas that requests can be sent to, by model.",
+    GATEWAY_PROCESSES: "Processes of the gateway whose numbers are in this answer.",
     RUN_ROUND: "The last committed round, by run.",
     RUN_TOKENS: "Tokens in committed rounds.",
     RUN_SPEED: "Tokens per second of all sites together, in the last round.",
