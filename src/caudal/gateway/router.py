@@ -143,12 +143,17 @@ class Router:
 
     def standing(self, model_id: str, ticket: Ticket) -> tuple[bool, bool]:
         """Whether a request's replica is to stay, and whether another one could take the request over now: of the
-        same version, one that did not fail it before, and that is known to answer (no half-open breaker)."""
+        same version, of this fleet, one that did not fail it before, and that is known to answer (no half-open
+        breaker)."""
         model, now = self._models.get(model_id), self.now()
         replicas = [self._of(route) for route in model.routes.replicas] if model else []
         stays = any(ticket.is_at(r) and not r.load.draining for r in replicas)
         known = ticket.ask.tried | {ticket.gang}
-        others = [r.load for r in replicas if r.load.gang not in known and r.load.version == ticket.version]
+        others = [
+            r.load
+            for r in replicas
+            if r.load.gang not in known and r.load.version == ticket.version and r.route.external is None
+        ]
         return stays, any(load.admits(now) and load.breaker.state(now) == "closed" for load in others)
 
     async def acquire(
