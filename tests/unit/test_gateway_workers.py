@@ -152,7 +152,9 @@ def value(text: str, sample: str) -> float:
 ANSWERED = 'caudal_gateway_requests_total{model="m",status="200"}'
 
 
-def test_two_processes_answer_on_one_port_and_either_tells_the_sum(tmp_path: Path, replica: MockReplica) -> None:
+def test_two_processes_answer_on_one_port_and_either_tells_the_sum(
+    tmp_path: Path, replica: MockReplica
+) -> None:
     with running(tmp_path, replica) as front:
         for _ in range(40):
             assert ask(front.port) == [200]
@@ -183,7 +185,9 @@ def stat_of_sockets(front: Front) -> int:
     return folder.stat().st_mode & 0o777
 
 
-def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(tmp_path: Path, replica: MockReplica) -> None:
+def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(
+    tmp_path: Path, replica: MockReplica
+) -> None:
     with running(tmp_path, replica) as front:
         results: list[list[int]] = []
         threads = [
@@ -214,8 +218,7 @@ def test_answers_end_within_their_grace(tmp_path: Path, replica: MockReplica) ->
     with running(tmp_path, replica) as front:
         results: list[list[int]] = []
         threads = [
-            threading.Thread(target=lambda: results.append(ask(front.port, max_tokens=20, seed=100)))
-            for _ in range(6)
+            threading.Thread(target=lambda: results.append(ask(front.port, seed=2000))) for _ in range(6)
         ]
         for thread in threads:
             thread.start()
