@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,7 +106,7 @@ def running(folder: Path, replica: MockReplica, processes: int = 2) -> Iterator[
         front.parent.kill()
         front.parent.wait(10)
         psutil.wait_procs(left, 15)
-        front.temporary().rmdir()  # which says, too, that nothing was left in it
+        shutil.rmtree(front.temporary())
 
 
 def until(holds: Any, said: Any = lambda: "", within_s: float = START_S) -> None:
@@ -205,7 +206,13 @@ def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(
         lost = statuses.count(0)
         assert len(statuses) == 1200
         assert set(statuses) <= {0, 200}
+<<<<<<< HEAD
         assert lost <= 8  # each thread has one connection, and meets the death once
+=======
+        # the request on each of its connections; and one more where a client came back while it was dying still
+        assert sum(0 in result for result in results) <= carried <= 8
+        assert all(result.count(0) <= 2 for result in results)
+>>>>>>> wt-workers
         until(lambda: front.answering() == 2, front.log)
         assert victim.pid not in [c.pid for c in front.children()]
         assert "ended with signal 9" in front.log()
@@ -232,6 +239,7 @@ def test_answers_end_within_their_grace(tmp_path: Path, replica: MockReplica) ->
         assert 0.5 < time.monotonic() - began < 8
         with pytest.raises(OSError):
             get(front.port, "/health")
+        assert list(front.temporary().iterdir()) == []
 
 
 def test_a_parent_that_is_killed_leaves_nothing_and_can_be_replaced_at_once(

@@ -86,13 +86,24 @@ class Parent:
         past = await answer_at(Path(self._place.folder) / PAST, lambda: self._book.past)
         reporting = loop.create_task(self._report())
         keeping = [loop.create_task(self._keep(number)) for number in range(self._config.processes)]
+        for task in (reporting, *keeping):
+            task.add_done_callback(self._unless_bug)
         await self._end.wait()
         reporting.cancel()
         self._reporter.update(ready=False)
         await self._stop(keeping)
         past.close()
+        for task in keeping:
+            if task.done():
+                task.result()
         if self._failed is not None:
             raise self._failed
+
+    def _unless_bug(self, task: asyncio.Task[None]) -> None:
+        """A bug here ends the gateway, so that it is started again as a whole, rather than a part of it."""
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the gateway's parent failed", exc_info=task.exception())
+            self._end.set()
 
     async def _keep(self, number: int) -> None:
         """One process, again and again."""
@@ -124,7 +135,9 @@ class Parent:
             return None, f"could not be started ({why})"
         self._running[number] = process
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(msgspec.structs.replace(self._place, number=number)) + b"\n")
+        place = msgspec.structs.replace(self._place, number=number)
+        with contextlib.suppress(OSError, RuntimeError):  # it is dead already, and is found so below
+            process.stdin.write(msgspec.json.encode(place) + b"\n")
         if self._end.is_set():
             process.terminate()
         error = await self._hear(number, process)
