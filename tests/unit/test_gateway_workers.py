@@ -211,7 +211,7 @@ def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(
         assert victim.pid not in [c.pid for c in front.children()]
         assert "ended with signal 9" in front.log()
         # what the killed one had counted is in the sum still, but for its last half second
-        assert value(front.metrics(), ANSWERED) >= (1200 - lost) * 0.5
+        assert value(front.metrics(), ANSWERED) >= 600
 
 
 def test_answers_end_within_their_grace(tmp_path: Path, replica: MockReplica) -> None:
