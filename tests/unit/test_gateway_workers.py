@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -119,8 +120,8 @@ def until(holds: Any, said: Any = lambda: "", within_s: float = START_S) -> None
         time.sleep(0.05)
 
 
-def get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def get(port: int, path: str, within_s: float = 5.0) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within_s)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -187,6 +188,24 @@ def stat_of_sockets(front: Front) -> int:
     (folder,) = front.temporary().iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "past"]
     return folder.stat().st_mode & 0o777
+
+
+def test_a_process_that_hangs_is_left_out_of_the_sum(tmp_path: Path, replica: MockReplica) -> None:
+    with running(tmp_path, replica) as front:
+        hung = front.children()[0]
+        hung.suspend()
+        try:
+            for _ in range(30):  # until the kernel gives us to the one that lives
+                began = time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    text = get(front.port, "/metrics", 2.0)[1]
+                    break
+            took_s = time.monotonic() - began
+        finally:
+            hung.resume()
+        assert value(text, "caudal_gateway_processes") == 1
+        assert 0.25 < took_s < 1.5
+        until(lambda: front.answering() == 2, front.log)
 
 
 def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(
