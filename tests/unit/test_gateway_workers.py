@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Front:
         self.folder, self.processes = folder, processes
         self.port = free_port() if port is None else port
         self.parent: subprocess.Popen[bytes] | None = None
+        self.more: dict[str, str] = {}  # of the environment
 
     def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         """Wait until all of them answer."""
@@ -60,7 +63,7 @@ class Front:
         }  # fmt: skip
         config.write_text(json.dumps(content))
         environment = {k: v for k, v in os.environ.items() if not k.startswith("CAUDAL_")}
-        environment["TMPDIR"] = str(self.temporary())
+        environment |= {"TMPDIR": str(self.temporary()), **self.more}
         with (self.folder / "log").open("ab") as log:
             self.parent = subprocess.Popen(
                 [sys.executable, "-m", "caudal.gateway", str(config)], stderr=log, env=environment
@@ -94,9 +97,10 @@ class Front:
 
 
 @contextmanager
-def running(folder: Path, replica: MockReplica, processes: int = 2) -> Iterator[Front]:
+def running(folder: Path, replica: MockReplica, processes: int = 2, **more: str) -> Iterator[Front]:
     (folder / "routes.json").write_bytes(table({"m": [replica]}))
     front = Front(folder, processes)
+    front.more = more
     try:
         front.start()
         yield front
@@ -116,8 +120,8 @@ def until(holds: Any, said: Any = lambda: "", within_s: float = START_S) -> None
         time.sleep(0.05)
 
 
-def get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def get(port: int, path: str, within_s: float = 5.0) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within_s)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -184,6 +188,24 @@ def stat_of_sockets(front: Front) -> int:
     (folder,) = front.temporary().iterdir()
     assert sorted(p.name for p in folder.iterdir()) == ["0", "1", "past"]
     return folder.stat().st_mode & 0o777
+
+
+def test_a_process_that_hangs_is_left_out_of_the_sum(tmp_path: Path, replica: MockReplica) -> None:
+    with running(tmp_path, replica) as front:
+        hung = front.children()[0]
+        hung.suspend()
+        try:
+            for _ in range(30):  # until the kernel gives us to the one that lives
+                began = time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    text = get(front.port, "/metrics", 2.0)[1]
+                    break
+            took_s = time.monotonic() - began
+        finally:
+            hung.resume()
+        assert value(text, "caudal_gateway_processes") == 1
+        assert 0.25 < took_s < 1.5
+        until(lambda: front.answering() == 2, front.log)
 
 
 def test_a_process_that_is_killed_costs_what_was_on_it_and_comes_back(
@@ -283,6 +305,70 @@ def children_of(pid: int) -> list[psutil.Process]:
         return sorted(psutil.Process(pid).children(), key=lambda c: c.create_time())
     except psutil.NoSuchProcess:
         return []
+
+
+@pytest.fixture
+def control() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address that takes reports, and the statuses that it took."""
+    taken: list[dict[str, Any]] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append(json.loads(self.rfile.read(int(self.headers["content-length"])))["status"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Taker)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/report", taken
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+def test_control_hears_of_one_gateway_with_the_sums(
+    tmp_path: Path, replica: MockReplica, control: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, taken = control
+    with running(tmp_path, replica, CAUDAL_REPORT_URL=url) as front:
+        until(lambda: taken and taken[-1].get("ready"))
+        for _ in range(30):
+            assert ask(front.port) == [200]
+        until(lambda: taken[-1]["requests"] == 30, lambda: str(taken[-1]))
+        assert taken[-1]["url"] == f"http://127.0.0.1:{front.port}/v1"
+        assert "metrics" not in taken[-1]
+        threads = [threading.Thread(target=ask, args=(front.port,), kwargs={"seed": 4000}) for _ in range(9)]
+        for thread in threads:
+            thread.start()
+        until(lambda: taken[-1]["demand"].get("m", [0])[0] == 9, lambda: str(taken[-1]))
+        assert taken[-1]["load"]["m-0"][0] == 9
+        until(lambda: taken[-1]["peaks"].get("m"), lambda: str(taken[-1]))
+        for thread in threads:
+            thread.join(20)
+        requests = [status["requests"] for status in taken if "requests" in status]
+        assert requests == sorted(requests)  # one voice: the processes do not report themselves
+        assert front.parent is not None
+        front.parent.terminate()
+        assert front.parent.wait(15) == 0
+        assert taken[-1]["ready"] is False
+
+
+def test_a_response_that_one_process_kept_is_found_by_all(tmp_path: Path, replica: MockReplica) -> None:
+    with running(tmp_path, replica) as front:
+        connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=10)
+        body = json.dumps({"model": "m", "input": "hi", "store": True})
+        connection.request("POST", "/v1/responses", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        kept = json.loads(answer.read())
+        assert answer.status == 200, kept
+        for _ in range(12):  # on new connections, so that both processes are asked
+            status, text = get(front.port, f"/v1/responses/{kept['id']}")
+            assert status == 200 and json.loads(text)["id"] == kept["id"]
+        connection.close()
 
 
 def test_the_worker_flag_is_no_way_in(tmp_path: Path) -> None:

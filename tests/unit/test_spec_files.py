@@ -424,6 +424,8 @@ def test_a_fleet_may_have_a_gateway_at_each_site_and_needs_a_port_for_each() -> 
     assert "the api has 8600 too" in said(text % 8599)
     assert "2 gateways need as many ports" in said(text % 65535)
     assert "hedge: expected a number from 0 to 0.1" in said((text % 8601).replace("0.05", "0.5"))
+    more = text.replace("each_site: true", "processes: 65") % 8601
+    assert "processes: expected a number from 1 to 64" in said(more)
 
 
 def test_a_canary_needs_a_time_to_be_watched() -> None:
