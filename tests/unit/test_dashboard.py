@@ -35,6 +35,8 @@ def samples() -> dict[str, set[str]]:
         if not line.startswith("#"):
             name = re.split(r"[{ ]", line)[0]
             found.setdefault(name, set()).update(re.findall(r'(\w+)="', line))
+    for name in (names.GATEWAY_EXTERNAL_SPENT, names.GATEWAY_EXTERNAL_BUDGET):
+        found[name] = {"address"}  # gateway/spending.py adds them
     for name in [*SHOWN, names.RUN_SITES]:
         found[name] = {"run"}
     return found
