@@ -52,7 +52,9 @@ class Book:
         """What control is told."""
         rows = [{key: row[key] for key in row if key != "spent"} for row in self._rows.values()]
         told = sum_of(rows)
-        told.update({"spent": row["spent"] for row in self._rows.values() if "spent" in row})  # one book for all
+        for row in self._rows.values():
+            if "spent" in row:
+                told["spent"] = row["spent"]  # all have one book
         for key, before in self._grown.items():
             told[key] += before
         told["ready"] = self.ready
