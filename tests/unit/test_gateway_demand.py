@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from caudal.control.reports import MAX_KEYS, _mapping
 from caudal.gateway import router as routing
 from caudal.gateway.demand import MAX_MODELS, MAX_PEAKS, Demand, ModelDemand, Peaks
+from caudal.gateway.place import ALONE
 from caudal.gateway.process import _report
 from caudal.gateway.routes import decode_routes
 from caudal.policy.demand import read
@@ -116,6 +117,17 @@ def test_a_report_of_many_models_is_one_that_control_takes() -> None:
     assert len(demand.report()[0]) == MAX_MODELS and len(demand._models) < 100
 
 
+class Said:
+    """Keeps what is reported."""
+
+    def __init__(self, said: list[dict[str, Any]]) -> None:
+        self._said = said
+
+    def update(self, **status: Any) -> None:
+        """As a reporter's."""
+        self._said.append(status)
+
+
 def test_a_request_for_a_sleeping_model_is_told_at_once_and_waits_for_its_replica(tmp_path: Path) -> None:
     said: list[dict[str, Any]] = []
 
@@ -123,7 +135,7 @@ def test_a_request_for_a_sleeping_model_is_told_at_once_and_waits_for_its_replic
         replica = await MockReplica().start()
         async with gateway(tmp_path, wait_s=0.1) as one:
             one.router.update(decode_routes(asleep()))
-            reporting = asyncio.create_task(_report(one, lambda **status: said.append(status)))
+            reporting = asyncio.create_task(_report(one, Said(said), ALONE))
             await asyncio.sleep(0.02)
             assert said[-1]["waking"] == [] and one.router.waking() == [] and not one.routes.hurry()
             begun = time.monotonic()
