@@ -400,7 +400,7 @@ def figures(requests: list[Request], carried: float, speed: Speed, promise: Prom
 
 def trace_path() -> Path | None:
     """Where the Azure trace lies, if it does."""
-    for base in (ROOT.parent / "shared", Path("/work/shared")):
+    for base in (ROOT.parent / "shared",):
         if (base / TRACE).is_file():
             return base / TRACE
     return None
