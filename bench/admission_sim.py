@@ -400,10 +400,8 @@ def figures(requests: list[Request], carried: float, speed: Speed, promise: Prom
 
 def trace_path() -> Path | None:
     """Where the Azure trace lies, if it does."""
-    for base in (ROOT.parent / "shared",):
-        if (base / TRACE).is_file():
-            return base / TRACE
-    return None
+    path = ROOT.parent / "shared" / TRACE
+    return path if path.is_file() else None
 
 
 def policies(replicas: int, speed: Speed, targets: SloTargets) -> list[Policy]:
