@@ -321,6 +321,8 @@ def test_usage_asked_for_and_found() -> None:
         b'{"usage":{"prompt_tokens":-1}}',
     ):
         assert usage_of(bad) is None
+    strange = usage_of(b'{"usage":{"prompt_tokens":7,"prompt_tokens_details":[],"cost":{"usd":1}}}')
+    assert strange is not None and strange.usage == Usage(7), "details that are none cost nothing else"
     assert estimated(400, 9).usage == Usage(100, 9) and not estimated(400, 9).exact
     assert estimated(400, 0).usage == Usage()
 

@@ -12,7 +12,6 @@ import pytest
 import uvloop
 
 from caudal.gateway.process import Gateway, GatewayConfig
-from caudal.gateway.replicas import served_tokens
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.routes import OthersLoad, decode_routes
 from caudal.gateway.upstream import Address
@@ -249,11 +248,6 @@ def test_no_request_is_sent_twice_unless_asked_for_and_streamed(
             await replica.die()
 
     uvloop.run(run())
-
-
-def test_tokens_of_a_whole_answer_are_those_of_its_usage() -> None:
-    assert served_tokens(b'{"choices": [{"text": "total_tokens"}], "usage": {"total_tokens": 42}}', 7) == 42
-    assert served_tokens(b"x" * 400, 7) == 107
 
 
 def test_turns_of_a_conversation_stay_at_one_replica(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from caudal.domain.key import Usage, UsageBatch, UsageHour
 from caudal.gateway import usage_file, usage_journal
-from caudal.gateway.account import Account, usage_in
+from caudal.gateway.account import Account
 from caudal.gateway.callers import decode_keys
 from caudal.gateway.openai_errors import ApiError
+from caudal.gateway.usage import usage_of
 from caudal.gateway.usage_file import JournalFile, left_behind
 from caudal.gateway.usage_lines import MAX_ROWS, body_of, line_of, parts, payload_of
 from tests.support.gateway import chat, connect, gateway, parsed, post, raw
@@ -319,7 +320,8 @@ def test_a_line_is_what_was_written_or_none() -> None:
     ],
 )
 def test_usage_is_read_from_answers(body: bytes, expected: Usage) -> None:
-    assert usage_in(body) == expected
+    found = usage_of(body)
+    assert (found.usage if found is not None else Usage()) == expected
 
 
 @pytest.mark.parametrize(

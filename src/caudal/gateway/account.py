@@ -6,9 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import msgspec
-from msgspec import Struct
-
 from caudal.domain.key import Usage
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.tracing import Trace
@@ -59,33 +56,3 @@ class Account:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(200 if error is None else status_of(error))
-
-
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Answer(Struct):
-    usage: _Usage | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-
-
-def usage_in(body: bytes) -> Usage:
-    """What a whole answer says that it used; nothing where it says nothing that can be read."""
-    try:
-        found = _ANSWER.decode(body).usage
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Usage()
-    if found is None:
-        return Usage()
-    details = found.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details is not None else 0
-    return Usage(*(max(0, n) for n in (found.prompt_tokens, found.completion_tokens, cached)))

@@ -23,6 +23,11 @@ from caudal.policy.slo import SloTargets, allowed_class
 
 TICK_S = 0.05
 ANYBODY = ""
+REQUESTS_LINES, TOKENS_LINES = (
+    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%ds\r\n"
+    % (what, what, what)
+    for what in (b"requests", b"tokens")
+)
 UNLIMITED = KeyLimits()
 
 Capacity = Callable[[str], tuple[int, int]]
@@ -228,13 +233,11 @@ class Admitter:
 
 
 def _rate_lines(numbers: RateNumbers) -> bytes:
-    lines = []
-    for what, limit, remaining, reset_s in (
-        ("requests", numbers.limit_requests, numbers.remaining_requests, numbers.reset_requests_s),
-        ("tokens", numbers.limit_tokens, numbers.remaining_tokens, numbers.reset_tokens_s),
-    ):
-        if limit:
-            lines.append(f"x-ratelimit-limit-{what}: {limit}\r\n")
-            lines.append(f"x-ratelimit-remaining-{what}: {remaining}\r\n")
-            lines.append(f"x-ratelimit-reset-{what}: {math.ceil(reset_s)}s\r\n")
-    return "".join(lines).encode()
+    lines = b""
+    if numbers.limit_requests:
+        reset_s = math.ceil(numbers.reset_requests_s)
+        lines = REQUESTS_LINES % (numbers.limit_requests, numbers.remaining_requests, reset_s)
+    if numbers.limit_tokens:
+        reset_s = math.ceil(numbers.reset_tokens_s)
+        lines += TOKENS_LINES % (numbers.limit_tokens, numbers.remaining_tokens, reset_s)
+    return lines

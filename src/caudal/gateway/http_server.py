@@ -32,7 +32,9 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
-        self._limits = server.limits
+        self._limits = limits = server.limits
+        self._loop = asyncio.get_running_loop()  # asked for once: each time costs a system call
+        self._phase_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
         self._reader = RequestReader(server.limits)
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None  # the one that is being answered
@@ -153,7 +155,7 @@ class HttpConnection(asyncio.Protocol):
         self._exchange = exchange = Exchange(self, item, item.keep_alive and not self._server.closing)
         try:
             answering = self._server.handler(exchange)
-        except Exception:
+        except Exception:  # our own bug: `failed` logs it, and it costs this answer only
             self.failed(exchange)
             return
         if answering is not None:
@@ -170,7 +172,7 @@ class HttpConnection(asyncio.Protocol):
         except asyncio.CancelledError:
             self._abort()
             raise
-        except Exception:
+        except Exception:  # the same
             self._task = None
             self.failed(exchange)
             return
@@ -218,8 +220,7 @@ class HttpConnection(asyncio.Protocol):
         if phase == self._phase:
             return  # progress does not extend a limit
         self._phase = phase
-        seconds = {"idle": self._limits.idle_s, "head": self._limits.head_s, "body": self._limits.body_s}
-        self._deadline = asyncio.get_running_loop().time() + seconds[phase]
+        self._deadline = self._loop.time() + self._phase_s[phase]
 
     def _refuse(self, refusal: Refusal, extra: bytes = b"") -> None:
         """Say why and end. Input goes on being thrown away for a moment: closing a socket with unread input

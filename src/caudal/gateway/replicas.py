@@ -5,7 +5,6 @@ Knows nothing of which replica is chosen; policy/routing does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,16 +15,8 @@ from caudal.policy.hedging import Hedger
 from caudal.policy.routing import Ask, Pool, ReplicaLoad
 from caudal.policy.speeds import Speed
 
-_TOTAL = re.compile(rb'"total_tokens"\s*:\s*(\d{1,9})')
-
 SHARE_WEIGHT = 0.05
 MIN_SHARE = 0.02
-
-
-def served_tokens(body: bytes, prompt_tokens: int) -> int:
-    """Prompt and reply of a whole answer, in tokens: as its usage says, or else about so many."""
-    found = _TOTAL.findall(body, max(0, len(body) - 4096))
-    return int(found[-1]) if found else prompt_tokens + len(body) // 4
 
 
 class Owner(Protocol):

@@ -381,7 +381,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Return when something arrived. What arrived before a failure is read first, by the caller."""
         self._raise_failure()
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, self._fail, what.format(timeout_s))
+        timer = self._loop.call_later(timeout_s, self._too_long, what, timeout_s)
         try:
             await self._waiter
         finally:
@@ -389,6 +389,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._waiter = None
         if not self._chunks and not self.complete:
             self._raise_failure()
+
+    def _too_long(self, what: str, timeout_s: float) -> None:
+        self._fail(what.format(timeout_s))
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

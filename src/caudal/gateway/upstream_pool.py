@@ -19,6 +19,7 @@ class UpstreamPool:
             None  # told how long a connection took, in s
         )
         self._limits = limits
+        self._loop = asyncio.get_running_loop()  # asked for once: each time costs a system call
         self._idle: dict[tuple[str, int, bool, str], list[UpstreamConnection]] = {}
         self._telling: set[UpstreamConnection] = set()  # those with a sink
         self._sweeper: asyncio.TimerHandle | None = None
@@ -40,11 +41,11 @@ class UpstreamPool:
         """Send a request on a connection that `take` gave; its silence is bounded from here, to half a second."""
         self._telling.add(connection)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         connection.start(data, sink)
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         now = loop.time()
         for connection in list(self._telling):
             if connection.sink is None:
@@ -58,7 +59,7 @@ class UpstreamPool:
         idle = self._idle.setdefault(address.key, [])
         if connection.usable and len(idle) < self._limits.idle_connections:
             self._telling.discard(connection)
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = self._loop.time()
             idle.append(connection)
         else:
             connection.close()
@@ -72,7 +73,7 @@ class UpstreamPool:
 
     def prune(self) -> None:
         """Close what was kept for too long, also for addresses that are asked no more."""
-        oldest = asyncio.get_running_loop().time() - self._limits.idle_s
+        oldest = self._loop.time() - self._limits.idle_s
         for key in list(self._idle):
             fresh = [c for c in self._idle[key] if c.usable and c.idle_since >= oldest]
             for connection in self._idle[key]:
@@ -86,7 +87,7 @@ class UpstreamPool:
     def take(self, address: Address) -> UpstreamConnection | None:
         """A kept connection that looks usable, if there is one."""
         idle = self._idle.get(address.key)
-        oldest = asyncio.get_running_loop().time() - self._limits.idle_s
+        oldest = self._loop.time() - self._limits.idle_s
         while idle:
             connection = idle.pop()
             if connection.usable and connection.idle_since >= oldest:

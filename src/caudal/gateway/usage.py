@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,6 +15,24 @@ from caudal.gateway.openai_api import BYTES_PER_TOKEN
 
 ASK = b',"stream_options":{"include_usage":true}'
 _OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: Count | None = None
+
+
+class _Plain(msgspec.Struct):
+    """A `usage` object as nearly all engines write it."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    prompt_tokens_details: _Details | None = None
+
+
+_PLAIN = msgspec.json.Decoder(_Plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +70,14 @@ def usage_of(body: bytes) -> Measured | None:
     if found is None:
         return None
     try:
+        said = _PLAIN.decode(found[1])
+    except msgspec.ValidationError:
         return measured(msgspec.json.decode(found[1]))
     except (msgspec.DecodeError, RecursionError):
         return None
+    details = said.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    return Measured(Usage(said.prompt_tokens, said.completion_tokens, cached))
 
 
 def measured(said: Any) -> Measured | None:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from caudal.domain.fleet import Resources
 from caudal.domain.gang import Gang, Role
 
-GATEWAY_SLOT = "gateway.0"
-"""The only gateway's slot, or that of the fleet's first site."""
-
 _SUFFIX = re.compile(r"@(?:g\d+)?(?:v\d+)?$")
 
 
