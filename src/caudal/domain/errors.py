@@ -9,7 +9,9 @@ Our own bugs are assertions. What the user or the world did wrong is one of thes
     ├── Unauthorized          exit 1, HTTP 401
     ├── NotFound              exit 3, HTTP 404
     ├── Impossible            exit 4, HTTP 409   it cannot be done with this fleet
-    │   └── NoCapacity                           no offer can hold it now
+    │   ├── NoCapacity                           no offer can hold it now
+    │   │   └── QuotaExceeded                    the account may not have more of it
+    │   └── NotOffered                           a region, type, image or reservation that does not exist
     ├── Stale                 exit 5, HTTP 409   decided on a state that has changed since
     │   └── LostLeadership                       another control process leads now
     └── Failed                exit 1, HTTP 500   the world did not do what was asked
@@ -21,6 +23,7 @@ Our own bugs are assertions. What the user or the world did wrong is one of thes
         ├── StorageFailed                        a store did not keep what it was given (disk full, ...)
         │   └── AlreadyExists                    create-if-absent found something there
         ├── LedgerBroken                         the record of a run does not add up
+        ├── NotAllowed                           a provider does not let us, and names the permission
         └── Unreachable                          a provider, driver or site does not answer
 """
 
@@ -119,6 +122,18 @@ class NoCapacity(Impossible):
     code = "no_capacity"
 
 
+class QuotaExceeded(NoCapacity):
+    """The account may not have more of it: asking again changes nothing until somebody raises the quota."""
+
+    code = "quota_exceeded"
+
+
+class NotOffered(Impossible):
+    """A region, machine type, image or reservation that the provider does not know."""
+
+    code = "not_offered"
+
+
 class Stale(CaudalError):
     """Decided on a state that has changed since; nothing was changed, ask again."""
 
@@ -186,6 +201,12 @@ class LedgerBroken(Failed):
     """The record of a run does not add up."""
 
     code = "ledger_broken"
+
+
+class NotAllowed(Failed):
+    """The provider knows who asks and does not let them; names the missing permission where it says it."""
+
+    code = "not_allowed"
 
 
 class Unreachable(Failed):

@@ -25,6 +25,7 @@ class Resources:
     cpus: float = 0.0
     memory_bytes: int = 0
     accelerators: int = 0
+    neuron_cores: int = 0  # of Trainium and Inferentia, which are given out core by core
 
     def fits(self, free: Resources) -> bool:
         """Whether a request of this size fits into `free` (a millionth of a core is rounding)."""
@@ -32,6 +33,7 @@ class Resources:
             self.cpus <= free.cpus + 1e-6
             and self.memory_bytes <= free.memory_bytes
             and self.accelerators <= free.accelerators
+            and self.neuron_cores <= free.neuron_cores
         )
 
     def plus(self, other: Resources) -> Resources:
@@ -40,6 +42,7 @@ class Resources:
             self.cpus + other.cpus,
             self.memory_bytes + other.memory_bytes,
             self.accelerators + other.accelerators,
+            self.neuron_cores + other.neuron_cores,
         )
 
     def minus(self, other: Resources) -> Resources:
@@ -48,6 +51,7 @@ class Resources:
             self.cpus - other.cpus,
             self.memory_bytes - other.memory_bytes,
             self.accelerators - other.accelerators,
+            self.neuron_cores - other.neuron_cores,
         )
 
 
@@ -61,13 +65,105 @@ class MachineType:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSpec:
+    """A machine of the team's own: where it is reached over SSH, and what it has."""
+
+    name: str
+    site: str
+    address: str
+    resources: Resources
+    user: str = ""
+    port: int = 22
+    accelerator: str = ""
+    price_usd_per_hour: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """Where machines come from, and how it is reached. Credentials are never here: they come from the cloud's own
+    chain. `endpoint`: empty is the cloud's own; `fake` is a fake on this machine, which `caudal up` starts; else a
+    URL of this machine. `account`: AWS's profile, Azure's subscription. `max_machines`: never more at one time."""
+
+    name: str
+    kind: Literal["local", "aws", "azure", "hosts"]
+    endpoint: str = ""
+    account: str = ""
+    resource_group: str = ""
+    max_machines: int = 0  # 0: no bound but the account's quotas
+    hosts: tuple[HostSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DriverSpec:
+    """What runs processes at a site. `address`: the Ray head's (`host:port`, or its Jobs URL), or the host on which
+    Slurm's commands are called over SSH; empty: started on the site's first node (Ray), or called here (Slurm)."""
+
+    name: str
+    kind: Literal["local", "ray", "slurm"]
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SiteSpec:
-    """One failure and interconnect domain, as the fleet file names it."""
+    """One failure and interconnect domain, as the fleet file names it.
+
+    `provider` and `driver` are names from the fleet's own lists, or `local`. `region` and `zone` are the cloud's;
+    `machine_types` and `markets` bound what may be taken (empty: all that is known there); `image`, `network` are the
+    cloud's own ids of what a machine boots and where it is attached.
+    """
 
     name: str
     provider: str = "local"
     driver: str = "local"
     region: str = "local"
+    zone: str = ""
+    machine_types: tuple[str, ...] = ()
+    markets: tuple[Literal["on_demand", "spot", "reserved", "block", "own"], ...] = ()
+    image: str = ""
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RampStep:
+    """From `start` (a date, 2027-01-01) on, a contract has `count` machines in all."""
+
+    start: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """An offer that was bought: what we may use, from when to when, and what it costs whether used or not.
+
+    `reserved`, `block` and `own` give `count` machines of a type (or `ramp`); `savings` is dollars an hour that are
+    owed for use at `discount` off the list; `spend` is `commitment_usd` over the whole term. Dates are days in UTC,
+    `start` included, `end` not. `reference` is the provider's own id (a capacity reservation, a group).
+    """
+
+    name: str
+    kind: Literal["reserved", "block", "savings", "spend", "own"]
+    provider: str
+    start: str
+    end: str
+    sites: tuple[str, ...] = ()  # where it holds; empty: at all sites of the provider
+    machine_type: str = ""
+    count: int = 0
+    ramp: tuple[RampStep, ...] = ()
+    price_usd_per_hour: Decimal = Decimal(0)  # of one machine; of the commitment, for `savings`
+    commitment_usd: Decimal = Decimal(0)
+    prepayment_usd: Decimal = Decimal(0)
+    discount: float = 0.0
+    reference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """What a team may spend in a calendar month (UTC). Over it nothing new is taken for the team; what runs is ended
+    only with `stop_running`."""
+
+    team: str
+    monthly_usd: Decimal
+    stop_running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +203,10 @@ class FleetSpec:
     sites: tuple[SiteSpec, ...]
     gateway: GatewaySpec = field(default_factory=GatewaySpec)
     api: ApiSpec = field(default_factory=ApiSpec)
+    providers: tuple[ProviderSpec, ...] = ()
+    drivers: tuple[DriverSpec, ...] = ()
+    contracts: tuple[Contract, ...] = ()
+    budgets: tuple[BudgetSpec, ...] = ()
 
     def site(self, name: str) -> SiteSpec | None:
         """The site of that name, if the fleet has it."""
@@ -130,6 +230,7 @@ class Offer:
     source: str
     as_of: str
     available: int | None = None  # how many more can be had now; None: unknown
+    contract: str = ""  # the contract that it draws on; empty: paid by the hour
 
 
 class MachineState(StrEnum):
@@ -150,6 +251,7 @@ class Machine:
     state: MachineState
     lease_id: str = ""  # our tag; empty: not ours, never to be touched
     address: str = ""
+    leaves_at: float | None = None  # the provider has said that it takes the machine back then (spot, blocks)
 
 
 class LeaseState(StrEnum):
@@ -181,6 +283,7 @@ class Lease:
     epoch: int
     requested_at: float
     machine_id: str = ""
+    contract: str = ""  # the contract that it draws on; empty: paid by the hour
     active_at: float | None = None
     suspect_since: float | None = None
     ended_at: float | None = None

@@ -107,6 +107,7 @@ class GangSpec:
     epoch: int
     processes: tuple[ProcessSpec, ...]
     resources: Resources = field(default_factory=Resources)
+    lease_id: str = ""  # of the node: what its machine is tagged with
 
 
 @dataclass(frozen=True, slots=True)

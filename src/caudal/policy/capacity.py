@@ -117,6 +117,7 @@ def requested(action: AcquireNode, now: float) -> Lease:
         state=LeaseState.REQUESTED,
         epoch=1,
         requested_at=now,
+        contract=offer.contract,
     )
 
 

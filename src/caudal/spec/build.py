@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from caudal.domain.workload import PRESETS
@@ -20,6 +21,7 @@ from caudal.spec.units import parse_count, parse_size
 BAD: Final = object()
 """Stands for a value that was wrong; the problem has been written down."""
 
+MOST_USD = Decimal(10) ** 13
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -151,11 +153,25 @@ def _number(value: Any, key: str) -> Any:
     return float(value) if math.isfinite(value) else BAD
 
 
+def _money(value: Any, key: str) -> Any:
+    """Dollars, exactly as written: 98.32 is 98.32."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return BAD
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,10})?", value):
+        return BAD
+    try:
+        amount = Decimal(repr(value) if isinstance(value, float) else value)
+    except InvalidOperation:
+        return BAD
+    return amount if amount.is_finite() and 0 <= amount <= MOST_USD else BAD
+
+
 _SCALARS: dict[type, tuple[str, typing.Callable[[Any, str], Any]]] = {
     str: ("text", _text),
     bool: ("true or false", _flag),
     int: ("a whole number", _whole),
     float: ("a number", _number),
+    Decimal: ("dollars such as 98.32", _money),
 }
 
 

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, Resources, SiteSpec
+from caudal.domain.fleet import (
+    ApiSpec,
+    Contract,
+    DriverSpec,
+    FleetSpec,
+    GatewaySpec,
+    HostSpec,
+    ProviderSpec,
+    RampStep,
+    Resources,
+    SiteSpec,
+)
 from caudal.domain.workload import (
     BaseSpec,
     ExternalSpec,
@@ -55,7 +66,12 @@ RANGES: dict[type, dict[str, Range]] = {
         "cpus": Range(0, 10_000, above=True),
         "memory_bytes": Range(1 << 20, 1 << 50),
         "accelerators": Range(0, 10_000),
+        "neuron_cores": Range(0, 10_000),
     },
+    HostSpec: {"port": _PORT},
+    ProviderSpec: {"max_machines": Range(0, 1_000_000)},
+    RampStep: {"count": Range(0, 10_000_000)},
+    Contract: {"count": Range(0, 10_000_000), "discount": _FRACTION},
     # 256 bytes and the special tokens have to find room; 1 M is four times the largest vocabulary in use.
     TokenizerSpec: {"entries": Range(272, 1_000_000)},
     ModelShape: {
@@ -111,6 +127,10 @@ RANGES: dict[type, dict[str, Range]] = {
 NAMES: dict[type, frozenset[str]] = {
     FleetSpec: frozenset({"name"}),
     SiteSpec: frozenset({"name", "provider", "driver", "region"}),
+    ProviderSpec: frozenset({"name"}),
+    DriverSpec: frozenset({"name"}),
+    HostSpec: frozenset({"name", "site"}),
+    Contract: frozenset({"name", "provider", "sites"}),
     TrainSpec: frozenset({"name", "at"}),
     StageSpec: frozenset({"name"}),
     ServiceSpec: frozenset({"name"}),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from decimal import Decimal
 from typing import Any
 
 from caudal.spec.build import hints
@@ -13,6 +14,7 @@ from caudal.spec.files import TYPES
 from caudal.spec.limits import NAME_PATTERN, NAMES, RANGES
 from caudal.spec.units import COUNT_PATTERN, SIZE_PATTERN
 
+MONEY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,10})?$"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -87,4 +89,6 @@ def _value(kind: Any, name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     if kind is int:
         pattern = SIZE_PATTERN if name.endswith("_bytes") else COUNT_PATTERN
         return {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": pattern}]}
+    if kind is Decimal:
+        return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": MONEY_PATTERN}]}
     return {"type": {str: "string", float: "number", bool: "boolean"}[kind]}
