@@ -18,12 +18,12 @@ $(BIN)/python:
 
 $(VENV)/.up: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Caudal into $(VENV) (once; about 700 MB with torch)"
-	$(PIP) -e '.[train,serve,console]'
+	$(PIP) -e '.[train,serve,console,plan]'
 	@touch $@
 
 $(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Caudal and its test tools into $(VENV) (once)"
-	$(PIP) -e '.[train,serve,console,postgres,huggingface,tracking,test]'
+	$(PIP) -e '.[train,serve,console,postgres,huggingface,tracking,aws,azure,hosts,ray,plan,test]'
 	@touch $@ $(VENV)/.up
 
 up: $(VENV)/.up  ## train a model over two sites and serve it: the main job
