@@ -75,7 +75,15 @@ class GatewayConfig(msgspec.Struct, frozen=True):
 def read_config(path: Path) -> GatewayConfig:
     """Raises UsageError where the file cannot be used."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=GatewayConfig)
+        read = msgspec.json.decode(path.read_bytes(), type=GatewayConfig)
+        return msgspec.structs.replace(
+            read,
+            **{
+                name: str(Path(value).expanduser())
+                for name in ("state_file", "keys_file", "usage_dir")
+                if (value := getattr(read, name))
+            },
+        )
     except (OSError, msgspec.DecodeError) as error:
         remedy = "Give the path of a JSON file with host, port, routes_url, state_file, site and gang."
         raise UsageError(
