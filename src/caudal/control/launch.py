@@ -64,7 +64,12 @@ def gang_spec(gang: Gang, state: State, settings: LaunchSettings) -> GangSpec:
         env=_env(gang, settings, threads),
         files={CONFIG: json.dumps(_config(gang, state, settings, threads), sort_keys=True, indent=1)},
     )
-    return GangSpec(gang.id, gang.site, gang.node, gang.epoch, (process,), gang.resources, gang.lease_id)
+    return GangSpec(
+        *(gang.id, gang.site, gang.node, gang.epoch, (process,)),
+        resources=gang.resources,
+        lease_id=gang.lease_id,
+        role=gang.role,
+    )
 
 
 def _env(gang: Gang, settings: LaunchSettings, threads: int) -> dict[str, str]:
