@@ -16,7 +16,10 @@ from tests.conformance.ports import DRIVERS, Does, DriverCase, unreachable
 
 @pytest.fixture(params=DRIVERS)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DriverCase]:
-    with request.param(tmp_path) as built:
+    build, needs = request.param
+    if needs:
+        request.getfixturevalue(needs)
+    with build(tmp_path) as built:
         yield built
         if built.silence:
             built.silence(False)

@@ -37,7 +37,11 @@ SAID: tuple[tuple[str, type[CaudalError], str], ...] = (
     (r"partition", NotOffered, "name a partition that `sinfo` lists, in the driver's `slurm: partition`"),
     (r"account|association", NotOffered, "name an account that `sacctmgr show assoc` gives you"),
     (r"invalid qos", NotOffered, "name a QOS that `sacctmgr show qos` lists"),
-    (r"gres|node configuration|memory spec|cpu count", NotOffered, "ask for what `sinfo -o '%N %c %m %G'` lists"),
+    (
+        r"gres|node configuration|memory spec|cpu count",
+        NotOffered,
+        "ask for what `sinfo -o '%N %c %m %G'` lists",
+    ),
     (r"limit|quota", QuotaExceeded, "ask Slurm's administrators to raise the limit, or run less"),
     (r"permission|denied|not authorized", NotAllowed, "ask Slurm's administrators for the right to submit"),
     (r"node", NoCapacity, "see `sinfo -R` for nodes that are out of service"),
@@ -72,7 +76,9 @@ def call(argv: Sequence[str], stdin: str | None = None) -> str:
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
     """The environment of Slurm's commands: times in seconds since 1970, messages in English."""
     kept = {
-        name: value for name, value in ours.items() if name in PASSED_ON or name.startswith(("SBATCH_", "SACKD_"))
+        name: value
+        for name, value in ours.items()
+        if name in PASSED_ON or name.startswith(("SBATCH_", "SACKD_"))
     }
     return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
 

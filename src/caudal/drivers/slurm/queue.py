@@ -14,7 +14,9 @@ FIELDS = ("%A", "%T", "%r", "%N", "%S", "%j", "%k")
 FORMAT = "|".join(FIELDS)
 """Job id, state, reason, nodes, start, name, comment."""
 
-PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+PENDING = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 NODE_GONE = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 BY_ITSELF = frozenset({"COMPLETED", "FAILED"})
@@ -39,7 +41,7 @@ class Job:
     @property
     def final(self) -> bool:
         """Whether Slurm will never (again) run it. A state that we do not know counts as one that may."""
-        return self.state not in PENDING | RUNNING and self.state in FINAL
+        return self.state in FINAL
 
     @property
     def waits(self) -> bool:
