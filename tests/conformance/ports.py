@@ -80,6 +80,8 @@ class DriverCase(Case):
     driver: Driver
     make_spec: Callable[[str, Does], GangSpec]
     again: Callable[[], Driver]
+    grace_s: float = 0.3
+    """A grace that outlasts a few calls of this driver."""
 
 
 @dataclass
@@ -172,19 +174,21 @@ def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
 @contextmanager
 def slurm_driver(tmp_path: Path) -> Iterator[DriverCase]:
     """Jobs of a real Slurm on this machine, which the fixture `slurm` has started. It is never silent here:
-    tests/e2e/test_slurm.py takes its slurmctld away."""
+    test_slurm.py takes its slurmctld away."""
     spec = SlurmSpec(folder=str(tmp_path / "shared"))
 
     def build() -> SlurmDriver:
         return SlurmDriver(SITE, spec, Here())
 
-    yield DriverCase(RealClock().sleep, 30.0, None, build(), real_spec, build)
+    yield DriverCase(RealClock().sleep, 30.0, None, build(), real_spec, build, grace_s=1.0)
 
 
 @contextmanager
 def slurm_driver_over_ssh(tmp_path: Path) -> Iterator[DriverCase]:
     """The same by way of the system's ssh and a server on loopback, which can refuse to answer."""
-    python = tmp_path / "python"  # `-I` would leave out the sources that are tested, where another Caudal is installed
+    python = (
+        tmp_path / "python"
+    )  # `-I` would leave out the sources that are tested, where another Caudal is installed
     python.write_text(
         f'#!/bin/sh\n[ "$1" = -I ] && shift\nPYTHONPATH={PACKAGE_ROOT} exec {sys.executable} "$@"\n'
     )
@@ -195,7 +199,7 @@ def slurm_driver_over_ssh(tmp_path: Path) -> Iterator[DriverCase]:
         def build() -> SlurmDriver:
             return SlurmDriver(SITE, spec, OverSsh(server.address, str(python), server.options))
 
-        yield DriverCase(RealClock().sleep, 60.0, server.silence, build(), real_spec, build)
+        yield DriverCase(RealClock().sleep, 60.0, server.silence, build(), real_spec, build, grace_s=3.0)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,11 +82,15 @@ class Slurm:
         """Its slurm.conf: what SLURM_CONF has to name."""
         return self.root / "slurm.conf"
 
-    def start(self, name: str) -> None:
-        """Start one server."""
+    def start(self, name: str, *more: str) -> None:
+        """Start one server, with `more` on its command line."""
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self.servers[name] = subprocess.Popen(
-                self._command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*self._command(name), *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
@@ -163,11 +168,9 @@ def missing() -> list[str]:
     return [name for name in NEEDED if shutil.which(name, path=paths) is None]
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
-    """A Slurm with eight free nodes; SLURM_CONF names it. Skips where it is not installed."""
-    if missing():
-        pytest.skip(f"{', '.join(missing())} are not installed here: apt-get install slurm-wlm munge")
+@contextmanager
+def running_slurm() -> Iterator[Slurm]:
+    """A Slurm with eight free nodes, for as long as the block lasts; SLURM_CONF names it meanwhile."""
     root = Path(tempfile.mkdtemp(prefix="caudal-slurm-"))
     servers = Slurm(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -184,6 +187,15 @@ def slurm() -> Iterator[Slurm]:
         finally:
             servers.close()
             shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """One for the whole session. Skips where it is not installed."""
+    if missing():
+        pytest.skip(f"{', '.join(missing())} are not installed here: apt-get install slurm-wlm munge")
+    with running_slurm() as servers:
+        yield servers
 
 
 def _write(root: Path) -> None:
@@ -203,7 +215,9 @@ def _write(root: Path) -> None:
         f"Name=gpu File={root}/dev/nvidia[0-{GPUS - 1}]\nName=neuroncore Count={NEURON_CORES}\n"
     )
     port, *ports = _free_ports(1 + len(NODES))
-    has = f"CPUs={CPUS} CoresPerSocket={CPUS} RealMemory={MEMORY_MIB} Gres=gpu:{GPUS},neuroncore:{NEURON_CORES}"
+    has = (
+        f"CPUs={CPUS} CoresPerSocket={CPUS} RealMemory={MEMORY_MIB} Gres=gpu:{GPUS},neuroncore:{NEURON_CORES}"
+    )
     nodes = "\n".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={at} {has} State=UNKNOWN"
         for name, at in zip(NODES, ports, strict=True)

@@ -73,7 +73,9 @@ def ssh_server(folder: Path) -> Iterator[SshServer]:
     options += ("-o", f"UserKnownHostsFile={folder / 'known'}", "-o", "IdentitiesOnly=yes")
     try:
         yield SshServer(
-            "me@127.0.0.1", options, lambda on: call(close()) if on else None if listening else call(listen(port))
+            "me@127.0.0.1",
+            options,
+            lambda on: call(close()) if on else None if listening else call(listen(port)),
         )
     finally:
         call(close())
