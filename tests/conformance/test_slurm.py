@@ -3,8 +3,10 @@ lost answers. On a real Slurm with eight nodes (tests/support/slurm.py)."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -84,9 +86,13 @@ class Site:
         return dict(zip(words[::2], words[1::2], strict=True))
 
     def jobs(self, gang_id: str) -> list[str]:
-        """The states of all jobs of that name, by id."""
-        rows = self.slurm.ask("squeue", "-h", "--states=all", f"--name={gang_id}", "-o", "%A %T").splitlines()
-        return [row.split()[1] for row in sorted(rows, key=lambda row: int(row.split()[0]))]
+        """The states of all jobs of that gang, by id."""
+        rows = self.slurm.ask(
+            "squeue", "-h", "--states=all", f"--name={gang_id}", "-o", "%A %T %k"
+        ).splitlines()
+        mark = json.loads((self.folder / SITE / ".mark.json").read_text())["mark"]
+        ours = [row.split() for row in rows if mark in row]
+        return [row[1] for row in sorted(ours, key=lambda row: int(row[0]))]
 
     def close(self) -> None:
         for status in self.driver.gangs():
@@ -130,8 +136,8 @@ def test_gangs_share_out_gpus_and_neuron_cores(new_site: Callable[..., Site]) ->
     site.running(*(f"n-{number}" for number in range(8)))
     assert {site.said(f"n-{number}")["node"] for number in range(8)} == set(NODES)
     assert {site.said(f"n-{number}")["neuron"] for number in range(8)} == {str(NEURON_CORES)}
-    waiting = site.status("c-0")
-    assert waiting is not None and waiting.state is GangState.STARTING
+    waiting = site.until(lambda: (s := site.status("c-0")) and s.why and s)
+    assert waiting.state is GangState.STARTING
     assert waiting.why in ("Resources", "Priority")
     with pytest.raises(NotOffered, match="refuses the job"):
         site.start("d-0", resources=Resources(cpus=1, accelerators=GPUS + 1))
@@ -141,6 +147,7 @@ def test_a_service_preempts_training_and_that_is_no_success(new_site: Callable[.
     site = new_site()
     site.start("run.worker.0-1", node="node1", resources=WHOLE_NODE, role=Role.WORKER)
     site.running("run.worker.0-1")
+    site.said("run.worker.0-1")  # from now on it leaves with 0 when it is told to
     site.start("chat.replica.m.0-1", node="node1", resources=WHOLE_NODE, role=Role.REPLICA)
     site.running("chat.replica.m.0-1")
     ended = site.until_state("run.worker.0-1", GangState.EXITED)
@@ -161,6 +168,7 @@ def test_a_requeued_gang_is_seen_again_as_itself(new_site: Callable[..., Site]) 
     site.driver.stop("chat.replica.m.0-1", 5.0)
     again = site.until_state("run.worker.0-1", GangState.RUNNING, 40)
     assert again.pids != before.pids
+    site.until(lambda: site.driver.logs("run.worker.0-1").count("pid") == 2)
     assert [s.gang_id for s in site.driver.gangs()] == ["chat.replica.m.0-1", "run.worker.0-1"]
     site.driver.stop("run.worker.0-1", 5.0)
     assert site.until_state("run.worker.0-1", GangState.EXITED).exit_code == 0, "this time we asked it"
@@ -207,8 +215,9 @@ def test_gangs_outlive_a_slurmctld_that_is_away(
     monkeypatch.setenv(TIMEOUT_VARIABLE, "2")
     site = new_site()
     site.start("a-0")
-    site.start("b-0", runs_s=4.0, code=7)
+    site.start("b-0", runs_s=12.0, code=7)
     a, b = site.running("a-0", "b-0")
+    site.slurm.wait_saved()
     site.slurm.kill("slurmctld")
     try:
         began = time.monotonic()
@@ -257,7 +266,7 @@ def test_what_slurmctld_forgets_is_still_known(new_site: Callable[..., Site]) ->
     site.start("a-0", runs_s=0.1, code=9)
     ended = site.until_state("a-0", GangState.EXITED)
     site.slurm.wait_idle()
-    site.slurm.kill("slurmctld")
+    site.slurm.kill("slurmctld", signal.SIGTERM)
     site.slurm.start("slurmctld", "-c")  # with a state of nothing
     site.until(lambda: "UP" in site.slurm.ask("scontrol", "ping"))
     assert site.jobs("a-0") == []
@@ -283,7 +292,7 @@ def test_a_lost_answer_of_sbatch_makes_one_job(
     with monkeypatch.context() as patch:
         _wrap_sbatch(tmp_path / "bin", patch, site.slurm, 'REAL "$@" >/dev/null; exec sleep 60')
         patch.setenv(TIMEOUT_VARIABLE, "1.5")
-        with pytest.raises(Unreachable, match="no answer"):
+        with pytest.raises(Unreachable, match="sbatch had no answer"):
             site.start("a-0")
     site.start("a-0")
     site.running("a-0")
@@ -297,12 +306,12 @@ def test_a_submission_that_arrives_late_runs_nothing_twice(
     """The client gave up, we submitted again, and then slurmctld takes up the first one after all."""
     site = new_site()
     late = (
-        f'cat > {tmp_path}/script; (sleep 2; REAL "$@" < {tmp_path}/script) >/dev/null 2>&1 & exec sleep 60'
+        f'cat > {tmp_path}/script; (sleep 3; REAL "$@" < {tmp_path}/script) >/dev/null 2>&1 & exec sleep 60'
     )
     with monkeypatch.context() as patch:
         _wrap_sbatch(tmp_path / "bin", patch, site.slurm, late)
-        patch.setenv(TIMEOUT_VARIABLE, "0.5")
-        with pytest.raises(Unreachable):
+        patch.setenv(TIMEOUT_VARIABLE, "1.5")
+        with pytest.raises(Unreachable, match="sbatch had no answer"):
             site.start("a-0")
     site.start("a-0")
     (before,) = site.running("a-0")
@@ -317,7 +326,7 @@ def test_a_second_job_that_waits_is_cancelled(new_site: Callable[..., Site], tmp
     site = new_site()
     site.start("a-0", node="node1", resources=WHOLE_NODE)
     site.running("a-0")
-    comment = site.slurm.ask("squeue", "-h", "--name=a-0", "-o", "%k").strip()
+    comment = site.slurm.ask("squeue", "-h", "--name=a-0", "--states=RUNNING", "-o", "%k").strip()
     script = tmp_path / "job"
     script.write_text("#!/bin/sh\nsleep 600\n")
     site.slurm.ask(
@@ -365,7 +374,7 @@ def test_no_secret_leaves_the_folder(new_site: Callable[..., Site], monkeypatch:
     site.driver.start(GangSpec("a-0", SITE, "node3", 1, (process,)), "hunter2-of-the-token")
     site.running("a-0")
     site.until(lambda: "hunter2-of-the-processhunter2-of-the-environment" in site.driver.logs("a-0"))
-    job = site.slurm.ask("squeue", "-h", "--name=a-0", "-o", "%A").strip()
+    job = site.slurm.ask("squeue", "-h", "--name=a-0", "--states=RUNNING", "-o", "%A").strip()
     shown = site.slurm.ask("scontrol", "-d", "show", "job", job)
     shown += site.slurm.ask("scontrol", "write", "batch_script", job, "-") + site.slurm.ask(
         "squeue", "-o", "%all"

@@ -109,6 +109,15 @@ class Slurm:
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
         return done.stdout + done.stderr
 
+    def wait_saved(self, within_s: float = 20.0) -> None:
+        """Until slurmctld has written down what it has been told so far. It does so every few seconds; killed before,
+        it forgets jobs that run and gives their ids away again, and their nodes are drained ("Duplicate jobid")."""
+        since, until = time.time(), time.monotonic() + within_s
+        while (self.root / "state" / "job_state").stat().st_mtime < since:
+            self.ask("scontrol", "reconfigure")  # also saves
+            assert time.monotonic() < until, "slurmctld saves nothing"
+            time.sleep(0.2)
+
     def wait_idle(self, within_s: float = 60.0) -> None:
         """Until all nodes are free."""
         until = time.monotonic() + within_s
@@ -132,9 +141,10 @@ class Slurm:
         if "slurmctld" in self.servers:
             self.ask("scancel", f"--user={getpass.getuser()}")
             self.ask("scancel", f"--user={getpass.getuser()}", "--signal=KILL", "--full")
-        for name in [n for n in self.servers if n != "munged"] + ["munged"]:
-            if name in self.servers:
-                self.kill(name, signal.SIGTERM)
+        for server in self.servers.values():
+            server.send_signal(signal.SIGTERM)
+        for name in list(self.servers):
+            self.kill(name, signal.SIGTERM)
         for pid in self._left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

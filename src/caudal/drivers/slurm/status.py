@@ -22,7 +22,8 @@ from caudal.drivers.slurm.queue import BY_ITSELF, NODE_GONE, Job, exit_code
 JOB = "job.json"
 """{job, at}: sbatch's answer."""
 GONE = "gone.json"
-"""{at}: since when its job is over, while something still holds the folder."""
+"""{at, why}: since when its node is gone for Slurm, while something still holds the folder. What is then killed is
+lost, whatever code it leaves."""
 FENCE_WAIT_S = 60.0
 STOP_MARGIN_S = 5.0  # past the grace: then the keeper itself hangs, and Slurm is asked to kill the job
 
@@ -74,14 +75,16 @@ def _alive(gang: Folder, site: str, shim: Record | None, job: Job | None) -> Gan
 
 
 def _over(gang: Folder, site: str, shim: Record | None, end: Record, job: Job | None) -> GangStatus:
-    why = end.get("why", "")
+    gone = gang.read(GONE) or {}
+    code = None if gone else end.get("exit_code")
+    why = gone.get("why", "") or end.get("why", "")
     if not why and job is not None and job.final and job.state not in BY_ITSELF:
         why = job.state
     return GangStatus(
         gang_id=gang.path.name,
-        state=GangState.EXITED if end.get("exit_code") is not None else GangState.LOST,
+        state=GangState.EXITED if code is not None else GangState.LOST,
         site=site,
-        exit_code=end.get("exit_code"),
+        exit_code=code,
         started_at=(shim or {}).get("started_at"),
         ended_at=end.get("at"),
         why=why,
@@ -118,12 +121,12 @@ def _waited(gang: Folder, job: Job | None, look: Look) -> bool:
     """Tell what still holds the folder to end; whether it had its time."""
     if job is None or job.state not in NODE_GONE:
         return False  # Slurm is just ending it, or has forgotten a job that lives
-    gone = gang.read(GONE)
+    gone = gang.read(GONE) or {}
     if not gone:
+        gang.write(GONE, {"at": look.now, "why": job.state})
+    if not gang.has(files.STOP):
         gang.write(files.STOP, {"grace_s": 0.0, "kill_at": look.now})
-        gang.write(GONE, {"at": look.now})
-        return False
-    return bool(look.now > gone["at"] + FENCE_WAIT_S)
+    return bool(gone) and bool(look.now > gone["at"] + FENCE_WAIT_S)
 
 
 def _write_end(gang: Folder, code: int | None, why: str, now: float) -> Record:
