@@ -99,7 +99,6 @@ class Site:
             if status.alive:
                 self.driver.stop(status.gang_id, 0.0)
         self.until(lambda: not any(s.alive for s in self.driver.gangs()), 60)
-        self.slurm.wait_idle()
 
 
 @pytest.fixture
@@ -114,6 +113,7 @@ def new_site(slurm: Slurm, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for site in made:
         site.close()
+    slurm.wait_idle()
 
 
 def alive(pid: int) -> bool:
@@ -152,7 +152,7 @@ def test_a_service_preempts_training_and_that_is_no_success(new_site: Callable[.
     site.running("chat.replica.m.0-1")
     ended = site.until_state("run.worker.0-1", GangState.EXITED)
     assert ended.exit_code == -15, "its processes left with 0, but they were made to"
-    assert ended.why == "PREEMPTED"
+    site.until(lambda: (s := site.status("run.worker.0-1")) and s.why == "PREEMPTED")
     assert site.jobs("run.worker.0-1") == ["PREEMPTED"]
 
 
@@ -343,8 +343,8 @@ def test_what_others_cancel_did_not_end_well(new_site: Callable[..., Site]) -> N
     site.running("a-0")
     site.said("a-0")
     site.slurm.ask("scancel", "--name=a-0")
-    ended = site.until_state("a-0", GangState.EXITED)
-    assert (ended.exit_code, ended.why) == (-15, "CANCELLED")
+    assert site.until_state("a-0", GangState.EXITED).exit_code == -15
+    site.until(lambda: (s := site.status("a-0")) and s.why == "CANCELLED")
 
 
 def test_one_that_waits_is_cancelled_and_never_starts(new_site: Callable[..., Site]) -> None:

@@ -34,6 +34,7 @@ LOST_CONTACT = re.compile(
     re.IGNORECASE,
 )
 SAID: tuple[tuple[str, type[CaudalError], str], ...] = (
+    (r"policy|quota", QuotaExceeded, "ask Slurm's administrators to raise the limit, or run less"),
     (r"partition", NotOffered, "name a partition that `sinfo` lists, in the driver's `slurm: partition`"),
     (r"account|association", NotOffered, "name an account that `sacctmgr show assoc` gives you"),
     (r"invalid qos", NotOffered, "name a QOS that `sacctmgr show qos` lists"),
@@ -42,7 +43,6 @@ SAID: tuple[tuple[str, type[CaudalError], str], ...] = (
         NotOffered,
         "ask for what `sinfo -o '%N %c %m %G'` lists",
     ),
-    (r"limit|quota", QuotaExceeded, "ask Slurm's administrators to raise the limit, or run less"),
     (r"permission|denied|not authorized", NotAllowed, "ask Slurm's administrators for the right to submit"),
     (r"node", NoCapacity, "see `sinfo -R` for nodes that are out of service"),
 )

@@ -80,6 +80,8 @@ def _over(gang: Folder, site: str, shim: Record | None, end: Record, job: Job | 
     why = gone.get("why", "") or end.get("why", "")
     if not why and job is not None and job.final and job.state not in BY_ITSELF:
         why = job.state
+    elif not why and gang.has(OUTSIDE):
+        why = "ended from outside"  # Slurm has not yet said how, or no longer does
     return GangStatus(
         gang_id=gang.path.name,
         state=GangState.EXITED if code is not None else GangState.LOST,
