@@ -125,12 +125,12 @@ class Slurm:
             assert time.monotonic() < until, (seen, self.ask("sinfo", "-R"), self.ask("squeue"))
             time.sleep(0.1)
 
-    def memory_bytes(self) -> int:
-        """The resident memory of all servers, what they share counted once each (PSS)."""
+    def memory_bytes(self, kind: str = "Pss:") -> int:
+        """The memory of all servers: what they share counted once (Pss), or for each (Rss)."""
         total = 0
         for server in self.servers.values():
             rollup = Path(f"/proc/{server.pid}/smaps_rollup").read_text()
-            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(kind))
         return total << 10
 
     def close(self) -> None:

@@ -18,6 +18,10 @@ from caudal.drivers import local_folder as files
 from caudal.drivers.local import SAFE_NAME
 from caudal.drivers.slurm.desk import PROTOCOL
 from caudal.drivers.slurm.hosts import Here, Host, OverSsh
+from caudal.drivers.slurm.keeper import AGAIN, OUTSIDE, RAN
+from caudal.drivers.slurm.status import GONE, JOB
+
+RESERVED = frozenset({AGAIN, GONE, JOB, OUTSIDE, RAN})
 
 
 class SlurmDriver:
@@ -79,7 +83,9 @@ def _gang(spec: GangSpec) -> dict[str, Any]:
     names: dict[str, str] = {}
     for process in spec.processes:
         for name, text in process.files.items():
-            assert SAFE_NAME.fullmatch(name) and not files.reserved(name), f"bad file name {name!r}"
+            assert SAFE_NAME.fullmatch(name) and not (files.reserved(name) or name in RESERVED), (
+                f"bad file name {name!r}"
+            )
             assert names.setdefault(name, text) == text, f"two processes want another {name!r}"
     return {
         "gang_id": spec.gang_id,
