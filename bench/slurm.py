@@ -17,13 +17,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import figure, finish, timed
 from tests.support.slurm import CPUS, NODES, SLURMD_TIMEOUT_S, Slurm, running_slurm
 
 from caudal.domain.fleet import Resources, SlurmSpec
 from caudal.domain.gang import GangSpec, GangState, ProcessSpec, Role
 from caudal.drivers.slurm.driver import SlurmDriver
 from caudal.drivers.slurm.hosts import Here
+from harness import figure, finish, timed
 
 PROGRAM = ("{python}", "-c", "import time; time.sleep(3600)")
 WHOLE_NODE = Resources(cpus=CPUS, memory_bytes=1 << 30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path, PurePath
 
 import pytest
@@ -188,6 +189,12 @@ def test_an_address_is_never_an_option_of_ssh(address: str) -> None:
         OverSsh(address)
 
 
+@pytest.mark.parametrize("slurm", [SlurmSpec(folder="shared"), SlurmSpec(python="~/venv/bin/python")])
+def test_paths_are_the_same_everywhere(slurm: SlurmSpec) -> None:
+    with pytest.raises(UsageError, match="driver hpc"):
+        open_driver("north", DriverSpec("hpc", "slurm", slurm=slurm))
+
+
 def test_a_host_that_refuses_is_unreachable() -> None:
     spec = DriverSpec("hpc", "slurm", address="ssh://nobody@127.0.0.1:1")
     with pytest.raises(Unreachable, match="login host") as failed:
@@ -258,3 +265,29 @@ def test_an_older_epoch_begins_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_begins_nothing(tmp_path: Path) -> None:
     assert _keep(Folder(tmp_path / "gone"), job=1) == keeper.NOT_STARTED
+
+
+def test_a_later_start_ends_what_an_earlier_one_left_running(tmp_path: Path) -> None:
+    """Slurm gave a node up and started the job elsewhere, but the node lives and still reaches the folder."""
+    gang = _gang(tmp_path, requeue=True)
+    spec = gang.read(files.SPEC)
+    assert spec is not None
+    mark = str(tmp_path / "ran")
+    write = f"import time; w = open({mark!r}, 'a'); w.write('1 '); w.close()"
+    code = f"{write}\nif len(open({mark!r}).read()) < 10: time.sleep(600)"
+    spec["processes"][0]["argv"] = [sys.executable, "-c", code]
+    gang.write(files.SPEC, spec)
+    first = subprocess.Popen(
+        [sys.executable, *ISOLATED, "-c", BOOT, str(PACKAGE_ROOT), str(gang.path)],
+        env={"SLURM_JOB_ID": "1", "PATH": "/usr/bin:/bin"},
+    )
+    try:
+        until = time.monotonic() + 20
+        while not (Path(mark).exists() and Path(mark).read_text().endswith(" ")):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        Path(mark).write_text("x" * 20)
+        assert _keep(gang, job=1, restarts=1) == 0
+        assert first.wait(10) != 0
+    finally:
+        first.kill()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from caudal.domain.errors import NotFound
+from caudal.domain.errors import NotFound, UsageError
 from caudal.domain.fleet import DriverSpec, SlurmSpec
 from caudal.domain.gang import GangSpec, GangState, GangStatus
 from caudal.drivers import local_folder as files
@@ -74,6 +74,13 @@ class SlurmDriver:
 
 def open_driver(site: str, spec: DriverSpec) -> SlurmDriver:
     """The driver of a fleet file's `kind: slurm`: with an address over SSH, else here. Raises UsageError."""
+    for key, path in (("folder", spec.slurm.folder), ("python", spec.slurm.python)):
+        if path and not path.startswith("/"):
+            raise UsageError(
+                f"driver {spec.name}: `slurm: {key}` is {path!r}",
+                why="it has to be the same on the login host and on all nodes",
+                remedy="write a path that begins with /",
+            )
     host: Host = OverSsh(spec.address, spec.slurm.python) if spec.address else Here()
     return SlurmDriver(site, spec.slurm, host)
 
