@@ -30,8 +30,9 @@ pytestmark = pytest.mark.cluster
 PROGRAM = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-print("pid", os.getpid(), "gpus", os.environ.get("CUDA_VISIBLE_DEVICES"),
-      "neuron", os.environ.get("NEURON_RT_NUM_CORES"), "node", os.environ["SLURMD_NODENAME"], flush=True)
+says = {"pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "neuron": os.environ.get("NEURON_RT_NUM_CORES"), "node": os.environ["SLURMD_NODENAME"]}
+sys.stdout.write(" ".join(f"{key} {value}" for key, value in says.items()) + "\\n")
 end = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < end:
     time.sleep(0.02)
@@ -81,7 +82,7 @@ class Site:
 
     def said(self, gang_id: str) -> dict[str, str]:
         """What the program printed about itself when it last started."""
-        text: str = self.until(lambda: self.driver.logs(gang_id).strip())
+        text: str = self.until(lambda: (said := self.driver.logs(gang_id)).endswith("\n") and said)
         words = text.splitlines()[-1].split()
         return dict(zip(words[::2], words[1::2], strict=True))
 

@@ -106,7 +106,7 @@ def _take(gang: Folder, spec: Record, job: int, restarts: int) -> int | None:
                 return None
             gang.write(AGAIN, {"restarts": restarts})
         if lock is not None:
-            for name in (files.EXIT, files.SHIM, OUTSIDE):
+            for name in (files.SHIM, files.EXIT, OUTSIDE):  # whoever sees no end sees no old beginning
                 (gang.path / name).unlink(missing_ok=True)
             return lock
         if time.monotonic() > until:

@@ -39,12 +39,13 @@ class Look:
 
 def status(gang: Folder, site: str, job: Job | None, look: Look) -> GangStatus | None:
     """One row of the list; None where nothing was ever submitted."""
-    shim, end, ran = gang.read(files.SHIM), gang.read(files.EXIT), gang.read(RAN)
+    end = gang.read(files.EXIT)  # before the other: a later start of the job removes them the other way round
+    shim, ran = gang.read(files.SHIM), gang.read(RAN)
     if end is not None and not _comes_back(gang, job):
         return _over(gang, site, shim, end, job)
     if job is not None and not job.final:
         _kill_overdue(gang, job, look)
-        return _alive(gang, site, shim, job)
+        return _alive(gang, site, None if end else shim, job)
     if job is None and ran is None and not gang.has(JOB):
         return None
     end = _settle(gang, job, ran, look)
@@ -63,7 +64,7 @@ def _comes_back(gang: Folder, job: Job | None) -> bool:
 
 def _alive(gang: Folder, site: str, shim: Record | None, job: Job | None) -> GangStatus:
     begun = shim is not None and shim.get("state") == files.RUNNING
-    runs = begun and not (job is not None and job.waits) and not gang.has(files.EXIT)
+    runs = begun and not (job is not None and job.waits)
     return GangStatus(
         gang_id=gang.path.name,
         state=GangState.RUNNING if runs else GangState.STARTING,
