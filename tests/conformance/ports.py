@@ -6,6 +6,7 @@ and how time passes: virtual for the fakes, real (and short) for the others.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +18,17 @@ from typing import Any
 import pytest
 
 from caudal.domain.errors import Unreachable
-from caudal.domain.fleet import MachineType, Market, Offer, Resources, SiteSpec
+from caudal.domain.fleet import MachineType, Market, Offer, Resources, SiteSpec, SlurmSpec
 from caudal.domain.gang import GangSpec, ProcessSpec
 from caudal.drivers.fake import FakeDriver, Script
-from caudal.drivers.local import LocalDriver
+from caudal.drivers.local import PACKAGE_ROOT, LocalDriver
+from caudal.drivers.slurm.driver import SlurmDriver
+from caudal.drivers.slurm.hosts import Here, OverSsh
 from caudal.ports import Driver, Provider
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.ssh_server import ssh_server
 
 SITE = "north"
 
@@ -76,6 +80,8 @@ class DriverCase(Case):
     driver: Driver
     make_spec: Callable[[str, Does], GangSpec]
     again: Callable[[], Driver]
+    grace_s: float = 0.3
+    """A grace that outlasts a few calls of this driver."""
 
 
 @dataclass
@@ -166,6 +172,37 @@ def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
 
 
 @contextmanager
+def slurm_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Jobs of a real Slurm on this machine, which the fixture `slurm` has started. It is never silent here:
+    test_slurm.py takes its slurmctld away."""
+    spec = SlurmSpec(folder=str(tmp_path / "shared"))
+
+    def build() -> SlurmDriver:
+        return SlurmDriver(SITE, spec, Here())
+
+    yield DriverCase(RealClock().sleep, 30.0, None, build(), real_spec, build, grace_s=1.0)
+
+
+@contextmanager
+def slurm_driver_over_ssh(tmp_path: Path) -> Iterator[DriverCase]:
+    """The same by way of the system's ssh and a server on loopback, which can refuse to answer."""
+    python = (
+        tmp_path / "python"
+    )  # `-I` would leave out the sources that are tested, where another Caudal is installed
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -I ] && shift\nPYTHONPATH={PACKAGE_ROOT} exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o700)
+    spec = SlurmSpec(folder=str(tmp_path / "shared"), python=str(python))
+    with ssh_server(tmp_path / "ssh") as server:
+
+        def build() -> SlurmDriver:
+            return SlurmDriver(SITE, spec, OverSsh(server.address, str(python), server.options))
+
+        yield DriverCase(RealClock().sleep, 60.0, server.silence, build(), real_spec, build, grace_s=3.0)
+
+
+@contextmanager
 def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     """This machine, shared out between two sites; each has one machine and never more."""
 
@@ -182,5 +219,11 @@ def unreachable(call: Callable[[], object]) -> None:
         call()
 
 
-DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
+DRIVERS: list[Any] = [
+    pytest.param((fake_driver, None), id="fake"),
+    pytest.param((local_driver, None), id="local"),
+    pytest.param((slurm_driver, "slurm"), id="slurm", marks=pytest.mark.cluster),
+    pytest.param((slurm_driver_over_ssh, "slurm"), id="slurm-ssh", marks=pytest.mark.cluster),
+]
+"""Each with the fixture that has to be up first, if any."""
 PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
