@@ -143,7 +143,8 @@ def fake_provider(tmp_path: Path) -> Iterator[ProviderCase]:
 
 
 PROGRAM = """
-import signal, sys, time
+import os, signal, sys, time
+assert os.path.samefile(os.environ["OWN_FOLDER"], os.path.dirname(__file__)), "{dir} is filled in, in env too"
 prints, runs_s, code, heeds = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 signal.signal(signal.SIGTERM, (lambda *_: sys.exit(143)) if heeds else signal.SIG_IGN)
 print(prints, flush=True)
@@ -159,7 +160,7 @@ def real_spec(gang_id: str, wish: Does) -> GangSpec:
     """A gang of one real process that does it."""
     arguments = (wish.prints, str(wish.runs_s), str(wish.exit_code), str(wish.heeds_stop))
     files = {"program.py": PROGRAM, **wish.files}
-    process = ProcessSpec(("{python}", "{dir}/program.py", *arguments), files=files)
+    process = ProcessSpec(("{python}", "{dir}/program.py", *arguments), {"OWN_FOLDER": "{dir}"}, files)
     return GangSpec(gang_id, SITE, f"{SITE}-0", 1, (process,))
 
 

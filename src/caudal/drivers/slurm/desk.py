@@ -219,7 +219,11 @@ class Desk:
 
     def _write_spec(self, folder: Folder, gang: Mapping[str, Any], token: str) -> None:
         processes = [
-            {**process, "argv": [self._fill(argument, folder.path) for argument in process["argv"]]}
+            {
+                **process,
+                "argv": [self._fill(argument, folder.path) for argument in process["argv"]],
+                "env": {name: self._fill(value, folder.path) for name, value in process["env"].items()},
+            }
             for process in gang["processes"]
         ]
         neuron = gang["resources"]["neuron_cores"]
