@@ -22,9 +22,12 @@ from caudal.domain.gang import GangSpec, ProcessSpec
 from caudal.drivers.fake import FakeDriver, Script
 from caudal.drivers.local import LocalDriver
 from caudal.ports import Driver, Provider
+from caudal.providers.azure import AzureProvider
+from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
 
 SITE = "north"
 
@@ -176,6 +179,29 @@ def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
 
 
+@contextmanager
+def azure_on_fake(tmp_path: Path) -> Iterator[ProviderCase]:
+    """The real SDK against the fake of Azure, which is one process for all tests."""
+    fake = fake_azure()
+    reserve(fake, 5)
+
+    def build() -> AzureProvider:
+        return azure_provider(fake, RealClock(), markets=("reserved",))
+
+    def silence(on: bool) -> None:
+        fake.admin("fault", {"kind": "refuse", "status": 503}) if on else fake.admin("calm", {})
+
+    yield ProviderCase(
+        RealClock().sleep, 10.0, silence, build(), build, lambda machines: reserve(fake, machines)
+    )
+
+
+def reserve(fake: FakeAzure, machines: int) -> None:
+    """Have that many machines in the contract's capacity reservation."""
+    rows = [{"name": "one", "size": SIZE, "capacity": machines}]
+    fake.admin("reserve", {"group_id": GROUP_ID, "location": LOCATION, "reservations": rows})
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -183,4 +209,8 @@ def unreachable(call: Callable[[], object]) -> None:
 
 
 DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
-PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
+PROVIDERS: list[Any] = [
+    pytest.param(fake_provider, id="fake"),
+    pytest.param(local_provider, id="local"),
+    pytest.param(azure_on_fake, id="azure"),
+]
