@@ -76,7 +76,7 @@ def azure_provider(
         resource_group=GROUP,
         max_machines=max_machines,
     )
-    return AzureProvider(spec, sites, contracts, fleet, user_data, clock, timeout_s=5.0, **site)
+    return AzureProvider(spec, sites, contracts, fleet, user_data, clock, **{"timeout_s": 5.0, **site})
 
 
 def user_data(lease_id: str, offer: Offer) -> str:

@@ -132,13 +132,15 @@ class Arm:
         if not url.startswith(f"{base}/"):
             return None
 
-        def ask() -> Row:
+        def ask() -> Row | None:
             response = self._compute.send_request(HttpRequest("GET", url))
+            if response.status_code == 404:
+                return None
             response.raise_for_status()
             found = response.json()
             return found if isinstance(found, dict) else {}
 
-        return self._or_none("look at an operation", ask)
+        return self.call("look at an operation", ask)
 
     def nics(self) -> list[Row]:
         """The resource group's network interfaces."""

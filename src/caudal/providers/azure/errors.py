@@ -72,7 +72,7 @@ LATER = frozenset(
 )
 """Azure is busy with the same thing: the next look tries again."""
 
-_ACTION = re.compile(r"perform action '([^']+)'")
+_ACTION = re.compile(r"not have (?:permission|authorization) to perform (?:the )?action(?:\(s\))? '([^']+)'")
 _VALUE = re.compile(r"(?:value|location) '?([\w.:-]+)'?")
 _LISTED = re.compile(
     r"(?:valid sizes in the current region are|available regions[^']*is|regions are):?\s*'?([^'.]+)"

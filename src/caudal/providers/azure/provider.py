@@ -272,7 +272,10 @@ class AzureProvider:
                 self.backoff.worked(offer_id)
                 del self._operations[name]
                 continue
-            row = self._arm.operation(operation) if operation else None
+            try:
+                row = self._arm.operation(operation) if operation else None
+            except CaudalError:
+                continue  # the list itself is good
             status = (row or {}).get("status")
             if row is not None and status in ("Failed", "Canceled"):
                 said = row.get("error") or {}
