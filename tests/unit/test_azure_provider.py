@@ -290,6 +290,20 @@ def test_a_refused_offer_is_not_asked_for_again_for_a_while(fake: FakeAzure, clo
     assert provider.backoff.seconds_left(north.id) == 0
 
 
+def test_a_refusal_after_the_last_machine_stays_when_that_machine_runs(
+    fake: FakeAzure, clock: Kernel
+) -> None:
+    provider = azure_provider(fake, clock)
+    offer = provider.offers()[0]
+    full(fake, 1)
+    provider.acquire("lease-1", offer, "t")
+    clock.sleep(1)
+    with pytest.raises(NoCapacity):
+        provider.acquire("lease-2", offer, "t")
+    running(provider)
+    assert provider.offers()[0].available == 0
+
+
 def test_a_machine_given_back_makes_room(fake: FakeAzure, clock: Kernel) -> None:
     provider = azure_provider(fake, clock)
     offer = provider.offers()[0]

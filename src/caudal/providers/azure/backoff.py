@@ -27,6 +27,7 @@ LONGEST_S = 1800.0
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     error: CaudalError
+    at: float
     until: float
     row: int
 
@@ -47,11 +48,14 @@ class Backoff:
         if first_s is None or (before is not None and now < before.until):
             return
         row = before.row + 1 if before is not None else 0
-        self._refusals[offer_id] = _Refusal(error, now + min(first_s * 2.0**row, LONGEST_S), row)
+        self._refusals[offer_id] = _Refusal(error, now, now + min(first_s * 2.0**row, LONGEST_S), row)
 
-    def worked(self, offer_id: str) -> None:
-        """A machine of the offer runs: nothing is held against it any more."""
-        self._refusals.pop(offer_id, None)
+    def worked(self, offer_id: str, asked_at: float) -> None:
+        """A machine of the offer, asked for then, runs: what was held against it before that is over. A refusal that
+        came later stays: that machine may have been the last one."""
+        refusal = self._refusals.get(offer_id)
+        if refusal is not None and refusal.at < asked_at:
+            del self._refusals[offer_id]
 
     def room(self, offer_ids: list[str]) -> None:
         """A machine was given back: what was full may have room again. Other refusals stay."""

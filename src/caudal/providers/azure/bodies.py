@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -54,8 +55,10 @@ def tags(fleet: str, lease_id: str, offer: Offer) -> dict[str, str]:
     return {FLEET: fleet, LEASE: lease_id, SITE: offer.site, OFFER: offer.id}
 
 
+@cache
 def throwaway_key() -> str:
-    """A public SSH key whose private part nobody has: ARM wants one where passwords are off, and nobody is to log in."""
+    """A public SSH key whose private part nobody has: ARM wants one where passwords are off, and nobody is to log in.
+    One for this process, since making one takes a while."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 

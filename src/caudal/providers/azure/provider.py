@@ -84,11 +84,10 @@ class AzureProvider:
         )
         default_s = 0.0 if self._arm.fake else LIST_EVERY_S
         self._list_every_s = default_s if list_every_s is None else list_every_s
-        self._key = ""
         self._looked: tuple[float, list[Found]] | None = None
         self._skus: dict[str, tuple[float, list[dict[str, Any]]]] = {}
         self._reserved: dict[str, tuple[float, list[dict[str, Any]]]] = {}
-        self._operations: dict[str, tuple[str, str]] = {}  # machine: (operation's address, offer)
+        self._operations: dict[str, tuple[str, str, float]] = {}  # machine: operation's address, offer, since
         self._orphans: dict[str, float] = {}
         self._doubts: dict[str, float] = {}
         self._ending: dict[str, float] = {}
@@ -200,7 +199,6 @@ class AzureProvider:
 
     def _create(self, name: str, lease_id: str, site: SiteSpec, offer: Offer) -> None:
         marks = bodies.tags(self._fleet, lease_id, offer)
-        self._key = self._key or bodies.throwaway_key()
         nic = bodies.nic_name(name)
         scope = f"/subscriptions/{self._arm.subscription}/resourceGroups/{self._arm.group}/providers"
         body = bodies.vm_body(
@@ -210,7 +208,7 @@ class AzureProvider:
             marks,
             nic_id=f"{scope}/Microsoft.Network/networkInterfaces/{nic}",
             script=self._user_data(lease_id, offer),
-            key=self._key,
+            key=bodies.throwaway_key(),
         )
         contract = self._contract(offer)
         if contract is not None and contract.reference:
@@ -220,7 +218,7 @@ class AzureProvider:
         fast = offers.accelerated(offers.sku_of(offer.machine_type.name, self._region_skus(site.region)))
         self._arm.create_nic(nic, bodies.nic_body(site, marks, accelerated=fast))
         operation = self._arm.create_vm(name, body)
-        self._operations[name] = (operation, offer.id)
+        self._operations[name] = (operation, offer.id, self._clock.now())
 
     def _drop_nic(self, name: str) -> None:
         try:
@@ -266,10 +264,10 @@ class AzureProvider:
         for one in rows:
             if one.failure is not None and (one.broken or one.doubtful):
                 self._note_failure(one.machine.id, one.offer_id, *one.failure)
-        for name, (operation, offer_id) in list(self._operations.items())[:OPERATIONS_AT_ONCE]:
+        for name, (operation, offer_id, since) in list(self._operations.items())[:OPERATIONS_AT_ONCE]:
             there = by_name.get(name)
             if there is not None and there.machine.state is MachineState.RUNNING:
-                self.backoff.worked(offer_id)
+                self.backoff.worked(offer_id, since)
                 del self._operations[name]
                 continue
             try:

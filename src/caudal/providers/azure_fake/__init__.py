@@ -34,17 +34,21 @@ class FakeAzure:
 
     url: str
     process: subprocess.Popen[str] = field(repr=False)
+    _client: httpx.Client = field(
+        default_factory=lambda: httpx.Client(timeout=10, trust_env=False), repr=False
+    )
 
     def admin(self, path: str, body: Any = None) -> Any:
         """Look (no body) or steer: `admin("capacity", {...})`. Raises Failed where it does not take it."""
         url = f"{self.url}/_caudal/{path}"
-        answer = httpx.get(url, timeout=10) if body is None else httpx.post(url, json=body, timeout=10)
+        answer = self._client.get(url) if body is None else self._client.post(url, json=body)
         if answer.status_code != 200:
             raise Failed(f"the fake of Azure refused {path}", why=answer.text)
         return answer.json()
 
     def stop(self) -> None:
         """End it and all its machines; once more is fine."""
+        self._client.close()
         if self.process.stdin is not None and not self.process.stdin.closed:
             self.process.stdin.close()  # it ends by itself when nobody holds this pipe
         try:
