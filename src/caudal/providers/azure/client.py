@@ -13,12 +13,26 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from azure.core.credentials import AccessToken, AccessTokenInfo
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
-from azure.core.pipeline.policies import RetryPolicy
+from azure.core.exceptions import (
+    AzureError,
+    HttpResponseError,
+    ResourceNotFoundError,
+    ServiceRequestTimeoutError,
+    ServiceResponseTimeoutError,
+)
+from azure.core.pipeline.policies import (
+    ContentDecodePolicy,
+    CustomHookPolicy,
+    HeadersPolicy,
+    ProxyPolicy,
+    RequestIdPolicy,
+    RetryPolicy,
+    UserAgentPolicy,
+)
 from azure.core.rest import HttpRequest
 from azure.identity import DefaultAzureCredential
 from azure.mgmt.compute import ComputeManagementClient
-from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
+from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy, ARMHttpLoggingPolicy
 from azure.mgmt.network import NetworkManagementClient
 
 from caudal.domain.errors import CaudalError, Unreachable, UsageError
@@ -26,8 +40,12 @@ from caudal.ports import Clock
 from caudal.providers.azure.errors import from_azure, retry_after_s
 
 SCOPE = "https://management.azure.com/.default"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 10.0
 LONGEST_QUIET_S = 300.0
+QUIET_AFTER_SILENCE_S = 10.0
+"""After a call that got no answer in time none is made for this long: else every look would hang for the whole limit,
+and whoever looks does nothing else meanwhile."""
+
 RETRIES = 2
 OPERATIONS_VERSION = "2024-07-01"
 
@@ -57,18 +75,16 @@ class Arm:
         self._name = name
         self._known = known
         self._quiet_until = 0.0
-        options: dict[str, Any] = {
-            "connection_timeout": min(timeout_s, 5.0),
-            "read_timeout": timeout_s,
-            "retry_policy": _Retries(retry_total=RETRIES, retry_backoff_factor=0.1, retry_backoff_max=1),
-        }
+        options: dict[str, Any] = {"connection_timeout": min(timeout_s, 5.0), "read_timeout": timeout_s}
         if self.fake:
             _only_this_machine(endpoint)
-            credential = credential or FakeCredential()
             options |= {"base_url": self.endpoint, "credential_scopes": [SCOPE]}
-            options["authentication_policy"] = _LoopbackToken(credential, SCOPE)
+            credential = credential or FakeCredential()
         else:
             credential = credential or DefaultAzureCredential()
+        options["policies"] = _policies(
+            _LoopbackToken if self.fake else ARMChallengeAuthenticationPolicy, credential
+        )
         self._compute: Any = ComputeManagementClient(credential, subscription, **options)
         self._network: Any = NetworkManagementClient(credential, subscription, **options)
 
@@ -200,11 +216,14 @@ class Arm:
         where = f"provider {self._name}: {what}"
         left_s = self._quiet_until - self._clock.now()
         if left_s > 0:
-            raise Unreachable("Azure asked to be left alone", where=where, why=f"for {left_s:.0f} s more")
+            why = f"it asked to be left alone, or gave no answer in time; it is asked again in {left_s:.0f} s"
+            raise Unreachable("Azure is not asked now", where=where, why=why)
         try:
             return ask()
         except AzureError as error:
             pause_s = retry_after_s(error)
+            if isinstance(error, ServiceRequestTimeoutError | ServiceResponseTimeoutError):
+                pause_s = QUIET_AFTER_SILENCE_S
             if pause_s is not None:
                 self._quiet_until = self._clock.now() + min(pause_s, LONGEST_QUIET_S)
             raise from_azure(error, where, self._known) from error
@@ -265,6 +284,22 @@ class _Retries(RetryPolicy):  # type: ignore[misc]
         if answer.status_code == 429 or answer.headers.get("Retry-After"):
             return False
         return super().is_retry(settings, response)
+
+
+def _policies(token: Any, credential: Any) -> list[Any]:
+    """The SDK's own, but two: no redirects, which ARM has none of, and no registration of resource providers, which
+    is the subscription owner's to decide, and waits for minutes."""
+    return [
+        RequestIdPolicy(),
+        HeadersPolicy(),
+        UserAgentPolicy("caudal"),
+        ProxyPolicy(),
+        ContentDecodePolicy(),
+        _Retries(retry_total=RETRIES, retry_read=0, retry_backoff_factor=0.1, retry_backoff_max=1),
+        token(credential, SCOPE),
+        CustomHookPolicy(),
+        ARMHttpLoggingPolicy(),
+    ]
 
 
 def _only_this_machine(endpoint: str) -> None:

@@ -104,6 +104,13 @@ def from_code(code: str, text: str, where: str, *, status: int = 0, known: Itera
         return QuotaExceeded("the subscription's quota is used up", where=where, why=why, remedy=remedy)
     if code in NO_CAPACITY:
         return NoCapacity("Azure has no machine of this size there now", where=where, why=why)
+    if code == "MissingSubscriptionRegistration":
+        remedy = (
+            "once, by an owner: `az provider register --namespace Microsoft.Compute` (and Microsoft.Network)"
+        )
+        return NotAllowed(
+            "the subscription has not registered the service", where=where, why=why, remedy=remedy
+        )
     if code in NOT_ALLOWED or status in (401, 403):
         return _not_allowed(code, text, where, why)
     if code in NOT_OFFERED or (code == "InvalidParameter" and _about_size(text)):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from caudal.catalog.azure_types import AZURE_TYPES
-from caudal.domain.errors import CaudalError, NoCapacity, NotAllowed, NotOffered, Unreachable
+from caudal.domain.errors import CaudalError, NoCapacity, NotAllowed, NotOffered, Unreachable, UsageError
 from caudal.domain.fleet import Contract, Machine, MachineState, Market, Offer, ProviderSpec, SiteSpec
 from caudal.ports import Clock
 from caudal.providers.azure import bodies, offers
@@ -62,6 +62,11 @@ class AzureProvider:
         list_every_s: float | None = None,
         force_delete: bool = False,
     ) -> None:
+        if not spec.account or not spec.resource_group:
+            raise UsageError(
+                f"provider {spec.name} has no `account` or no `resource_group`",
+                remedy="`account:` is the subscription's id (`az account show`), `resource_group:` a group of its own",
+            )
         known = tuple(kind.name for kind in AZURE_TYPES)
         self.name = spec.name
         self.backoff = Backoff(clock)
@@ -111,14 +116,8 @@ class AzureProvider:
         refusal = self.backoff.refusal(offer.id)
         if refusal is not None:
             raise refusal
-        self._looked = None
-        available = self._available(offer, self._look())
-        if available is not None and available < 1:
-            raise NoCapacity(
-                f"no machine left of offer {offer.id}",
-                where=f"provider {self.name}",
-                why="its reservation is full, or the fleet file's `max_machines` is reached",
-            )
+        if self._spec.max_machines or offer.contract:
+            self._refuse_beyond_bounds(offer)
         try:
             self._create(name, lease_id, site, offer)
         except CaudalError as error:
@@ -127,13 +126,13 @@ class AzureProvider:
                 self._drop_nic(name)
             raise
         finally:
-            self._looked = None
+            self._forget_lists()
 
     def release(self, machine_id: str) -> None:
         """Start its end; one that is not there is fine. Its interface and disk go with it. Raises NotAllowed where it
         is another's, Unreachable."""
         row = self._arm.vm(machine_id)
-        self._looked = None
+        self._forget_lists()
         if row is None:
             return  # what may be left of it is swept by the next looks
         marks = row.get("tags") or {}
@@ -229,12 +228,27 @@ class AzureProvider:
     def _refuse_if_failed(self, name: str, row: dict[str, Any], offer: Offer) -> None:
         if (row.get("properties") or {}).get("provisioningState") != "Failed":
             return
-        self._looked = None
+        self._forget_lists()
         broken = next((one for one in self._look() if one.machine.id == name and one.failure), None)
         if broken is not None and broken.machine.state is not MachineState.RUNNING:
             raise self.backoff.refusal(offer.id) or NoCapacity(
                 f"machine {name} could not be made, and is being removed", where=f"provider {self.name}"
             )
+
+    def _refuse_beyond_bounds(self, offer: Offer) -> None:
+        """Raises NoCapacity where a bound of ours is reached: the reservation as Azure has it this moment."""
+        self._forget_lists()
+        available = self._available(offer, self._look())
+        if available is not None and available < 1:
+            raise NoCapacity(
+                f"no machine left of offer {offer.id}",
+                where=f"provider {self.name}",
+                why="its contract or reservation is full, or the fleet file's `max_machines` is reached",
+            )
+
+    def _forget_lists(self) -> None:
+        self._looked = None
+        self._reserved.clear()
 
     def _look(self) -> list[Found]:
         now = self._clock.now()
@@ -339,7 +353,7 @@ class AzureProvider:
     def _group(self, reference: str) -> list[dict[str, Any]]:
         now = self._clock.now()
         at, rows = self._reserved.get(reference, (float("-inf"), []))
-        if self._looked is None or now - at >= self._list_every_s:
+        if now - at >= self._list_every_s:
             rows = self._arm.reservations(reference)
             self._reserved[reference] = (now, rows)
         return rows
