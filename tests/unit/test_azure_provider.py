@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caudal.domain.errors import NoCapacity, NotAllowed, NotOffered, QuotaExceeded, Unreachable
-from caudal.domain.fleet import Machine, MachineState, Market, RampStep
+from caudal.domain.fleet import FleetSpec, Machine, MachineState, Market, ProviderSpec, RampStep
 from caudal.providers.azure import AzureProvider
 from caudal.providers.azure.bodies import vm_name
 from caudal.providers.azure.provider import DOUBT_S, SWEEP_AFTER_S
 from caudal.providers.azure_fake import FakeAzure
 from caudal.simulate.kernel import Kernel
+from caudal.spec.files import parse
 from tests.support.azure import (
     CONTRACT,
     FLEET,
@@ -27,6 +30,7 @@ from tests.support.azure import (
     SIZE,
     azure_provider,
     fake_azure,
+    user_data,
 )
 
 
@@ -94,6 +98,31 @@ def test_a_machine_from_its_beginning_to_its_end(fake: FakeAzure, clock: Kernel)
     provider.release(machine.id)
     until(lambda: not provider.machines())
     assert nothing_is_left(fake)
+
+
+def test_the_documented_fleet_file_and_role_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "azure.md").read_text()
+    (fleet,) = parse(page.split("```yaml\n")[1].split("```")[0], "azure.md")
+    assert isinstance(fleet, FleetSpec)
+    assert fleet.contracts[0].provider == fleet.sites[0].provider == fleet.providers[0].name == "azure"
+    role = json.loads(page.split("```json\n")[1].split("```")[0])
+    assert all(action.startswith(("Microsoft.Compute/", "Microsoft.Network/")) for action in role["Actions"])
+    assert not any("*" in action for action in role["Actions"])
+
+
+def test_credentials_are_the_sdks_own_chain(clock: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Chain:
+        """What azure-identity would give; it is built, and not asked until a call is made."""
+
+        def __init__(self) -> None:
+            asked.append("built")
+
+    monkeypatch.setattr("caudal.providers.azure.client.DefaultAzureCredential", Chain)
+    spec = ProviderSpec("az", "azure", account="s", resource_group="g")
+    AzureProvider(spec, [SITE], [], "f", user_data, clock)
+    assert asked == ["built"]
 
 
 def test_names_fit_and_differ_by_fleet_and_lease() -> None:
