@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from caudal.domain.errors import Failed
+from caudal.domain.errors import Failed, NotAllowed
 from caudal.domain.fleet import Offer, ProviderSpec
-from caudal.providers.azure import AzureProvider
+from caudal.providers.azure import AzureProvider, FakeCredential
 from caudal.providers.azure_fake import SUBSCRIPTION, FakeAzure, start
 from caudal.simulate.kernel import Kernel
 from tests.support.azure import GROUP, IMAGE, LOCATION, SCOPE, SITE, SIZE, SUBNET, azure_provider, fake_azure
@@ -62,7 +62,8 @@ def with_script(fake: FakeAzure, script: str) -> AzureProvider:
     def user_data(lease_id: str, offer: Offer) -> str:
         return script
 
-    return AzureProvider(spec, [SITE], [], "f", user_data, Kernel())
+    credential = FakeCredential(fake.token)
+    return AzureProvider(spec, [SITE], [], "f", user_data, Kernel(), credential=credential)
 
 
 def pids(folder: Path) -> list[int]:
@@ -92,6 +93,29 @@ def test_no_process_outlives_the_fake(own: FakeAzure, tmp_path: Path, number: si
     own.process.send_signal(number)
     own.process.wait(15)
     until(lambda: not any(alive(pid) for pid in started))
+
+
+def test_who_has_not_its_token_runs_nothing(own: FakeAzure) -> None:
+    spec = ProviderSpec("az", "azure", endpoint=own.url, account=SUBSCRIPTION, resource_group=GROUP)
+    stranger = AzureProvider(
+        spec, [SITE], [], "f", lambda *_: SCRIPT, Kernel(), credential=FakeCredential("guessed")
+    )
+    with pytest.raises(NotAllowed):
+        stranger.machines()
+    assert httpx.get(f"{own.url}/_caudal/state").status_code == 401
+    assert own.token and own.token not in repr(own)
+    assert own.token not in Path(f"/proc/{own.process.pid}/cmdline").read_text()
+
+
+def test_no_web_page_steers_it(fake: FakeAzure) -> None:
+    answer = httpx.post(f"{fake.url}/_caudal/reset", headers={"Origin": "https://evil.test"}, content="{}")
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("name", ["../up", "", "a" * 80, "a/b"])
+def test_names_are_names(fake: FakeAzure, name: str) -> None:
+    with pytest.raises(Failed, match="no name"):
+        fake.admin("plant", {"kind": "vm", "group": GROUP, "name": name, "body": vm_body()})
 
 
 def test_it_ends_with_who_started_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from caudal.domain.errors import NoCapacity, NotAllowed, NotOffered, QuotaExceeded, Unreachable
@@ -26,6 +27,7 @@ from tests.support.azure import (
     GROUP,
     GROUP_ID,
     LOCATION,
+    SCOPE,
     SITE,
     SIZE,
     azure_provider,
@@ -226,6 +228,16 @@ def test_a_making_that_fails_later_is_cleaned_up_and_remembered(fake: FakeAzure,
     with pytest.raises(NoCapacity, match="AllocationFailed"):
         provider.acquire("lease-1", offer, "t")
     assert puts(fake) == 1
+
+
+def test_the_operation_tells_what_the_list_no_longer_shows(fake: FakeAzure, clock: Kernel) -> None:
+    provider = azure_provider(fake, clock)
+    full(fake, later=True)
+    provider.acquire("lease-1", provider.offers()[0], "t")
+    url = f"{fake.url}{SCOPE}/Microsoft.Compute/virtualMachines/{vm_name(FLEET, 'lease-1')}"
+    httpx.delete(url, params={"api-version": "2024-07-01"}, headers={"Authorization": "Bearer x"})
+    until(lambda: not fake.admin("state")["machines"])
+    until(lambda: provider.offers()[0].available == 0)
 
 
 def test_the_next_process_cleans_up_and_remembers_too(fake: FakeAzure, clock: Kernel) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from caudal.providers.azure.client import FakeCredential
 from caudal.providers.azure.provider import AzureProvider
 from caudal.providers.azure.quotas import Quota
 
-__all__ = ["AzureProvider", "Quota"]
+__all__ = ["AzureProvider", "FakeCredential", "Quota"]

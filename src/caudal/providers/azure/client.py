@@ -7,6 +7,7 @@ asks to be left alone for a while (Retry-After), no call is made until then. Kno
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -255,15 +256,18 @@ class Arm:
 
 
 class FakeCredential:
-    """A token that means nothing, for a fake on this machine only."""
+    """The token that a fake on this machine wants: given, or from CAUDAL_FAKE_TOKEN, or any."""
+
+    def __init__(self, token: str = "") -> None:
+        self._token = token or os.environ.get("CAUDAL_FAKE_TOKEN", "") or "any"
 
     def get_token(self, *_scopes: str, **_options: Any) -> Any:
         """As azure.core's TokenCredential."""
-        return AccessToken("fake", 2**31)
+        return AccessToken(self._token, 2**31)
 
     def get_token_info(self, *_scopes: str, **_options: Any) -> Any:
         """As azure.core's SupportsTokenInfo."""
-        return AccessTokenInfo("fake", 2**31)
+        return AccessTokenInfo(self._token, 2**31)
 
 
 class _LoopbackToken(ARMChallengeAuthenticationPolicy):  # type: ignore[misc]

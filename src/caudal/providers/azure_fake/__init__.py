@@ -2,6 +2,7 @@
 
     azure = start(processes=True)          # a child process; ends with this one
     spec = ProviderSpec("azure", "azure", endpoint=azure.url, account=SUBSCRIPTION, resource_group="fleet")
+    AzureProvider(spec, ..., credential=FakeCredential(azure.token))
     ...
     azure.stop()
 
@@ -12,6 +13,8 @@ machine was given as custom data. Everything it was asked for can be looked at a
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,15 +27,18 @@ import httpx
 from caudal.domain.errors import Failed
 
 SUBSCRIPTION = "00000000-0000-4000-8000-0000000caada"
-START_S = 30.0
+TOKEN_VARIABLE = "CAUDAL_FAKE_TOKEN"
+"""Where the fake and `providers.azure.FakeCredential` look for the token that it wants; never on a command line."""
+
 STOP_S = 10.0
 
 
 @dataclass
 class FakeAzure:
-    """A fake that runs. `url` is its endpoint."""
+    """A fake that runs. `url` is its endpoint; `token` what it wants to see, empty where any token will do."""
 
     url: str
+    token: str = field(repr=False)
     process: subprocess.Popen[str] = field(repr=False)
     _client: httpx.Client = field(
         default_factory=lambda: httpx.Client(timeout=10, trust_env=False), repr=False
@@ -41,7 +47,9 @@ class FakeAzure:
     def admin(self, path: str, body: Any = None) -> Any:
         """Look (no body) or steer: `admin("capacity", {...})`. Raises Failed where it does not take it."""
         url = f"{self.url}/_caudal/{path}"
-        answer = self._client.get(url) if body is None else self._client.post(url, json=body)
+        headers = {"Authorization": f"Bearer {self.token or 'any'}"}
+        method = "GET" if body is None else "POST"
+        answer = self._client.request(method, url, json=body, headers=headers)
         if answer.status_code != 200:
             raise Failed(f"the fake of Azure refused {path}", why=answer.text)
         return answer.json()
@@ -62,16 +70,24 @@ def start(
     port: int = 0, *, processes: bool = False, work_dir: Path | None = None, arguments: Sequence[str] = ()
 ) -> FakeAzure:
     """Start it as a child on the loopback and wait until it answers; port 0 takes a free one. `arguments` are further
-    ones of `python -m caudal.providers.azure_fake`. Raises Failed."""
+    ones of `python -m caudal.providers.azure_fake`. With `processes` it wants a token that is made here: whoever can
+    make machines can run programs as us, and other users of this machine reach the port too. Raises Failed."""
     command = [sys.executable, "-m", __name__, "--port", str(port), "--until-stdin-closes", *arguments]
     if processes:
         command.append("--processes")
     if work_dir is not None:
         command += ["--work-dir", str(work_dir)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    token = secrets.token_urlsafe(24) if processes else ""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, TOKEN_VARIABLE: token},
+    )
     assert process.stdout is not None
     said = process.stdout.readline().strip()  # the first line, or the end of its output where it failed
     if not said.startswith("ready http://127.0.0.1:"):
         process.kill()
         raise Failed("the fake of Azure did not start", why=f"exit code {process.wait()}: {said}")
-    return FakeAzure(said.removeprefix("ready "), process)
+    return FakeAzure(said.removeprefix("ready "), token, process)

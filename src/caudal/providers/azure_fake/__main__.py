@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import uvicorn
 
+from caudal.providers.azure_fake import TOKEN_VARIABLE
 from caudal.providers.azure_fake.app import App
 from caudal.providers.azure_fake.machines import NoMachines, Processes
 from caudal.providers.azure_fake.world import Times, World
@@ -34,7 +36,11 @@ def main() -> None:
         machines = Processes(asked.work_dir or Path(own_dir)) if asked.processes else NoMachines()
         world = World(machines, Times(boot_s=asked.boot_s, delete_s=asked.delete_s))
         try:
-            _serve(App(world), asked.port, asked.until_stdin_closes)
+            token = os.environ.get(TOKEN_VARIABLE, "")
+            if asked.processes and not token:  # started by hand: whoever started it may know
+                token = secrets.token_urlsafe(24)
+                print(f"{TOKEN_VARIABLE}={token}", flush=True)
+            _serve(App(world, token), asked.port, asked.until_stdin_closes)
         finally:
             machines.stop_all()
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from caudal.providers.azure_fake.arm import Answer, Refused, Request, Row
+from caudal.providers.azure_fake.arm import NAME, Answer, Refused, Request, Row
 from caudal.providers.azure_fake.world import Limit, Vm, World
 
 
@@ -100,7 +100,13 @@ def _state(world: World, now: float) -> Row:
         for _, vm in sorted(world.vms.items())
     ]
     nics, disks = [r["name"] for r in world.nics.values()], [r["name"] for r in world.disks.values()]
-    return {"machines": machines, "nics": nics, "disks": disks, "made": world.made, "calls": world.calls}
+    return {
+        "machines": machines,
+        "nics": nics,
+        "disks": disks,
+        "made": world.made,
+        "calls": list(world.calls),
+    }
 
 
 def _vm(world: World, body: Row) -> Vm:
@@ -181,6 +187,8 @@ def _fail(world: World, body: Row, now: float) -> None:
 
 def _plant(world: World, body: Row, now: float) -> None:
     key = (str(body["group"]).lower(), str(body["name"]).lower())
+    if not NAME.fullmatch(str(body["name"])):
+        raise ValueError("no name for a resource")
     row: Any = body["body"]
     if body["kind"] == "vm":
         world.create(key, str(body["name"]), row, None, now)

@@ -1,12 +1,13 @@
 """The fake's HTTP side: an ASGI application that takes requests apart, applies faults, and hands them on.
 
 A fault is chosen before the call is looked at (admin.py says how to set one): refused, late, never answered, or done
-and the answer lost. Bodies are bounded; a token must be there, as with ARM, though any will do.
+and the answer lost. Bodies are bounded; a token must be there, as with ARM.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,6 @@ from caudal.providers.azure_fake.arm import Answer, Refused, Request, Row
 from caudal.providers.azure_fake.world import World
 
 MAX_BODY_BYTES = 4 << 20
-MAX_CALLS = 10_000
 TICK_S = 0.05
 
 Handler = Callable[[World, Request, float], Answer]
@@ -39,11 +39,12 @@ HANDLERS: tuple[tuple[str, Handler], ...] = (
 
 
 class App:
-    """One fake. `url` is filled by who listens."""
+    """One fake. `token`: what callers have to bring; empty: any. `url` is filled by who listens."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, token: str = "") -> None:
         self.world = world
         self.url = ""
+        self._token = token
 
     async def tick(self) -> None:
         """Let time pass also while nobody asks: machines boot, and end."""
@@ -61,7 +62,7 @@ class App:
             await _send(send, refused.answer)
             return
         if request.parts[:1] == ("_caudal",):
-            await _send(send, self._answer(lambda: admin.handle(self.world, request, time.monotonic())))
+            await _send(send, self._answer(lambda: self._admin(request)))
             return
         fault = admin.fault_of(self.world, request)
         kind = fault.get("kind", "")
@@ -83,13 +84,24 @@ class App:
         except Refused as refused:
             return refused.answer
 
+    def _admin(self, request: Request) -> Answer:
+        if "origin" in request.headers:
+            raise Refused(403, "Forbidden", "No web page has business here.")
+        if self._token:
+            self._check_token(request)
+        return admin.handle(self.world, request, time.monotonic())
+
+    def _check_token(self, request: Request) -> None:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = not self._token or hmac.compare_digest(given.encode(), self._token.encode())
+        if scheme != "Bearer" or not given or not right:
+            text = "Authentication failed. The 'Authorization' header is missing, or its token is not the right one."
+            raise Refused(401, "AuthenticationFailed", text)
+
     def _arm(self, request: Request) -> Answer:
         world = self.world
-        world.calls = [*world.calls[-MAX_CALLS:], f"{request.method} {request.path}"]
-        if not request.headers.get("authorization", "").startswith("Bearer "):
-            raise Refused(
-                401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing."
-            )
+        world.calls.append(f"{request.method} {request.path}")
+        self._check_token(request)
         if not request.query.get("api-version"):
             raise Refused(
                 400,

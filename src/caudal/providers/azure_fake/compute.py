@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from typing import Any
 
 from caudal.catalog.azure_types import AZURE_TYPES, azure_type
-from caudal.providers.azure_fake.arm import Answer, Refused, Request, Row, not_found, page
+from caudal.providers.azure_fake.arm import NAME, Answer, Refused, Request, Row, not_found, page
 from caudal.providers.azure_fake.sizes import restriction_of
 from caudal.providers.azure_fake.world import ADDRESS, LOCATIONS, Key, Vm, World
 
@@ -65,7 +64,7 @@ def _check_vm(world: World, key: Key, name: str, body: Row) -> None:
     inner: Any = body.get("properties") or {}
     place = str(body.get("location", "")).lower()
     check_location(place, VM_KIND)
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", name):
+    if not NAME.fullmatch(name):
         raise _invalid("vmName", f"The entity name '{name}' is invalid according to its validation rule.")
     size = str((inner.get("hardwareProfile") or {}).get("vmSize", ""))
     kind = azure_type(size)

@@ -7,6 +7,7 @@ runs; one for which there is no room fails at once or a moment later, as Azure d
 from __future__ import annotations
 
 import base64
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ LOCATIONS = {
 """Regions and their zones: some of Azure's."""
 
 DEFAULT_QUOTA = 10_000
+MAX_CALLS = 10_000
 ADDRESS = "127.0.0.1"
 Key = tuple[str, str]
 
@@ -124,7 +126,7 @@ class World:
         self.restrictions: list[Row] = []
         self.missing: set[str] = set()
         self.faults: list[Row] = []
-        self.calls: list[str] = []
+        self.calls: deque[str] = deque(maxlen=MAX_CALLS)
         self.made = 0
 
     def advance(self, now: float) -> None:
