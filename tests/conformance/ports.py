@@ -25,9 +25,12 @@ from caudal.drivers.local import PACKAGE_ROOT, LocalDriver
 from caudal.drivers.slurm.driver import SlurmDriver
 from caudal.drivers.slurm.hosts import Here, OverSsh
 from caudal.ports import Driver, Provider
+from caudal.providers.azure import AzureProvider
+from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
 from tests.support.ssh_server import ssh_server
 
 SITE = "north"
@@ -214,6 +217,29 @@ def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
 
 
+@contextmanager
+def azure_on_fake(tmp_path: Path) -> Iterator[ProviderCase]:
+    """The real SDK against the fake of Azure, which is one process for all tests."""
+    fake = fake_azure()
+    reserve(fake, 5)
+
+    def build() -> AzureProvider:
+        return azure_provider(fake, RealClock(), markets=("reserved",))
+
+    def silence(on: bool) -> None:
+        fake.admin("fault", {"kind": "refuse", "status": 503}) if on else fake.admin("calm", {})
+
+    yield ProviderCase(
+        RealClock().sleep, 10.0, silence, build(), build, lambda machines: reserve(fake, machines)
+    )
+
+
+def reserve(fake: FakeAzure, machines: int) -> None:
+    """Have that many machines in the contract's capacity reservation."""
+    rows = [{"name": "one", "size": SIZE, "capacity": machines}]
+    fake.admin("reserve", {"group_id": GROUP_ID, "location": LOCATION, "reservations": rows})
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -227,4 +253,8 @@ DRIVERS: list[Any] = [
     pytest.param((slurm_driver_over_ssh, "slurm"), id="slurm-ssh", marks=pytest.mark.cluster),
 ]
 """Each with the fixture that has to be up first, if any."""
-PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
+PROVIDERS: list[Any] = [
+    pytest.param(fake_provider, id="fake"),
+    pytest.param(local_provider, id="local"),
+    pytest.param(azure_on_fake, id="azure"),
+]
