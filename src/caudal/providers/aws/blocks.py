@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from caudal.catalog.aws_types import lookup
 from caudal.domain.errors import NotFound, NotOffered, Stale, UsageError
@@ -66,15 +67,15 @@ def offerings(clients: Clients, wish: BlockWish) -> list[BlockOffering]:
         raise NotOffered(f"{wish.machine_type} is not sold in capacity blocks")
     if wish.count < 1 or wish.hours < 1:
         raise UsageError("a block has at least one machine and one hour")
-    asked: dict[str, object] = {
+    asked: dict[str, Any] = {
         "InstanceType": wish.machine_type,
         "InstanceCount": wish.count,
         "CapacityDurationHours": wish.hours,
     }
     if wish.start is not None:
-        asked["StartDateRange"] = datetime.fromtimestamp(wish.start).astimezone()
+        asked["StartDateRange"] = datetime.fromtimestamp(wish.start, UTC)
     if wish.end is not None:
-        asked["EndDateRange"] = datetime.fromtimestamp(wish.end).astimezone()
+        asked["EndDateRange"] = datetime.fromtimestamp(wish.end, UTC)
     pages = clients.pages(wish.region, "describe_capacity_block_offerings", **asked)
     found = [_offering(row, wish.region) for page in pages for row in page.get("CapacityBlockOfferings", ())]
     return sorted(found, key=lambda offering: (offering.price_usd, offering.start, offering.id))
@@ -90,14 +91,16 @@ def buy(
     """
     offering = next((one for one in seen if one.id == offering_id), None)
     if offering is None:
-        raise NotFound(f"no block {offering_id!r} is on sale (any more)", remedy="`caudal blocks` lists what is")
+        raise NotFound(
+            f"no block {offering_id!r} is on sale (any more)", remedy="`caudal blocks` lists what is"
+        )
     if _usd(confirmed_usd) != offering.price_usd:
         raise Stale(
             f"block {offering_id} costs {offering.price_usd} USD, not {confirmed_usd}",
             why="a block is paid in full at once and cannot be given back",
             remedy=f"if that is fine: --price {offering.price_usd}",
         )
-    row = clients.call(
+    row = clients.unrepeated().call(
         offering.region,
         "purchase_capacity_block",
         CapacityBlockOfferingId=offering.id,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,7 +68,9 @@ class Clients:
         self._rest_until.pop(region, None)
         return answer
 
-    def pages(self, region: str, operation: str, service: str = "ec2", **parameters: Any) -> Iterator[dict[str, Any]]:
+    def pages(
+        self, region: str, operation: str, service: str = "ec2", **parameters: Any
+    ) -> Iterator[dict[str, Any]]:
         """All pages of a list, each a call."""
         token: dict[str, Any] = {}
         while True:
@@ -77,6 +79,12 @@ class Clients:
             if not page.get("NextToken"):
                 return
             token = {"NextToken": page["NextToken"]}
+
+    def unrepeated(self) -> Clients:
+        """The same, for calls that must not be made twice: whatever becomes of the answer, there is one request,
+        and it is waited for longer."""
+        patience = replace(self._patience, attempts=1, read_s=max(60.0, self._patience.read_s))
+        return Clients(self._name, self._account, self._endpoint, self._clock, patience)
 
     def _client(self, service: str, region: str) -> Any:
         with self._lock:
@@ -90,10 +98,14 @@ class Clients:
             import boto3  # noqa: PLC0415 - an extra, needed by whoever has machines at AWS
             from botocore.config import Config  # noqa: PLC0415 - as above
         except ImportError as error:
-            raise UsageError("AWS's SDK is not installed", why=str(error), remedy="pip install 'caudal[aws]'") from error
+            raise UsageError(
+                "AWS's SDK is not installed", why=str(error), remedy="pip install 'caudal[aws]'"
+            ) from error
         check_region(region)
         if self._session is None:
-            self._session = boto3.session.Session(profile_name=None if self._endpoint else self._account or None)
+            self._session = boto3.session.Session(
+                profile_name=None if self._endpoint else self._account or None
+            )
         patience = self._patience
         config = Config(
             connect_timeout=patience.connect_s,
@@ -115,7 +127,9 @@ class Clients:
     def _rested(self, region: str, where: str) -> None:
         wait_s = self._rest_until.get(region, 0.0) - self._clock.now()
         if wait_s > 0:
-            raise Unreachable("it did not answer in time", where=where, why=f"it is asked again in {wait_s:.0f} s")
+            raise Unreachable(
+                "it did not answer in time", where=where, why=f"it is asked again in {wait_s:.0f} s"
+            )
 
     def _rest(self, region: str, began: float) -> None:
         now = self._clock.now()

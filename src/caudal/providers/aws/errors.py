@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from caudal.domain.errors import CaudalError, Failed, NoCapacity, NotAllowed, NotOffered, QuotaExceeded, Unreachable
+from caudal.domain.errors import (
+    CaudalError,
+    Failed,
+    NoCapacity,
+    NotAllowed,
+    NotOffered,
+    QuotaExceeded,
+    Unreachable,
+)
 
 NO_CAPACITY = {
     "InsufficientInstanceCapacity": "",
@@ -33,7 +41,12 @@ QUOTA = {
 EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 SKEWED = {"RequestExpired", "SignatureDoesNotMatch"}
 DENIED = {"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"}
-UNKNOWN_CALLER = {"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "MissingAuthenticationToken"}
+UNKNOWN_CALLER = {
+    "AuthFailure",
+    "InvalidClientTokenId",
+    "UnrecognizedClientException",
+    "MissingAuthenticationToken",
+}
 ACCOUNT = {"OptInRequired", "PendingVerification", "Blocked", "AccountDisabled"}
 BUSY = {
     "RequestLimitExceeded",
@@ -88,7 +101,9 @@ def translate(error: Exception, where: str, operation: str) -> CaudalError:
         return _of_answer(response, where, operation)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if kinds & NO_CREDENTIALS:
-        return NotAllowed("there are no credentials for AWS", where=where, why=_shown(str(error)), remedy=LOGIN)
+        return NotAllowed(
+            "there are no credentials for AWS", where=where, why=_shown(str(error)), remedy=LOGIN
+        )
     if "ParamValidationError" in kinds:
         return NotOffered(f"{operation} cannot be asked like this", where=where, why=_shown(str(error)))
     if "BotoCoreError" in kinds or isinstance(error, OSError):
@@ -105,7 +120,9 @@ def _of_answer(response: dict[str, Any], where: str, operation: str) -> CaudalEr
         return TokenSpent("its token was used before, with other parameters", where=where, why=why)
     if code in QUOTA:
         remedy = "ask AWS to raise the quota (Service Quotas, Amazon EC2), or lower what is wanted"
-        return QuotaExceeded(f"{operation}: the account's quota is used up", where=where, why=why, remedy=remedy)
+        return QuotaExceeded(
+            f"{operation}: the account's quota is used up", where=where, why=why, remedy=remedy
+        )
     if code in NO_CAPACITY:
         return NoCapacity("AWS has no such machine free now", where=where, why=why, remedy=NO_CAPACITY[code])
     refused = _refused(code, str(said.get("Message", "")), why, where, operation)
@@ -115,7 +132,9 @@ def _of_answer(response: dict[str, Any], where: str, operation: str) -> CaudalEr
         return Unreachable(f"{operation} was not answered", where=where, why=why or f"HTTP {status}")
     if NOT_OFFERED.fullmatch(code):
         remedy = next((text for start, text in REMEDIES if code.startswith(start)), "")
-        return NotOffered(f"{operation}: AWS does not have what was asked for", where=where, why=why, remedy=remedy)
+        return NotOffered(
+            f"{operation}: AWS does not have what was asked for", where=where, why=why, remedy=remedy
+        )
     return Failed(f"{operation} failed", where=where, why=why or f"HTTP {status}")
 
 

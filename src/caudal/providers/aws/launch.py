@@ -50,7 +50,9 @@ def request(wish: Wish) -> dict[str, Any]:
     site, offer = wish.site, wish.offer
     kind = lookup(offer.machine_type.name)
     if not site.image:
-        raise NotOffered(f"site {site.name} has no image", remedy="put an AMI's id of its region into `image`")
+        raise NotOffered(
+            f"site {site.name} has no image", remedy="put an AMI's id of its region into `image`"
+        )
     if len(wish.user_data.encode()) > MAX_USER_DATA_BYTES:
         raise UsageError(f"the user data of lease {wish.lease_id} is over {MAX_USER_DATA_BYTES} bytes")
     asked: dict[str, Any] = {

@@ -80,9 +80,7 @@ def _committed(site: SiteSpec, region: Region, fleet: Fleet) -> Iterator[Offer]:
             continue
         if site.machine_types and contract.machine_type not in site.machine_types:
             continue
-        given = terms.left(
-            contract, site, region.reservations, fleet.held.get(contract.name, 0), fleet.today
-        )
+        given = terms.left(contract, site, region.reservations, fleet.held.get(contract.name, 0), fleet.today)
         yield Offer(
             id=offer_id(fleet.provider, site.name, contract.machine_type, market, contract.name),
             site=site.name,

@@ -14,7 +14,9 @@ from caudal.providers.aws.launch import CONTRACT_TAG, FLEET_TAG, LEASE_TAG, SITE
 
 Row = Mapping[str, Any]
 
-SPOT_NOTICE_S = 120.0  # between the notice and the end (EC2 user guide, "Spot Instance interruption notices", 2026-11)
+SPOT_NOTICE_S = (
+    120.0  # between the notice and the end (EC2 user guide, "Spot Instance interruption notices", 2026-11)
+)
 BLOCK_EARLY_S = 1800.0  # EC2 begins to end a block's machines 30 minutes before its end (user guide, 2026-11)
 MARKED = ("marked-for-termination", "marked-for-stop")
 GONE = "terminated"
