@@ -22,9 +22,11 @@ from caudal.domain.gang import GangSpec, ProcessSpec
 from caudal.drivers.fake import FakeDriver, Script
 from caudal.drivers.local import LocalDriver
 from caudal.ports import Driver, Provider
+from caudal.providers.aws.provider import AwsProvider
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.aws import REGION, fresh_aws, reserved
 
 SITE = "north"
 
@@ -176,6 +178,24 @@ def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
 
 
+@contextmanager
+def aws_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """AWS's own SDK against the fake of AWS; what is had first is a reservation, so that it can be bounded."""
+    aws = fresh_aws()
+    reference = aws.reserve(4)
+
+    def build() -> AwsProvider:
+        return aws.provider(contracts=[reserved(reference, 4)])
+
+    def limit(machines: int) -> None:
+        aws.admin("reservation", id=reference, count=machines)
+
+    def silence(on: bool) -> None:
+        aws.admin("region", region=REGION, mode="down" if on else "")
+
+    yield ProviderCase(RealClock().sleep, 10.0, silence, build(), build, limit)
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -183,4 +203,8 @@ def unreachable(call: Callable[[], object]) -> None:
 
 
 DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
-PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
+PROVIDERS: list[Any] = [
+    pytest.param(fake_provider, id="fake"),
+    pytest.param(local_provider, id="local"),
+    pytest.param(aws_provider, id="aws"),
+]

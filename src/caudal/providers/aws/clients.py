@@ -124,6 +124,15 @@ class Clients:
             }
         return self._session.client(service, **options)
 
+    def _session_of(self, boto3: Any) -> Any:
+        if not self._endpoint:
+            return boto3.session.Session(profile_name=self._account or None)
+        import botocore.session  # noqa: PLC0415 - as boto3
+
+        # A fake needs no profile, and must not fail for one that the environment names and nobody has.
+        bare = botocore.session.Session(session_vars={"profile": (None, [], None, None)})
+        return boto3.session.Session(botocore_session=bare)
+
     def _rested(self, region: str, where: str) -> None:
         wait_s = self._rest_until.get(region, 0.0) - self._clock.now()
         if wait_s > 0:

@@ -28,6 +28,11 @@ END_S = 30.0
 LOOK_S = 0.05
 
 
+def folder(home: Path, provider: str) -> Path:
+    """Where the fake of a provider keeps its state, below a fleet's state directory."""
+    return home / "fakes" / provider
+
+
 def start(
     state: Path, port: int = 0, *, machines: bool = True, boot_s: float = 0.5, stop_s: float = 0.5
 ) -> str:

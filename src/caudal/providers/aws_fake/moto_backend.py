@@ -7,6 +7,7 @@ the gate lets one request in at a time.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ class Moto:
     """Calls moto. Raises UsageError where it is not installed."""
 
     def __init__(self) -> None:
+        # The gate lets any image be: loading moto's thousand costs a second in every region.
+        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
         try:
             from moto.moto_server import werkzeug_app as server  # noqa: PLC0415 - an extra, and a second to load
         except ImportError as error:
