@@ -27,6 +27,11 @@ def _server() -> FakeServer:
     return FakeServer()
 
 
+@functools.cache
+def _made_before(url: str, patience: Patience) -> dict[tuple[str, str], Any]:
+    return {}
+
+
 class TestClock:
     """The machine's clock, moved on by hand; for the provider, whose pauses are minutes long."""
 
@@ -83,7 +88,10 @@ class Aws:
     ) -> AwsProvider:
         """A provider with one site of one small type, unless others are given."""
         spec = ProviderSpec(PROVIDER, "aws", endpoint=self.server.url, max_machines=max_machines)
-        return AwsProvider(spec, sites or [site()], contracts, fleet, script, self.clock, patience)
+        made = AwsProvider(spec, sites or [site()], contracts, fleet, script, self.clock, patience)
+        # The SDK reads a megabyte of JSON for each session: those of one test process share what was read.
+        made.clients._clients = _made_before(self.server.url, patience)
+        return made
 
     def reserve(self, count: int, *, match: str = "targeted", kind: str = SMALL, zone: str = ZONE) -> str:
         """A capacity reservation; its id."""

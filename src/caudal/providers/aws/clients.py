@@ -103,9 +103,7 @@ class Clients:
             ) from error
         check_region(region)
         if self._session is None:
-            self._session = boto3.session.Session(
-                profile_name=None if self._endpoint else self._account or None
-            )
+            self._session = self._session_of(boto3)
         patience = self._patience
         config = Config(
             connect_timeout=patience.connect_s,

@@ -30,11 +30,12 @@ from caudal.providers.aws import contracts as terms
 from caudal.providers.aws import launch, rows
 from caudal.providers.aws.clients import Clients, Patience
 from caudal.providers.aws.errors import TokenSpent
-from caudal.providers.aws.offers import Fleet, offers_of
+from caudal.providers.aws.offers import Fleet, Region, offers_of
 from caudal.providers.aws.refusals import Refusals
 from caudal.providers.aws.region import AwsRegion
 from caudal.providers.aws.region import Listing as RegionListing
 
+FRESH_S = 1.0  # so long a look at a region's machines says whether it answers
 MAX_AT_ONCE = 8  # regions that are asked side by side
 REMEMBERED = 10_000
 
@@ -78,12 +79,13 @@ class AwsProvider:
         self._refusals = Refusals()
         self._in_doubt: dict[str, None] = {}  # tokens whose answer was lost: their machine may exist
         self._given: dict[str, tuple[str, str]] = {}  # by lease: the region and the id that RunInstances gave
-        self._last: dict[str, RegionListing] = {}
+        self._last: dict[str, RegionListing] = {}  # by region: what was listed when it last answered
+        self._looked: dict[str, tuple[float, CaudalError | None]] = {}  # and when it was last asked
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix=f"aws-{spec.name}")
 
     def machines(self) -> Sequence[Machine]:
         """Our machines in all our regions, by id. Raises Unreachable where one of them does not answer."""
-        found = self._ask_all(AwsRegion.listing)
+        found = self._ask_all(self._look)
         for answer in found.values():
             if isinstance(answer, CaudalError):
                 raise answer
@@ -91,7 +93,7 @@ class AwsProvider:
 
     def listing(self) -> Listing:
         """The same from the regions that answer, with the sites of those that do not. Raises where none does."""
-        found = self._ask_all(AwsRegion.listing)
+        found = self._ask_all(self._look)
         silent = {name for name, answer in found.items() if isinstance(answer, CaudalError)}
         if silent and len(silent) == len(found):
             return Listing(self.machines(), frozenset())  # raises, or they are all back
@@ -102,7 +104,7 @@ class AwsProvider:
         """What the regions that answer have, committed capacity first. Raises Unreachable where none answers,
         NotOffered where a site names a region or a type that AWS does not have."""
         spot = any(not s.markets or Market.SPOT.value in s.markets for s in self._sites.values())
-        found = self._ask_all(lambda region: region.facts(spot, bool(self._contracts)))
+        found = self._ask_all(lambda region: self._facts(region, spot))
         errors = [answer for answer in found.values() if isinstance(answer, CaudalError)]
         wrong = next((e for e in errors if isinstance(e, NotOffered)), errors[0] if errors else None)
         if wrong is not None and (isinstance(wrong, NotOffered) or len(errors) == len(found)):
@@ -185,19 +187,37 @@ class AwsProvider:
         answers = map(one, regions) if len(regions) < 2 else self._threads.map(one, regions)
         return {region.name: answer for region, answer in zip(regions, answers, strict=True)}
 
+    def _look(self, region: AwsRegion) -> RegionListing:
+        """A region's listing, remembered together with whether there was one."""
+        now = self._clock.now()
+        try:
+            listing = region.listing()
+        except CaudalError as error:
+            self._looked[region.name] = (now, error)
+            raise
+        self._last[region.name], self._looked[region.name] = listing, (now, None)
+        return listing
+
+    def _facts(self, region: AwsRegion, spot: bool) -> Region:
+        """What its offers are made of, of a region that answers: much of it is kept, and what was kept of a region
+        that is away must not be offered."""
+        at, error = self._looked.get(region.name, (-FRESH_S, None))
+        if self._clock.now() - at >= FRESH_S:
+            self._look(region)
+        elif error is not None:
+            raise error
+        return region.facts(spot, bool(self._contracts))
+
     def _taken(self, found: dict[str, RegionListing | CaudalError]) -> list[Machine]:
         machines: list[Machine] = []
-        for name, answer in found.items():
+        for answer in found.values():
             if not isinstance(answer, CaudalError):
-                self._last[name] = answer
                 machines += answer.machines
         return sorted(machines, key=lambda machine: machine.id)
 
     def _described(self) -> Fleet:
-        """What the offers depend on; counts are those of the last look at the machines."""
+        """What the offers depend on; counts are those of the last look at the machines, a moment ago."""
         now = self._clock.now()
-        if set(self._last) != set(self._regions) and (self._contracts or self._most):
-            self._taken(self._ask_all(AwsRegion.listing))
         held: dict[str, int] = {}
         for listing in self._last.values():
             for contract, count in listing.by_contract.items():
