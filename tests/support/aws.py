@@ -19,7 +19,7 @@ FLEET = "demo"
 IMAGE = "ami-0123456789abcdef0"
 PROVIDER = "cloud"
 SMALL = "c7i.large"
-IMPATIENT = Patience(connect_s=2.0, read_s=5.0, attempts=1)
+IMPATIENT = Patience(connect_s=5.0, read_s=30.0, attempts=1)
 
 
 @functools.cache

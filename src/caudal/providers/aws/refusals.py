@@ -1,8 +1,8 @@
 """Which offers AWS refused, and until when they are not worth asking for again.
 
 Asking again at once is how a control loop hangs on a region without capacity. Here an offer that was refused is listed
-with nothing available until its pause is over, so that placement goes elsewhere; each refusal in a row doubles the
-pause. It lives in memory: after a restart each offer may be asked for once more. Pure: told the time.
+with nothing available until its pause is over, so that placement goes elsewhere; each refusal for want of capacity in a
+row doubles the pause. It lives in memory: after a restart each offer may be asked for once more. Pure: told the time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from caudal.domain.errors import CaudalError, NoCapacity, QuotaExceeded
 
 CAPACITY_S = 30.0  # capacity comes and goes within minutes
-OTHERWISE_S = 300.0  # a quota, a permission or an image changes only when a person acts
-MAX_S = 3600.0
+OTHERWISE_S = 300.0  # a quota, a permission or an image changes only when a person acts, and then soon
+MAX_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Refusals:
         before = self._by_offer.get(offer_id)
         count = before.count + 1 if before is not None else 1
         quick = isinstance(error, NoCapacity) and not isinstance(error, QuotaExceeded)
-        pause_s = min((CAPACITY_S if quick else OTHERWISE_S) * 2.0 ** min(count - 1, 10), MAX_S)
+        pause_s = min(CAPACITY_S * 2.0 ** min(count - 1, 10), MAX_S) if quick else OTHERWISE_S
         self._by_offer[offer_id] = Refusal(error, count, now + pause_s)
         return self._by_offer[offer_id]
 

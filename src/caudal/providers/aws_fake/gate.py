@@ -118,6 +118,8 @@ class Gate:
     def _ec2(self, ask: Ask) -> Answer:
         self.world.note(ask)
         self._fail(ask, "before")
+        if ask.get("DryRun") == "true":
+            raise Refused("DryRunOperation", "Request would have succeeded, but DryRun flag is set.", 412)
         action = self._actions.get(ask.action)
         answer = action(ask) if action is not None else self._moto.ec2(ask.region, ask.form)
         if answer.status == 501:

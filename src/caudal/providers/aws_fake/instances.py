@@ -242,8 +242,10 @@ class InstanceActions:
         answer = self._moto.ec2(region, form)
         root = ElementTree.fromstring(answer.body)
         if answer.status != 200:
-            error = root.find(".//Error")
-            said = (error.findtext("Code"), error.findtext("Message")) if error is not None else ("", "")
+            error = root.find(".//{*}Error")
+            said = (
+                (error.findtext("{*}Code"), error.findtext("{*}Message")) if error is not None else ("", "")
+            )
             raise Refused(said[0] or "InternalError", said[1] or "", answer.status)
         return root
 

@@ -31,6 +31,9 @@ class Moto:
             remedy = "pip install 'caudal[fakes]'"
             raise UsageError("the fake of AWS needs moto's server", why=str(error), remedy=remedy) from error
         self._app = server.DomainDispatcherApplication(server.create_backend_app)
+        self.machine_types()
+        # What moto loads at its first call takes seconds: who waits for a fake to be up waits for that, too.
+        self.ec2("us-east-1", {"Action": "DescribeInstances"})
 
     def ec2(self, region: str, form: Mapping[str, str]) -> Answer:
         """One action of EC2."""
@@ -74,7 +77,7 @@ class Moto:
 
         try:
             answer = b"".join(self._app.get_application(environ)(environ, start_response))
-        except NotImplementedError as error:
+        except RuntimeError as error:  # of an action that moto has not
             return Answer(501, str(error).encode(), "text/plain")
         types = [value for key, value in heard["headers"] if key.lower() == "content-type"]
         return Answer(int(str(heard["status"]).split()[0]), answer, types[0] if types else "text/xml")
