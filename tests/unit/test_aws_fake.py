@@ -99,8 +99,8 @@ def test_a_machine_runs_its_user_data_and_ends_with_all_that_came_of_it(up: Up) 
     other = up.machine("lease-2")
     others = up.pids(other)
     up.provider.release(machine.id)
-    until(lambda: gone(pids), "something of the machine lives on")
     until(lambda: [m.id for m in up.provider.machines()] == [other.id], "it is listed still")
+    assert gone(pids), "something of the machine lives on, and it is not listed"
     assert not gone(others), "another machine went with it"
 
 
@@ -150,6 +150,15 @@ def test_the_fake_can_be_asked_and_says_what_it_does_not_know(up: Up) -> None:
         with pytest.raises(urllib.error.HTTPError) as told:
             urllib.request.urlopen(f"{up.url}/_caudal/{verb}", body, timeout=30)
         assert told.value.code in (400, 404)
+
+
+@pytest.mark.parametrize("header", [("Origin", "http://example.com"), ("Host", "example.com:80")])
+def test_no_web_page_drives_it(header: tuple[str, str]) -> None:
+    aws = fresh_aws()
+    asked = urllib.request.Request(f"{aws.server.url}/_caudal/reset", b"{}", dict([header]), method="POST")
+    with pytest.raises(urllib.error.HTTPError) as told:
+        urllib.request.urlopen(asked, timeout=30)
+    assert told.value.code == 403
 
 
 def test_the_newest_calls_are_kept_without_user_data() -> None:

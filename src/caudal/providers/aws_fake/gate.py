@@ -69,6 +69,7 @@ class Gate:
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """One request."""
         try:
+            _same_machine(environ)
             body = _body(environ)
             answer = self._answer(environ, body)
         except Refused as refused:
@@ -152,6 +153,14 @@ class Gate:
         if not isinstance(asked, dict):
             raise Refused("InvalidParameterValue", "the body is not a JSON object")
         return Answer(200, json.dumps(self.admin(verb.strip("/"), **asked)).encode(), JSON)
+
+
+def _same_machine(environ: dict[str, Any]) -> None:
+    """No web page may drive the fake, which runs scripts: neither from its own address, nor from one whose name was
+    made to mean this machine. Raises Refused."""
+    host = str(environ.get("HTTP_HOST", "")).rpartition(":")[0]
+    if "HTTP_ORIGIN" in environ or host not in ("127.0.0.1", "localhost"):
+        raise Refused("AccessDenied", "this fake is for programs of this machine", 403)
 
 
 def _body(environ: dict[str, Any]) -> bytes:

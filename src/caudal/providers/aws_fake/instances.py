@@ -20,6 +20,7 @@ ADDRESS = "127.0.0.1"
 NAMES = ("dnsName", "privateDnsName", "ipAddress", "networkInterfaceSet", "stateReason")
 KEPT_BY_MOTO = ("ImageId", "InstanceType", "UserData", "InstanceInitiatedShutdownBehavior")
 ALL = "100000"
+LOOK_S = 0.05
 SHORT = (
     "We currently do not have sufficient {type} capacity in the Availability Zone you requested ({zone}). "
     "Our system will be working on provisioning additional capacity."
@@ -122,7 +123,11 @@ class InstanceActions:
         for one in self._world.instances.values():
             if one.leaves_at is not None and now >= one.leaves_at and one.stopping_at is None:
                 self.end(one)
-            if not one.exists(now) and not one.buried:
+            if one.buried:
+                continue
+            if one.gone_at is not None and self._machines is not None and self._machines.running(one.id):
+                one.gone_at = max(one.gone_at, now + LOOK_S)  # it is gone when nothing of it runs
+            if not one.exists(now):
                 one.buried = True
                 self._moto.ec2(one.region, {"Action": "TerminateInstances", "InstanceId.1": one.id})
 
