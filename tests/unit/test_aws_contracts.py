@@ -98,6 +98,31 @@ def test_a_reservation_that_does_not_fit_gives_nothing(aws: Aws, why: str) -> No
     assert [o.available for o in offers if o.contract] == ([] if why == "not this site" else [0])
 
 
+def test_a_site_of_no_zone_goes_where_its_reservation_is(aws: Aws) -> None:
+    reference = aws.reserve(1, zone="us-east-1c")
+    provider = aws.provider([site(zone="")], [reserved(reference, 1)])
+    provider.acquire("lease-1", of(provider, Market.RESERVED), "token-1")
+    assert aws.calls("RunInstances")[0]["Placement.AvailabilityZone"] == "us-east-1c"
+    provider.acquire("lease-2", of(provider, Market.ON_DEMAND), "token-2")
+    assert "Placement.AvailabilityZone" not in aws.calls("RunInstances")[1]
+
+
+def test_a_machine_is_in_the_group_of_its_reservation(aws: Aws) -> None:
+    group = "arn:aws:ec2:us-east-1:123456789012:placement-group/theirs"
+    answer = aws.ec2().create_capacity_reservation(
+        InstanceType=P5,
+        InstancePlatform="Linux/UNIX",
+        AvailabilityZone=ZONE,
+        InstanceCount=1,
+        InstanceMatchCriteria="targeted",
+        PlacementGroupArn=group,
+    )
+    reference = answer["CapacityReservation"]["CapacityReservationId"]
+    provider = aws.provider([site(machine_types=(P5,))], [reserved(reference, 1, machine_type=P5)])
+    provider.acquire("lease-1", of(provider, Market.RESERVED), "token-1")
+    assert aws.calls("RunInstances")[0]["Placement.GroupName"] == "theirs"
+
+
 def test_terms_and_ramps() -> None:
     contract = Contract("c", "reserved", "cloud", "2026-01-01", "2027-01-01", count=4)
     assert not holds(contract, "2025-12-31") and holds(contract, "2026-01-01")

@@ -101,6 +101,20 @@ def test_a_slow_region_is_only_slow(aws: Aws) -> None:
     assert time.monotonic() - began >= 0.3
 
 
+def test_machines_of_a_site_that_was_taken_out_are_found_and_can_be_ended(aws: Aws) -> None:
+    both(aws)
+    later = aws.provider([EAST])
+    assert {m.site for m in later.machines()} == {"east"}
+    found, silent = later.elsewhere()
+    assert [(m.site, m.lease_id) for m in found] == [("west", "lease-west")]
+    assert silent == []
+    later.release(found[0].id)
+    aws.admin("clock", advance_s=1)
+    assert later.elsewhere()[0] == []
+    aws.admin("region", region="us-west-2", mode="down")
+    assert later.elsewhere() == ([], ["us-west-2"])
+
+
 class _Models:
     def list(self) -> list[object]:
         return []

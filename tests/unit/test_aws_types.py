@@ -61,7 +61,7 @@ def test_neuron_machines_have_cores_and_no_gpus() -> None:
 def test_a_mistyped_type_says_what_was_meant(written: str, meant: str) -> None:
     with pytest.raises(NotOffered) as told:
         lookup(written)
-    assert f"did you mean {meant}" in told.value.remedy
+    assert told.value.remedy.startswith("did you mean") and meant in told.value.remedy
 
 
 def test_a_type_like_no_other_lists_what_there_is() -> None:

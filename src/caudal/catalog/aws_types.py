@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -82,6 +82,7 @@ _L = (_LIST, _READ)
 AWS_TYPES = (
     _type("p4d.24xlarge", 96, 1152, "21.9576", _A, gpus=(8, "A100-40GB"), efa=4, blocks=True),
     _type("p4de.24xlarge", 96, 1152, "27.44705", _A, gpus=(8, "A100-80GB"), efa=4, blocks=True),
+    _type("p5.4xlarge", 16, 256, gpus=(1, "H100-SXM"), efa=1, blocks=True),
     _type("p5.48xlarge", 192, 2048, "55.04", _A, gpus=(8, "H100-SXM"), efa=32, blocks=True),
     _type("p5e.48xlarge", 192, 2048, gpus=(8, "H200"), efa=32, blocks=True),
     _type("p5en.48xlarge", 192, 2048, "63.296", _A, gpus=(8, "H200"), efa=16, blocks=True),
@@ -89,6 +90,7 @@ AWS_TYPES = (
     _type("trn1.2xlarge", 8, 32, "1.34375", _L, neuron=(2, "Trainium1")),
     _type("trn1.32xlarge", 128, 512, "21.50", _N, neuron=(32, "Trainium1"), efa=8, blocks=True),
     _type("trn1n.32xlarge", 128, 512, "24.78", _L, neuron=(32, "Trainium1"), efa=16),
+    _type("trn2.3xlarge", 12, 128, neuron=(8, "Trainium2"), efa=1, blocks=True),
     _type("trn2.48xlarge", 192, 2048, neuron=(128, "Trainium2"), efa=16, blocks=True),
     _type("inf2.xlarge", 4, 16, "0.7582", _L, neuron=(2, "Inferentia2")),
     _type("inf2.8xlarge", 32, 128, "1.96786", _L, neuron=(2, "Inferentia2")),
@@ -122,8 +124,6 @@ REGIONS = (
 )  # fmt: skip
 """AWS's regions, as botocore 1.44 lists them (2026-11-29), without China's, which need accounts of their own."""
 
-_PARTS = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)")
-
 
 def lookup(name: str) -> AwsType:
     """The type of that name. Raises NotOffered, with what may have been meant."""
@@ -131,7 +131,7 @@ def lookup(name: str) -> AwsType:
     if known is None:
         raise NotOffered(
             f"AWS has no machine type {name!r} that Caudal knows",
-            remedy=_meant(name, _likely_types(name), f"the catalogue has {', '.join(sorted(BY_NAME))}"),
+            remedy=_meant(_likely_types(name), f"the catalogue has {', '.join(sorted(BY_NAME))}"),
         )
     return known
 
@@ -143,7 +143,7 @@ def check_region(name: str) -> str:
     if name[:-1] in REGIONS:
         remedy = f"{name} is a zone: write `region: {name[:-1]}` and `zone: {name}`"
     else:
-        remedy = _meant(name, difflib.get_close_matches(name, REGIONS, 1), "see AWS's list of regions")
+        remedy = _meant(difflib.get_close_matches(name, REGIONS, 1), "see AWS's list of regions")
     raise NotOffered(f"AWS has no region {name!r}", remedy=remedy)
 
 
@@ -160,13 +160,17 @@ def known_types(names: Sequence[str]) -> list[AwsType]:
 
 
 def _likely_types(name: str) -> list[str]:
-    """Names like it: the same family first, since sizes are what is mistyped."""
-    close = difflib.get_close_matches(name.lower(), BY_NAME, 3, 0.75)
-    parts = _PARTS.fullmatch(name.lower())
-    same_family = [known for known in BY_NAME if parts and known.split(".")[0] == parts[1]]
-    return [*same_family, *(c for c in close if c not in same_family)][:3]
+    """Names like it, the likest first; those of the same family before all others, since sizes are what is mistyped."""
+    written = name.lower()
+    family = written.partition(".")[0]
+    found = [known for known in BY_NAME if known.partition(".")[0] == family]
+    found = found or difflib.get_close_matches(written, BY_NAME, 3, 0.75)
+
+    def unlike(known: str) -> float:
+        return -difflib.SequenceMatcher(None, written, known).ratio()
+
+    return sorted(found, key=unlike)[:3]
 
 
-def _meant(_name: str, close: Iterable[str], otherwise: str) -> str:
-    close = list(close)
+def _meant(close: Sequence[str], otherwise: str) -> str:
     return f"did you mean {' or '.join(close)}?" if close else otherwise

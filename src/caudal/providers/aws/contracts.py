@@ -22,9 +22,11 @@ LINUX = "Linux/UNIX"
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a contract gives at a site: `available` machines, in a reservation of that placement group."""
+    """What a contract gives at a site: `available` machines, and the zone and the placement group of the reservation
+    that has most of them."""
 
     available: int
+    zone: str = ""
     group: str = ""
 
 
@@ -50,9 +52,9 @@ def left(contract: Contract, site: SiteSpec, reservations: Iterable[Row], held: 
     """What is left of it at a site, `held` of our machines drawing on it already, wherever they are."""
     usable = [row for row in reservations if _fits(row, contract, site)]
     free = sum(int(row.get("AvailableInstanceCount", 0)) for row in usable)
-    groups = {group_of(row) for row in usable}
     allowed = count_on(contract, today) - held
-    return Left(max(0, min(free, allowed)), groups.pop() if len(groups) == 1 else "")
+    best = max(usable, key=lambda row: int(row.get("AvailableInstanceCount", 0)), default={})
+    return Left(max(0, min(free, allowed)), str(best.get("AvailabilityZone") or ""), group_of(best))
 
 
 def group_of(row: Row) -> str:

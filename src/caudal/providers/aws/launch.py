@@ -32,7 +32,8 @@ HOPS = 2  # IMDSv2 answers from inside a container, too, and no further
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One machine that is wanted. `reservation_group` is the placement group of the reservation, if it is in one."""
+    """One machine that is wanted. `reservation_zone` and `reservation_group` are where the contract's reservation is,
+    and its placement group; empty: unknown, none."""
 
     fleet: str
     lease_id: str
@@ -41,6 +42,7 @@ class Wish:
     offer: Offer
     contract: Contract | None
     user_data: str
+    reservation_zone: str = ""
     reservation_group: str = ""
 
 
@@ -73,8 +75,8 @@ def request(wish: Wish) -> dict[str, Any]:
         **_market(wish),
     }
     placement = {}
-    if site.zone:
-        placement["AvailabilityZone"] = site.zone
+    if zone := site.zone or wish.reservation_zone:
+        placement["AvailabilityZone"] = zone  # EC2 would choose any, and most have no reservation
     if group := placement_group(wish):
         placement["GroupName"] = group
     return {**asked, "Placement": placement} if placement else asked

@@ -12,10 +12,11 @@ It keeps what it learnt in memory only: the truth is EC2's own list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from caudal.catalog.aws_types import PRICE_REGION
 from caudal.domain.errors import (
     CaudalError,
     NoCapacity,
@@ -76,6 +77,7 @@ class AwsProvider:
             name: AwsRegion(name, self._in(name), fleet, self.clients, clock)
             for name in sorted({site.region for site in self._sites.values()})
         }
+        self._others: dict[str, AwsRegion] = {}  # where `elsewhere` looked last
         self._refusals = Refusals()
         self._in_doubt: dict[str, None] = {}  # tokens whose answer was lost: their machine may exist
         self._given: dict[str, tuple[str, str]] = {}  # by lease: the region and the id that RunInstances gave
@@ -167,6 +169,21 @@ class AwsProvider:
         for lease_id in given:  # it was given to us, and the list does not show it yet
             self._regions[self._given[lease_id][0]].terminate(machine_id)
 
+    def elsewhere(self) -> tuple[list[Machine], list[str]]:
+        """Our machines in regions where the fleet has no site (any more), and the regions that did not answer. Asks
+        every region of the account, so it is for whoever ends a fleet or looks for what was forgotten, not for the
+        loop. What it finds can be released. Raises Unreachable, NotAllowed."""
+        first = next(iter(self._regions), PRICE_REGION)
+        rows_found = self.clients.call(first, "describe_regions")["Regions"]
+        names = {str(row["RegionName"]) for row in rows_found if row.get("OptInStatus") != "not-opted-in"}
+        self._others = {
+            name: AwsRegion(name, (), self._fleet, self.clients, self._clock)
+            for name in sorted(names - self._regions.keys())
+        }
+        found = self._ask_all(AwsRegion.listing, self._others)
+        silent = [name for name, answer in found.items() if isinstance(answer, CaudalError)]
+        return self._taken(found), silent
+
     def close(self) -> None:
         """End its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -174,7 +191,9 @@ class AwsProvider:
     def _in(self, region: str) -> list[SiteSpec]:
         return [site for site in self._sites.values() if site.region == region]
 
-    def _ask_all(self, ask: Callable[[AwsRegion], T]) -> dict[str, T | CaudalError]:
+    def _ask_all(
+        self, ask: Callable[[AwsRegion], T], among: Mapping[str, AwsRegion] | None = None
+    ) -> dict[str, T | CaudalError]:
         """Every region's answer or error, asked side by side so that a slow one costs its own time only."""
 
         def one(region: AwsRegion) -> T | CaudalError:
@@ -183,7 +202,7 @@ class AwsProvider:
             except CaudalError as error:
                 return error
 
-        regions = list(self._regions.values())
+        regions = list((self._regions if among is None else among).values())
         answers = map(one, regions) if len(regions) < 2 else self._threads.map(one, regions)
         return {region.name: answer for region, answer in zip(regions, answers, strict=True)}
 
@@ -241,12 +260,13 @@ class AwsProvider:
         if offer.contract and contract is None:
             raise NotOffered(f"{self.name} has no contract {offer.contract!r}", where=where)
         region = self._regions[site.region]
-        group = ""
-        if contract is not None and offer.market is Market.RESERVED:
+        given = terms.Left(0)
+        if contract is not None:
             given = terms.left(contract, site, region.reservations(), 0, terms.day(self._clock.now()))
-            group = given.group
         text = self._user_data(lease_id, offer)
-        return region, launch.Wish(self._fleet, lease_id, token, site, offer, contract, text, group)
+        return region, launch.Wish(
+            self._fleet, lease_id, token, site, offer, contract, text, given.zone, given.group
+        )
 
     def _has(self, region: AwsRegion, lease_id: str) -> bool:
         """Whether the lease has a machine, listed or only given."""
@@ -286,11 +306,11 @@ class AwsProvider:
         return list(self._last.values())
 
     def _likely(self, machine_id: str) -> list[AwsRegion]:
-        """The region that listed it, else all of them."""
+        """The region that listed it, else all of them that are known."""
         for name, listing in self._last.items():
             if any(machine.id == machine_id for machine in listing.machines):
                 return [self._regions[name]]
-        return list(self._regions.values())
+        return [*self._regions.values(), *self._others.values()]
 
     def _made_room(self, row: rows.Row) -> None:
         """What was refused for want of room may be had again."""

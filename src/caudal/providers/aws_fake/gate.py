@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from caudal.providers.aws_fake.account import quotas, regions
 from caudal.providers.aws_fake.admin import Admin
 from caudal.providers.aws_fake.instances import InstanceActions
 from caudal.providers.aws_fake.machines import Machines
 from caudal.providers.aws_fake.moto_backend import Moto
-from caudal.providers.aws_fake.quotas import quotas
 from caudal.providers.aws_fake.reservations import ReservationActions
 from caudal.providers.aws_fake.spot import SpotActions
 from caudal.providers.aws_fake.wire import MAX_BODY, Answer, Ask, Refused, parse, scope
@@ -62,6 +62,7 @@ class Gate:
             "DescribePlacementGroups": self._reservations.groups,
             "CreatePlacementGroup": self._reservations.create_group,
             "DeletePlacementGroup": self._reservations.delete_group,
+            "DescribeRegions": regions,
             "DescribeSpotInstanceRequests": self._spot.requests,
             "DescribeSpotPriceHistory": self._spot.prices,
         }

@@ -1,9 +1,11 @@
-"""Service Quotas' answer for EC2: the vCPU quotas, all at the limit that the fake was given."""
+"""What the account has: its regions, all of the common partition, and its vCPU quotas, at the limit that was given."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from caudal.catalog.aws_types import REGIONS
+from caudal.providers.aws_fake.wire import Answer, Ask, xml
 from caudal.providers.aws_fake.world import World
 
 USUAL = 1152.0
@@ -29,3 +31,17 @@ def quotas(world: World, region: str) -> list[dict[str, Any]]:
         {"ServiceCode": "ec2", "QuotaCode": code, "QuotaName": name, "Value": value, "Adjustable": True}
         for code, name in NAMES
     ]
+
+
+def regions(ask: Ask) -> Answer:
+    """DescribeRegions. moto's has China's, too, which no account has besides the others."""
+    rows = [
+        {
+            "regionName": name,
+            "regionEndpoint": f"ec2.{name}.amazonaws.com",
+            "optInStatus": "opt-in-not-required",
+        }
+        for name in REGIONS
+        if not name.startswith("us-gov-")
+    ]
+    return xml(ask.action, {"regionInfo": rows})
