@@ -132,6 +132,15 @@ def test_a_fleet_without_aws_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code == 2 and "which provider" in err
 
 
+def test_a_fake_that_does_not_run_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FILE.format(url="fake"))
+    code, _, err = caudal(capsys, "--home", str(tmp_path), "blocks", "--fleet", str(path))
+    assert code == 1 and "`caudal up` starts it" in err
+
+
 def test_quotas_are_those_that_machines_count_against(aws: Aws) -> None:
     aws.admin("vcpus", region=REGION, count=400)
     found = vcpu_quotas(aws.provider().clients, REGION)
