@@ -39,6 +39,7 @@ class Run:
         self.generation = dict.fromkeys(LEASES, 0)
         self.wanted: set[str] = set()
         self.confirmed: set[str] = set()
+        self.leaving: set[str] = set()  # a release was called for: nobody asks for them again
 
     def name(self, lease: str) -> str:
         """The lease of now: one that ended never comes back under its name."""
@@ -65,6 +66,8 @@ class Run:
 
     def acquire(self, lease: str) -> None:
         name = self.name(lease)
+        if name in self.leaving:
+            return
         try:
             self.provider.acquire(name, self.offer, f"token-{name}")
         except NoCapacity:
@@ -82,10 +85,11 @@ class Run:
         try:
             found = [m for m in self.provider.machines() if m.lease_id == name]
             for machine in found:
+                self.leaving.add(name)
                 self.provider.release(machine.id)
         except CaudalError:
             return  # nothing is known: the loop tries again
-        if found:
+        if name in self.leaving:  # called for, or gone since it was
             self.wanted.discard(name)
             self.confirmed.discard(name)
             self.generation[lease] += 1
@@ -118,8 +122,11 @@ class Run:
         self.aws.admin("clock", advance_s=4000)
         self.aws.clock.ahead_s += 4000
         for lease in LEASES:
-            if self.name(lease) in self.wanted:
+            if self.name(lease) in self.leaving:
+                self.release(lease)
+            elif self.name(lease) in self.wanted:
                 self.acquire(lease)
+        self.aws.admin("clock", advance_s=1)  # what was ended a moment ago is gone
         self.check()
         listed = sorted(m.lease_id for m in self.provider.machines())
         assert listed == self.existing() == sorted(self.wanted)

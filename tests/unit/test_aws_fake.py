@@ -204,6 +204,38 @@ def test_what_ec2_would_refuse_is_refused(aws: Aws, changes: dict[str, Any], cod
     assert aws.admin("state")["instances"] == []
 
 
+def test_lists_follow_tags_and_know_their_filters(aws: Aws) -> None:
+    ec2 = aws.ec2()
+    asked = {"ImageId": "ami-1", "InstanceType": "c7i.large", "MinCount": 1, "MaxCount": 1}
+    first, second = (ec2.run_instances(**asked)["Instances"][0]["InstanceId"] for _ in range(2))
+    ec2.create_tags(Resources=[first], Tags=[{"Key": "team", "Value": "red"}])
+
+    def found(name: str, *values: str) -> list[str]:
+        pages = ec2.describe_instances(Filters=[{"Name": name, "Values": list(values)}])["Reservations"]
+        return [row["InstanceId"] for group in pages for row in group["Instances"]]
+
+    assert found("tag:team", "red") == found("tag:team", "blue", "r*") == [first]
+    assert found("instance-id", second) == [second]
+    assert found("availability-zone", "us-east-1a") == [first, second]
+    ec2.delete_tags(Resources=[first], Tags=[{"Key": "team"}])
+    assert found("tag:team", "*") == []
+    with pytest.raises(Exception, match="does not know the filter"):
+        found("owner-id", "x")
+    with pytest.raises(Exception, match=r"InvalidInstanceID\.NotFound"):
+        ec2.describe_instances(InstanceIds=["i-0"])
+
+
+def test_what_is_gone_is_shown_for_an_hour(aws: Aws) -> None:
+    ec2 = aws.ec2()
+    asked = {"ImageId": "ami-1", "InstanceType": "c7i.large", "MinCount": 1, "MaxCount": 1}
+    ec2.terminate_instances(InstanceIds=[ec2.run_instances(**asked)["Instances"][0]["InstanceId"]])
+    aws.admin("clock", advance_s=60)
+    (group,) = ec2.describe_instances()["Reservations"]
+    assert group["Instances"][0]["State"]["Name"] == "terminated"
+    aws.admin("clock", advance_s=3600)
+    assert ec2.describe_instances()["Reservations"] == []
+
+
 def test_other_services_are_motos(aws: Aws) -> None:
     answer = aws.provider().clients.call(REGION, "get_caller_identity", "sts")
     assert answer["Account"] == "123456789012"

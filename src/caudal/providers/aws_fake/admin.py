@@ -167,6 +167,7 @@ class Admin:
     def _reset(self) -> None:
         for one in self._world.live():
             self._instances.end(one, at_once=True)
+        self._instances.forget()
         fresh = World(clock=self._world.clock, numbers=self._world.numbers)
         for part in fields(World):
             setattr(self._world, part.name, getattr(fresh, part.name))

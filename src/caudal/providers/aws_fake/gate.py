@@ -54,6 +54,8 @@ class Gate:
             "RunInstances": self._instances.run,
             "DescribeInstances": self._instances.describe,
             "TerminateInstances": self._instances.terminate,
+            "CreateTags": self._instances.tag,
+            "DeleteTags": self._instances.tag,
             "CreateCapacityReservation": self._reservations.create,
             "DescribeCapacityReservations": self._reservations.describe,
             "CancelCapacityReservation": self._reservations.cancel,

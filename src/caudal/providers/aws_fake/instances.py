@@ -7,20 +7,43 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
+import fnmatch
 import hashlib
 import json
 from xml.etree import ElementTree
 
 from caudal.providers.aws_fake.machines import Machines
 from caudal.providers.aws_fake.moto_backend import Moto
-from caudal.providers.aws_fake.wire import Answer, Ask, Form, Refused, child, replace, text, whole, xml
+from caudal.providers.aws_fake.wire import (
+    NAMESPACE,
+    Answer,
+    Ask,
+    Form,
+    Refused,
+    child,
+    fill,
+    replace,
+    text,
+    whole,
+    xml,
+)
 from caudal.providers.aws_fake.world import Instance, Reservation, World
 
 ADDRESS = "127.0.0.1"
 NAMES = ("dnsName", "privateDnsName", "ipAddress", "networkInterfaceSet", "stateReason")
 KEPT_BY_MOTO = ("ImageId", "InstanceType", "UserData", "InstanceInitiatedShutdownBehavior")
-ALL = "100000"
 LOOK_S = 0.05
+REMEMBERED_S = 3600.0  # so long EC2 shows what was terminated (EC2 user guide, 2026-11)
+TAGS = "/".join(f"{{{NAMESPACE}}}{part}" for part in ("instancesSet", "item", "tagSet", "item"))
+FILTERS = {
+    "instance-id",
+    "instance-state-name",
+    "instance-type",
+    "availability-zone",
+    "instance-lifecycle",
+    "spot-instance-request-id",
+}
 SHORT = (
     "We currently do not have sufficient {type} capacity in the Availability Zone you requested ({zone}). "
     "Our system will be working on provisioning additional capacity."
@@ -34,6 +57,8 @@ class InstanceActions:
         self._world = world
         self._moto = moto
         self._machines = machines
+        # What moto said of each. Its own list is not asked: it keeps what is gone for ever, and searches all of it.
+        self._rows: dict[str, ElementTree.Element] = {}
 
     def run(self, ask: Ask) -> Answer:
         """RunInstances of one machine, once for each token."""
@@ -54,34 +79,34 @@ class InstanceActions:
         item = child(root, "instancesSet/item")
         assert item is not None, "moto gives what it says"
         one = self._born(ask, item, zone, reservation)
+        self._rows[one.id] = _group(root)
         if token:
             self._world.tokens[ask.region, token] = (digest, one.id)
         if self._machines is not None:
             self._machines.start(one, _script(ask.get("UserData")))
-        self._dress(item, one)
-        return whole(root)
+        return self._launched(one)
 
     def describe(self, ask: Ask) -> Answer:
-        """DescribeInstances, as far as lists have caught up."""
-        states = ask.filters().get("instance-state-name")
-        root = self._asked(ask.region, self._unpaged(ask))
-        groups = child(root, "reservationSet")
-        assert groups is not None, "an answer to DescribeInstances"
-        now = self._world.now()
-        shown = []
-        for group in list(groups):
-            item = child(group, "instancesSet/item")
-            one = self._world.instances.get(text(group, "instancesSet/item/instanceId"))
-            groups.remove(group)
-            if item is None or one is None or now < one.listed_at:
-                continue
-            if states and one.state(now)[1] not in states:
-                continue
-            self._dress(item, one)
-            shown.append(group)
+        """DescribeInstances, as far as lists have caught up; what is gone is shown for an hour, as EC2 does."""
+        now, ids, filters = self._world.now(), ask.many("InstanceId"), ask.filters()
+        for name in filters:
+            if not name.startswith("tag:") and name not in FILTERS:
+                raise Refused("InvalidParameterValue", f"this fake does not know the filter {name}")
+        listed = [
+            one
+            for one in self._world.instances.values()
+            if one.region == ask.region and one.id in self._rows and now >= one.listed_at
+        ]
+        missing = set(ids) - {one.id for one in listed}
+        if missing:
+            raise _no_such(missing.pop())
+        shown = [one for one in listed if (not ids or one.id in ids) and self._fits(one, filters, now)]
         page, token = ask.page(shown)
-        groups.extend(page)
-        replace(root, {"nextToken": token})
+        root = ElementTree.fromstring(xml(ask.action, {"nextToken": token}).body)
+        fill(root, {"reservationSet": {}})
+        groups = child(root, "reservationSet")
+        assert groups is not None, "just put there"
+        groups.extend([self._dressed(one) for one in page])
         return whole(root)
 
     def terminate(self, ask: Ask) -> Answer:
@@ -90,8 +115,7 @@ class InstanceActions:
         for machine_id in ask.many("InstanceId"):
             one = self._world.instances.get(machine_id)
             if one is None or one.region != ask.region:
-                code = "NotFound" if machine_id.startswith("i-") else "Malformed"
-                raise Refused(f"InvalidInstanceID.{code}", f"The instance ID '{machine_id}' does not exist")
+                raise _no_such(machine_id)
             found.append(one)
         now = self._world.now()
         rows = []
@@ -117,6 +141,21 @@ class InstanceActions:
         if self._machines is not None:
             self._machines.end(one.id, 0.0 if at_once else self._world.times.stop_s)
 
+    def tag(self, ask: Ask) -> Answer:
+        """CreateTags and DeleteTags: moto's; what is shown of a machine follows."""
+        answer = self._moto.ec2(ask.region, ask.form)
+        for machine_id in ask.many("ResourceId"):
+            if machine_id in self._rows:
+                found = self._asked(ask.region, {"Action": "DescribeInstances", "InstanceId.1": machine_id})
+                group = child(found, "reservationSet/item")
+                assert group is not None, "moto keeps what the gate keeps"
+                self._rows[machine_id] = group
+        return answer
+
+    def forget(self) -> None:
+        """There are no machines (any more)."""
+        self._rows.clear()
+
     def move_on(self) -> None:
         """What time does by itself: interruptions, ends of blocks, and the gone are gone for moto, too."""
         now = self._world.now()
@@ -124,6 +163,8 @@ class InstanceActions:
             if one.leaves_at is not None and now >= one.leaves_at and one.stopping_at is None:
                 self.end(one)
             if one.buried:
+                if one.gone_at is not None and now >= one.gone_at + REMEMBERED_S:
+                    self._rows.pop(one.id, None)
                 continue
             if one.gone_at is not None and self._machines is not None and self._machines.running(one.id):
                 one.gone_at = max(one.gone_at, now + LOOK_S)  # it is gone when nothing of it runs
@@ -140,15 +181,36 @@ class InstanceActions:
             )
         if not one.exists(self._world.now()):
             raise Refused("IdempotentInstanceTerminated", "The instance of this client token was terminated.")
-        root = self._asked(ask.region, {"Action": "DescribeInstances", "InstanceId.1": machine_id})
-        group = child(root, "reservationSet/item")
-        item = child(root, "reservationSet/item/instancesSet/item")
-        assert group is not None and item is not None, "moto keeps what the gate keeps"
+        return self._launched(one)
+
+    def _launched(self, one: Instance) -> Answer:
+        root = ElementTree.fromstring(xml("RunInstances", {}).body)
+        root.extend(list(self._dressed(one)))
+        return whole(root)
+
+    def _dressed(self, one: Instance) -> ElementTree.Element:
+        """Its group of one, as it is now."""
+        group = copy.deepcopy(self._rows[one.id])
+        item = child(group, "instancesSet/item")
+        assert item is not None, "a group of one"
         self._dress(item, one)
-        answer = xml("RunInstances", {})
-        built = ElementTree.fromstring(answer.body)
-        built.extend(list(group))
-        return whole(built)
+        return group
+
+    def _fits(self, one: Instance, filters: dict[str, list[str]], now: float) -> bool:
+        facts = {
+            "instance-id": one.id,
+            "instance-state-name": one.state(now)[1],
+            "instance-type": one.machine_type,
+            "availability-zone": one.zone,
+            "instance-lifecycle": one.lifecycle,
+            "spot-instance-request-id": one.spot_id,
+        }
+        for row in self._rows[one.id].iterfind(TAGS):
+            facts[f"tag:{text(row, 'key')}"] = text(row, "value")
+        return all(
+            name in facts and any(fnmatch.fnmatchcase(facts[name], value) for value in values)
+            for name, values in filters.items()
+        )
 
     def _check(self, ask: Ask) -> None:
         kind, image = ask.get("InstanceType"), ask.get("ImageId")
@@ -229,20 +291,6 @@ class InstanceActions:
                 form |= {f"TagSpecification.1.{k.removeprefix(start)}": v for k, v in tags.items()}
         return form
 
-    def _unpaged(self, ask: Ask) -> Form:
-        """The question without its pages and without the states, which moto does not know."""
-        dropped = [
-            key.removesuffix("Name")
-            for key, value in ask.form.items()
-            if key.startswith("Filter.") and key.endswith(".Name") and value == "instance-state-name"
-        ]
-        form = {
-            key: value
-            for key, value in ask.form.items()
-            if key not in ("MaxResults", "NextToken") and not key.startswith(tuple(dropped))
-        }
-        return form if ask.many("InstanceId") else {**form, "MaxResults": ALL}
-
     def _asked(self, region: str, form: Form) -> ElementTree.Element:
         answer = self._moto.ec2(region, form)
         root = ElementTree.fromstring(answer.body)
@@ -291,6 +339,18 @@ class InstanceActions:
                 "placement": {"availabilityZone": one.zone, "groupName": one.group, "tenancy": "default"},
             },
         )
+
+
+def _group(root: ElementTree.Element) -> ElementTree.Element:
+    """RunInstances' answer as one of DescribeInstances' groups."""
+    group = ElementTree.Element(f"{{{NAMESPACE}}}item")
+    group.extend([part for part in root if not part.tag.endswith("requestId")])
+    return group
+
+
+def _no_such(machine_id: str) -> Refused:
+    code = "NotFound" if machine_id.startswith("i-") else "Malformed"
+    return Refused(f"InvalidInstanceID.{code}", f"The instance ID '{machine_id}' does not exist")
 
 
 def _script(encoded: str) -> str:
