@@ -19,6 +19,7 @@ class AcquireNode:
     lease_id: str
     node: str
     offer: Offer
+    provider: str = ""  # by name: it goes into the lease, so that a bill needs no fleet file of that day
     kind: Literal["acquire_node"] = "acquire_node"
 
 
