@@ -21,7 +21,7 @@ from caudal.domain.decision import (
     StartGang,
     StopGang,
 )
-from caudal.domain.errors import CaudalError, NoCapacity, NotFound, Unreachable
+from caudal.domain.errors import CaudalError, Impossible, NotAllowed, NotFound, Unreachable, UsageError
 from caudal.domain.event import Event
 from caudal.domain.fleet import LeaseState, SiteSpec
 from caudal.domain.snapshot import Snapshot, State
@@ -179,7 +179,8 @@ class Executor:
         if isinstance(action, PullModel):
             return True
         if isinstance(action, AcquireNode):
-            return isinstance(error, NoCapacity) or attempts >= self._rules.max_acquire_attempts
+            never = isinstance(error, Impossible | NotAllowed | UsageError)
+            return never or attempts >= self._rules.max_acquire_attempts
         return isinstance(action, StartGang) and attempts >= self._rules.max_start_attempts
 
     def _write(self, intent: Intent, events: list[Event] | None = None) -> None:

@@ -6,14 +6,21 @@ Who does not answer is silent, and of what is there nothing is known then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
+from caudal.domain.bill import DEFAULT_TEAM, Books, spending
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import Machine, Offer, SiteSpec
 from caudal.domain.gang import GangStatus
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import Snapshot, State
+from caudal.domain.term import month_start
 from caudal.ports import World
+
+SPENDING_EVERY_S = 30.0
+"""What a team spends in between is seen that much later."""
 
 
 class Observer:
@@ -27,6 +34,8 @@ class Observer:
         self._silent_since: dict[str, float] = {}
         self._stray_since: dict[str, float] = {}
         self._models: Sequence[ModelRecord] | None = None
+        self._spent: dict[str, Decimal] = {}
+        self._spent_at = -math.inf
 
     def observe(self, state: State) -> Snapshot:
         """One look at everything. Raises what the model store raises, as long as it has never answered."""
@@ -47,6 +56,7 @@ class Observer:
             silent_drivers=silent_drivers,
             silent_since=dict(self._silent_since),
             stray_since=dict(self._stray_since),
+            spent_usd=self._spending(state, now),
         )
 
     def _sites(self, state: State) -> dict[str, SiteSpec]:
@@ -94,6 +104,20 @@ class Observer:
         held = {x.id: x.machine_id for x in state.leases if x.live}
         strays = {m.id for m in machines if m.lease_id and held.get(m.lease_id, "other") not in ("", m.id)}
         self._stray_since = {m: self._stray_since.get(m, now) for m in sorted(strays)}
+
+    def _spending(self, state: State, now: float) -> Mapping[str, Decimal]:
+        """What teams have spent this month, looked at again every `SPENDING_EVERY_S`: a month's leases are many."""
+        fleet = state.fleet
+        if fleet is None or not fleet.budgets:
+            return {}
+        since = month_start(now)
+        if self._spent_at < since or now - self._spent_at >= SPENDING_EVERY_S:
+            store = self._world.store
+            providers = {site.name: site.provider for site in fleet.sites}
+            books = Books(store.lease_history(since, now), store.gang_history(since, now), (), providers)
+            self._spent, self._spent_at = spending(books, since, now), now
+        teams = (budget.team or DEFAULT_TEAM for budget in fleet.budgets)
+        return {team: self._spent.get(team, Decimal(0)) for team in teams}
 
     def _list_models(self) -> Sequence[ModelRecord]:
         try:

@@ -27,6 +27,9 @@ FAILURES = frozenset({"gang.exited", "gang.lost", "gang.gone", "gang.start_faile
 """Ends that speak against the gang itself. The others (its node went, contact was lost, it was stopped) do
 not make the next start wait."""
 
+NO = frozenset({"no_capacity", "quota_exceeded", "not_offered", "not_allowed", "usage", "impossible", "superseded"})
+"""The codes of errors after which no machine comes."""
+
 
 def settle_leases(board: Board) -> None:
     """Leases whose machine is gone end; silent sites become suspect; those that answer again are trusted."""
@@ -58,10 +61,20 @@ def _settle_requested(board: Board, lease: Lease) -> None:
     if lease.site in board.snapshot.silent_providers or machine_of(board, lease) is not None:
         return
     if not asked:
-        _end_lease(board, lease, "lease.not_given", "the provider gave no machine for it")
+        if _refused(board, lease) or board.now - lease.requested_at >= board.rules.unlisted_s:
+            _end_lease(board, lease, "lease.not_given", "the provider gave no machine for it")
     elif asked[0].state is IntentState.ISSUED and board.now - lease.requested_at >= board.rules.unlisted_s:
         waited_s = board.now - lease.requested_at
         _end_lease(board, lease, "lease.unlisted", f"its machine was not listed within {waited_s:.0f} s")
+
+
+def _refused(board: Board, lease: Lease) -> bool:
+    """Whether the provider said that there will be no machine. A call that failed in any other way may have been
+    done all the same, and its machine be listed later: the lease has to be there for it then."""
+    failed = [
+        i for i in board.failed if isinstance(i.action, AcquireNode) and i.action.lease_id == lease.id
+    ]
+    return any(i.error.split(":", 1)[0] in NO for i in failed)
 
 
 def _end_lease(board: Board, lease: Lease, code: str, text: str) -> None:
