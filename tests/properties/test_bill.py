@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -99,7 +100,7 @@ def test_every_grouping_and_every_cut_add_up_to_the_cent(
     days = [since]
     while days[-1] < until:
         days.append(min(until, days[-1] - days[-1] % DAY_S + DAY_S))
-    sums = [sum(exact(given_books, x, y).values(), Fraction(0)) for x, y in zip(days, days[1:], strict=False)]
+    sums = [sum(exact(given_books, x, y).values(), Fraction(0)) for x, y in itertools.pairwise(days)]
     assert abs(whole.total_cents - sum(sums, Fraction(0)) * 100) <= len(days)
 
 
@@ -131,6 +132,6 @@ def test_rows_that_come_twice_as_dear_today_change_nothing(given_books: Books, f
     def used(lines: tuple[object, ...]) -> dict[object, int]:
         return {x.cell: x.cents for x in lines if x.cell.workload != "(unused)"}  # type: ignore[attr-defined]
 
-    assert {k: abs(used(before.lines).get(k, 0) - n) <= 1 for k, n in used(after.lines).items()} == dict.fromkeys(
-        used(after.lines), True
-    )
+    assert {
+        k: abs(used(before.lines).get(k, 0) - n) <= 1 for k, n in used(after.lines).items()
+    } == dict.fromkeys(used(after.lines), True)

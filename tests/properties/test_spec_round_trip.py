@@ -77,7 +77,10 @@ def signed(draw: st.DrawFn) -> FleetSpec:
     return FleetSpec(
         name=draw(NAMES),
         sites=tuple(SiteSpec(x, provider="one", driver=draw(st.sampled_from(["local", "d"]))) for x in sites),
-        providers=(ProviderSpec("one", "hosts", hosts=(host,)), ProviderSpec("two", "azure", endpoint="fake")),
+        providers=(
+            ProviderSpec("one", "hosts", hosts=(host,)),
+            ProviderSpec("two", "azure", endpoint="fake"),
+        ),
         drivers=(DriverSpec("d", "slurm", "head.lan"),),
         contracts=tuple(contracts),
         budgets=tuple(BudgetSpec(t, draw(MONEY), draw(st.booleans())) for t in teams),
@@ -213,7 +216,20 @@ JUNK = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["name", "sites", "stages", "models", "model", "data", "tokens", "at", "provider", "contracts"]),
+            st.sampled_from(
+                [
+                    "name",
+                    "sites",
+                    "stages",
+                    "models",
+                    "model",
+                    "data",
+                    "tokens",
+                    "at",
+                    "provider",
+                    "contracts",
+                ]
+            ),
             inner,
             max_size=5,
         )

@@ -119,7 +119,9 @@ def test_savings_make_use_on_demand_cheaper_as_long_as_they_last() -> None:
 def test_a_prepayment_is_in_the_price_and_ramps_in_the_count() -> None:
     steps = (RampStep("2027-01-01", 1), RampStep("2027-01-11", 3))
     ramped = replace(RESERVED, count=0, ramp=steps, prepayment_usd=Decimal("1752"))
-    assert [count_at(ramped, moment(d)) for d in ("2026-12-31", "2027-01-10", "2027-01-11", "2027-02-01")] == [
+    assert [
+        count_at(ramped, moment(d)) for d in ("2026-12-31", "2027-01-10", "2027-01-11", "2027-02-01")
+    ] == [
         0,
         1,
         3,

@@ -17,9 +17,14 @@ MAX_BODY_BYTES = 4 << 20
 """A spec, a report or a list of points is far smaller."""
 
 
+def _stay() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The parts that the composition root hands to the API. `poke` asks the loop for a pass now."""
+    """The parts that the composition root hands to the API. `poke` asks the loop for a pass now, `leave` the process
+    to leave with what runs left running."""
 
     store: Store
     models: Models
@@ -29,6 +34,7 @@ class Context:
     version: str
     poke: Callable[[], None]
     hosts: frozenset[str] = LOOPBACK
+    leave: Callable[[], None] = _stay
 
 
 def context(request: Request) -> Context:

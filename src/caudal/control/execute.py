@@ -86,7 +86,10 @@ class Executor:
         action = intent.action
         tried = intent.state is IntentState.ISSUED and intent.attempts >= self._rules.max_calls_without_effect
         if isinstance(action, AcquireNode):
-            return tried and not any(m.lease_id == action.lease_id for m in snapshot.machines)
+            # A list may be behind: whatever was tried meanwhile, the machine gets its time to appear.
+            now, since = self._world.clock.now(), intent.issued_at
+            waited = since is None or now - since >= self._rules.unlisted_s
+            return tried and waited and not any(m.lease_id == action.lease_id for m in snapshot.machines)
         if isinstance(action, StartGang):
             return tried and not any(s.gang_id == action.gang.id for s in snapshot.gangs)
         return False
@@ -161,7 +164,11 @@ class Executor:
         now = self._world.clock.now()
         attempts = intent.attempts + 1
         if error is None:
-            self._write(replace(intent, state=IntentState.ISSUED, attempts=attempts, error=""))
+            since = now if intent.issued_at is None else intent.issued_at
+            issued = replace(
+                intent, state=IntentState.ISSUED, attempts=attempts, error="", issued_at=since
+            )
+            self._write(issued)
             return
         over = self._gives_up(intent, error, attempts)
         state = IntentState.FAILED if over else IntentState.PENDING

@@ -7,6 +7,7 @@ same total, and a window cut in two adds up to the whole. Knows nothing of where
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -182,7 +183,7 @@ def _shares(
         cuts |= {t for t in (gang.created_at, gang.ended_at) if t is not None and begin < t < end}
     ordered = sorted(cuts)
     sizes = {g.id: _size(g.resources, lease.machine_type.resources) for g in here}
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         length = _ms(right) - _ms(left)
         running = [g for g in here if g.created_at <= left and (g.ended_at is None or g.ended_at >= right)]
         held = sum((sizes[g.id] for g in running), Fraction(0))
@@ -243,7 +244,7 @@ def _pieces(
         costs = span(lease, until)
         cuts |= set(costs) if costs else set()
     ordered = sorted(t for t in cuts if since <= t <= until)
-    yield from zip(ordered, ordered[1:], strict=False)
+    yield from itertools.pairwise(ordered)
 
 
 def _rate(draws: Iterable[Lease], at: float, until: float) -> Fraction:

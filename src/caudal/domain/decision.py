@@ -203,6 +203,7 @@ class Intent:
     attempts: int = 0
     not_before: float = 0.0
     error: str = ""
+    issued_at: float | None = None  # when its call was accepted first; None: it never was
 
     @property
     def open(self) -> bool:

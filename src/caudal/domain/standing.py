@@ -6,6 +6,7 @@ is shorter), for every day that is left. Nothing about the future is known beyon
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -79,7 +80,7 @@ def committed(contract: Contract, until: float) -> Fraction:
         return Fraction(contract.commitment_usd)
     cuts = [t for t in changes(contract) if t < until] + [min(until, moment(contract.end))]
     total = Fraction(0)
-    for left, right in zip(cuts, cuts[1:], strict=False):
+    for left, right in itertools.pairwise(cuts):
         total += committed_per_hour(contract, left) * (round(right * 1000) - round(left * 1000))
     return total / (HOUR_S * 1000)
 

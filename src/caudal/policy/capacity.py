@@ -72,7 +72,9 @@ class Buyer:
     def broke(self, slot: Slot) -> Reason | None:
         """That the budget of the slot's team is used up; None where it is not."""
         board = self._board
-        found = spent(board.snapshot.state.fleet, board.workloads.get(slot.workload), board.snapshot.spent_usd)
+        found = spent(
+            board.snapshot.state.fleet, board.workloads.get(slot.workload), board.snapshot.spent_usd
+        )
         return found[1] if found else None
 
     def _offers(self) -> list[Offer]:
@@ -173,7 +175,9 @@ def _close(board: Board, lease: Lease, busy: bool) -> None:
     if board.rules.closing != "all" and lease.market is Market.OWN:
         return
     since = lease.suspect_since
-    lost = lease.state is LeaseState.SUSPECT and since is not None and board.now - since >= board.rules.grace_s
+    lost = (
+        lease.state is LeaseState.SUSPECT and since is not None and board.now - since >= board.rules.grace_s
+    )
     if lost or (lease.state is LeaseState.ACTIVE and not busy):
         _release(board, lease, "fleet.down", "the fleet is taken down")
 

@@ -55,7 +55,9 @@ def against(fleet: FleetSpec, offer: Offer, leases: Iterable[Lease], at: float) 
     return Reason("contract.used_up", text, {"has": here.has, "used": here.used})
 
 
-def with_savings(fleet: FleetSpec, offers: Iterable[Offer], leases: Iterable[Lease], at: float) -> list[Offer]:
+def with_savings(
+    fleet: FleetSpec, offers: Iterable[Offer], leases: Iterable[Lease], at: float
+) -> list[Offer]:
     """The offers, those on demand at their discount where a `savings` in force has room left: as the cloud would
     bill them. What a `savings` has left is its dollars an hour less those of the leases that draw on it."""
     held = list(leases)

@@ -84,7 +84,9 @@ def _of_workload(board: Board, gang: Gang, wanted: Desired, over: frozenset[str]
             board.stop(gang, "run.finished", f"{workload.name} finished {finished_s:.0f} s ago")
     elif workload.name in over:
         return
-    elif (broke := spent(board.snapshot.state.fleet, workload, board.snapshot.spent_usd)) and broke[0].stop_running:
+    elif (broke := spent(board.snapshot.state.fleet, workload, board.snapshot.spent_usd)) and broke[
+        0
+    ].stop_running:
         board.stop(gang, SPENT, broke[1].text)
     elif gang.role is not Role.REPLICA and gang.generation != workload.generation:
         text = f"it is of generation {gang.generation}, and {workload.generation} was applied since"

@@ -99,6 +99,8 @@ class FakeProvider:
         """While set, every call raises Unreachable, and nothing takes effect."""
         self.released_by_us: set[str] = set()
         """The machines that `release` was ever called for: what a test may look at."""
+        self.given: list[str] = []
+        """The machines that it ever gave, by id."""
         self._offers = tuple(offers)
         self._clock = clock
         self._capacity = dict(capacity or {})
@@ -173,6 +175,7 @@ class FakeProvider:
         machine_id = f"{self.name}-m{len(self._rows) + 1:04d}"
         listed_at = now + self._draw(self._times.listed_after_s)
         runs_at = max(listed_at, now + self._draw(self._times.boot_s))
+        self.given.append(machine_id)
         self._rows[machine_id] = _Row(machine_id, offer, lease_id, listed_at, runs_at)
         self._trace(f"provider {self.name} acquire {lease_id or '-'} gives {machine_id} of {offer.id}")
         return machine_id

@@ -25,10 +25,14 @@ def check_clouds(spec: FleetSpec, tree: Located, problems: Problems) -> None:
             if name not in (*known, LOCAL):
                 text = f"{key}: the fleet has no {key} {name!r}; {did_you_mean(name, [*known, LOCAL])}"
                 problems.add(tree.at(["sites", number, key]), text)
-    for listed, rows in (("providers", spec.providers), ("drivers", spec.drivers)):
-        for number, row in enumerate(rows):
-            if row.name == LOCAL and row.kind != LOCAL:
-                text = f"name: {LOCAL!r} is this machine; call the {row.kind} one something else"
+    kinds = {
+        "providers": [(p.name, p.kind) for p in spec.providers],
+        "drivers": [(d.name, d.kind) for d in spec.drivers],
+    }
+    for listed, rows in kinds.items():
+        for number, (name, kind) in enumerate(rows):
+            if name == LOCAL and kind != LOCAL:
+                text = f"name: {LOCAL!r} is this machine; call the {kind} one something else"
                 problems.add(tree.at([listed, number, "name"]), text)
     for number, provider in enumerate(spec.providers):
         _check_provider(spec, provider, tree, number, problems)
@@ -47,13 +51,17 @@ def _check_provider(
     if provider.hosts and provider.kind != "hosts":
         problems.add(tree.at([*here, "hosts"]), f"hosts: a provider of kind {provider.kind} has none")
     if provider.kind == "hosts" and not provider.hosts:
-        problems.add(tree.at(here), f"provider {provider.name}: `hosts` is needed: the machines it is made of")
+        problems.add(
+            tree.at(here), f"provider {provider.name}: `hosts` is needed: the machines it is made of"
+        )
     distinct("host", [h.name for h in provider.hosts], tree, "hosts", problems, here)
     sites = {s.name: s for s in spec.sites}
     for place, host in enumerate(provider.hosts):
         where = tree.at([*here, "hosts", place, "site"])
         if host.site not in sites:
-            problems.add(where, f"site: the fleet has no site {host.site!r}; {did_you_mean(host.site, sites)}")
+            problems.add(
+                where, f"site: the fleet has no site {host.site!r}; {did_you_mean(host.site, sites)}"
+            )
         elif sites[host.site].provider != provider.name:
             owner = sites[host.site].provider
             problems.add(where, f"site: {host.site} is of provider {owner}, and not of {provider.name}")

@@ -54,14 +54,10 @@ def check_teams(spec: FleetSpec, tree: Located, teams: Iterable[str], problems: 
             problems.add(tree.at(["budgets", number, "team"]), text)
 
 
-def _check_where(
-    spec: FleetSpec, contract: Contract, tree: Located, here: Path, problems: Problems
-) -> None:
+def _check_where(spec: FleetSpec, contract: Contract, tree: Located, here: Path, problems: Problems) -> None:
     providers = {p.name for p in spec.providers} | {LOCAL}
     if contract.provider not in providers:
-        text = (
-            f"provider: the fleet has no provider {contract.provider!r}; {did_you_mean(contract.provider, providers)}"
-        )
+        text = f"provider: the fleet has no provider {contract.provider!r}; {did_you_mean(contract.provider, providers)}"
         problems.add(tree.at([*here, "provider"]), text)
     sites = {s.name: s for s in spec.sites}
     for place, name in enumerate(contract.sites):
@@ -119,7 +115,9 @@ def _check_count(contract: Contract, tree: Located, here: Path, problems: Proble
     if contract.kind not in MACHINES:
         if contract.count or contract.ramp:
             key = "count" if contract.count else "ramp"
-            problems.add(tree.at([*here, key]), f"{key}: `{contract.kind}` is money, not machines; leave it out")
+            problems.add(
+                tree.at([*here, key]), f"{key}: `{contract.kind}` is money, not machines; leave it out"
+            )
         return
     if bool(contract.count) == bool(contract.ramp):
         found = "both" if contract.count else "neither"
@@ -133,7 +131,9 @@ def _check_money(contract: Contract, tree: Located, here: Path, problems: Proble
     where, kind = tree.at(here), contract.kind
     if kind == "savings":
         if not contract.discount:
-            problems.add(where, f"contract {contract.name}: `savings` needs its `discount` off the list price")
+            problems.add(
+                where, f"contract {contract.name}: `savings` needs its `discount` off the list price"
+            )
         if not contract.price_usd_per_hour:
             text = f"contract {contract.name}: `savings` needs `price_usd_per_hour`: the dollars an hour that are owed"
             problems.add(where, text)
@@ -142,9 +142,7 @@ def _check_money(contract: Contract, tree: Located, here: Path, problems: Proble
     if kind == "spend" and not contract.commitment_usd:
         problems.add(where, f"contract {contract.name}: `spend` needs `commitment_usd`, over the whole term")
     elif kind != "spend" and contract.commitment_usd:
-        problems.add(
-            tree.at([*here, "commitment_usd"]), f"commitment_usd: is for `spend`; this is `{kind}`"
-        )
+        problems.add(tree.at([*here, "commitment_usd"]), f"commitment_usd: is for `spend`; this is `{kind}`")
     if kind == "spend" and contract.price_usd_per_hour:
         text = "price_usd_per_hour: `spend` has none: what is used is paid at its own price"
         problems.add(tree.at([*here, "price_usd_per_hour"]), text)
