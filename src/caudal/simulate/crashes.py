@@ -189,10 +189,10 @@ class CrashWorld:
     def _settle(self) -> None:
         """Two passes of a new process: then what exists is what the leases say."""
         loop = self._leading()
-        for _ in range(2):
-            loop.run_once()
-            self._look()
-            self._pass_time(1.5)
+        loop.run_once()
+        self._pass_time(1.5)
+        loop.run_once()
+        self._look()
         machines = {m.lease_id for m in self._ours()}
         leases = {x.id for x in self._live()}
         if machines != leases:
