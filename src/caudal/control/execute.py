@@ -165,9 +165,7 @@ class Executor:
         attempts = intent.attempts + 1
         if error is None:
             since = now if intent.issued_at is None else intent.issued_at
-            issued = replace(
-                intent, state=IntentState.ISSUED, attempts=attempts, error="", issued_at=since
-            )
+            issued = replace(intent, state=IntentState.ISSUED, attempts=attempts, error="", issued_at=since)
             self._write(issued)
             return
         over = self._gives_up(intent, error, attempts)

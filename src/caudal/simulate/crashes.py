@@ -45,8 +45,9 @@ RULES = Rules(idle_release_s=4.0, no_capacity_retry_s=5.0)
 
 LIST_LAG_S = 12.0
 LOST = Rates(call_lost=0.12, answer_lost=0.12)
-CALM_S = RULES.intent_retry_max_s + LIST_LAG_S
-"""After that long no call waits to be made again, and no list is behind."""
+CALM_S = RULES.unlisted_s + 1.0
+"""After that long no call waits to be made again, no list is behind, and a machine that died before it was ever listed
+is waited for no more."""
 
 MOST_STEPS = 45
 """A process lives for so many steps at most: about three passes that have something to do."""
@@ -196,7 +197,9 @@ class CrashWorld:
         machines = {m.lease_id for m in self._ours()}
         leases = {x.id for x in self._live()}
         if machines != leases:
-            self._wrong(f"after two passes: only machines {machines - leases}, only leases {leases - machines}")
+            self._wrong(
+                f"after two passes: only machines {machines - leases}, only leases {leases - machines}"
+            )
 
     def _end(self) -> None:
         """Taken down, no machine of ours and no process is left."""
