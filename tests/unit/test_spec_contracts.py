@@ -84,16 +84,16 @@ def test_money_is_exact() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("provider: amazon, driver", "provider: amazn, driver", "4: provider: the fleet has no provider 'amazn'; did you mean 'am"),
-        ("driver: ray, region", "driver: rya, region", "4: driver: the fleet has no driver 'rya'; did you mean 'ray'?"),
-        ("endpoint: fake", "endpoint: 'http://10.0.0.1:80'", "7: endpoint: 'http://10.0.0.1:80' is not this machine's"),
+        ("provider: amazon, driver", "provider: amazn, driver", "4: provider: the fleet has no provider 'amazn'; did"),
+        ("driver: ray, region", "driver: rya, region", "4: driver: the fleet has no driver 'rya'; did you mean 'r"),
+        ("endpoint: fake", "endpoint: 'http://10.0.0.1:80'", "7: endpoint: 'http://10.0.0.1:80' is not th"),
         ("endpoint: fake", "endpoint: 'http://[::1'", "7: endpoint:"),
         ("kind: aws, account: research", "kind: awz", "10: kind: expected local or aws"),
         ("site: south, address", "site: sout, address", "13: site: the fleet has no site 'sout'; did you mean 'south"),
         ("site: south, address", "site: north, address", "13: site: north is of provider amazon, and not of own"),
         ("account: research", HOST, "10: hosts: a provider of kind aws"),
         ("name: amazon, kind", "name: local, kind", "10: name: 'local' is this machine"),
-        ("{name: ray, kind: ray}", "{name: ray, kind: ray}, {name: ray, kind: slurm}", "14: drivers: 2 times the same driver"),
+        ("{name: ray, kind: ray}", "{name: ray, kind: ray}, {name: ray, kind: slurm}", "14: drivers: 2 times the"),
         ("{kind: azure, endpoint: fake}", "{endpoint: fake}", "7: provider: the key 'kind' is missing"),
     ],
 )  # fmt: skip

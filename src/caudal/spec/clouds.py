@@ -25,7 +25,7 @@ def check_clouds(spec: FleetSpec, tree: Located, problems: Problems) -> None:
             if name not in (*known, LOCAL):
                 text = f"{key}: the fleet has no {key} {name!r}; {did_you_mean(name, [*known, LOCAL])}"
                 problems.add(tree.at(["sites", number, key]), text)
-    kinds = {
+    kinds: dict[str, list[tuple[str, str]]] = {
         "providers": [(p.name, p.kind) for p in spec.providers],
         "drivers": [(d.name, d.kind) for d in spec.drivers],
     }
