@@ -25,11 +25,17 @@ def test_down_ends_with_an_empty_list() -> None:
     assert len(bench.processes()) >= 3
     for name, provider in bench.providers.items():
         here = offer_at(name.removeprefix("fake-"))
-        provider.plant(here, "test.forgotten.1.1")  # a machine that no lease knows of
-        provider.plant(here)  # and somebody else's
+        provider.plant(here, f"test.{here.site}.0.1")  # a machine that no lease knows of
+        provider.plant(here)  # and somebody else's, one of them another fleet's
+        provider.plant(here, f"test-2.{here.site}.0.1")
     assert take_down(bench.loop, "all") == []
     assert bench.processes() == {}
-    assert [m.lease_id for p in bench.providers.values() for m in p.existing()] == ["", ""]
+    assert [m.lease_id for p in bench.providers.values() for m in p.existing()] == [
+        "",
+        "test-2.north.0.1",
+        "",
+        "test-2.south.0.1",
+    ]
     assert bench.store.read().leases == ()
     assert all(w.wanted for w in bench.store.read().workloads)
 

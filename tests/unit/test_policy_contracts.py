@@ -68,6 +68,22 @@ def test_own_machines_come_before_contracts() -> None:
     assert world.taken() == [("own", "")]
 
 
+def test_own_machines_cost_what_their_contract_says_and_are_not_left_when_it_ends() -> None:
+    bought = Contract(
+        "rack", "own", "cloud", "2027-01-01", "2027-02-01", count=1, prepayment_usd=Decimal("1488")
+    )
+    world = World(bought)
+    world.offers = [offer("north", "0", Market.OWN, id="own", machine_type=BIG)]
+    world.settle(6)
+    assert world.taken() == [("own", "rack")]
+    (held,) = world.leases.values()
+    assert held.price_usd_per_hour == Decimal("2.00")
+    world.now = moment("2027-02-01") + 10
+    world.settle(4)
+    assert len(world.live()) == 2
+    assert world.taken() == [("own", "rack")]
+
+
 @pytest.mark.parametrize(
     ("contract", "now", "code"),
     [

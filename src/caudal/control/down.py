@@ -15,6 +15,7 @@ from typing import Literal
 from caudal.control.loop import ControlLoop
 from caudal.domain.errors import CaudalError, LostLeadership, StateHeld
 from caudal.domain.fleet import Market
+from caudal.policy.quarantine import is_ours
 from caudal.ports import World
 
 PATIENCE_S = 300.0
@@ -72,7 +73,8 @@ def rented(world: World) -> bool:
 def remaining(world: World, which: Literal["rented", "all"] = "all") -> list[Left]:
     """What providers list with our tag, live leases that no list shows, and providers that do not answer."""
     history = {x.id: x for x in world.store.lease_history()}
-    live = {x.id for x in world.store.read().leases if x.live}
+    state = world.store.read()
+    fleet, live = state.fleet, {x.id for x in state.leases if x.live}
     own = {x.id for x in history.values() if x.market is Market.OWN} if which == "rented" else set()
     left: list[Left] = []
     for name, provider in sorted(world.providers.items()):
@@ -84,7 +86,7 @@ def remaining(world: World, which: Literal["rented", "all"] = "all") -> list[Lef
             left.append(Left("provider", name, "", name, None, error.one_line()))
             continue
         for machine in machines:
-            if not machine.lease_id or machine.lease_id in own:
+            if not is_ours(fleet, machine) or machine.lease_id in own:
                 continue
             lease = history.get(machine.lease_id)
             live.discard(machine.lease_id)

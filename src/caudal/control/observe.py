@@ -12,11 +12,11 @@ from decimal import Decimal
 
 from caudal.domain.bill import DEFAULT_TEAM, Books, spending
 from caudal.domain.errors import CaudalError
-from caudal.domain.fleet import Machine, Offer, SiteSpec
+from caudal.domain.fleet import FleetSpec, Machine, Offer, SiteSpec
 from caudal.domain.gang import GangStatus
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import Snapshot, State
-from caudal.domain.term import month_start
+from caudal.domain.term import DAY_S, month_start
 from caudal.ports import World
 
 SPENDING_EVERY_S = 30.0
@@ -34,8 +34,10 @@ class Observer:
         self._silent_since: dict[str, float] = {}
         self._stray_since: dict[str, float] = {}
         self._models: Sequence[ModelRecord] | None = None
-        self._spent: dict[str, Decimal] = {}
+        self._spent: dict[str, Decimal] = {}  # by team, as of `_spent_at`
         self._spent_at = -math.inf
+        self._spent_before: dict[str, Decimal] = {}  # of that, what was spent until `_spent_until`
+        self._spent_until = -math.inf
 
     def observe(self, state: State) -> Snapshot:
         """One look at everything. Raises what the model store raises, as long as it has never answered."""
@@ -106,18 +108,29 @@ class Observer:
         self._stray_since = {m: self._stray_since.get(m, now) for m in sorted(strays)}
 
     def _spending(self, state: State, now: float) -> Mapping[str, Decimal]:
-        """What teams have spent this month, looked at again every `SPENDING_EVERY_S`: a month's leases are many."""
+        """What teams have spent this month. Days that are over are billed once, today every `SPENDING_EVERY_S`: a
+        month's leases are many."""
         fleet = state.fleet
         if fleet is None or not fleet.budgets:
             return {}
-        since = month_start(now)
-        if self._spent_at < since or now - self._spent_at >= SPENDING_EVERY_S:
-            store = self._world.store
-            providers = {site.name: site.provider for site in fleet.sites}
-            books = Books(store.lease_history(since, now), store.gang_history(since, now), (), providers)
-            self._spent, self._spent_at = spending(books, since, now), now
+        today = now - now % DAY_S
+        if self._spent_until < month_start(now):
+            self._spent_before, self._spent_until = {}, month_start(now)
+        if self._spent_until < today:
+            before = self._bill(fleet, self._spent_until, today)
+            self._spent_before = _plus(self._spent_before, before)
+            self._spent_until, self._spent_at = today, -math.inf
+        if now - self._spent_at >= SPENDING_EVERY_S:
+            self._spent = _plus(self._spent_before, self._bill(fleet, today, now))
+            self._spent_at = now
         teams = (budget.team or DEFAULT_TEAM for budget in fleet.budgets)
         return {team: self._spent.get(team, Decimal(0)) for team in teams}
+
+    def _bill(self, fleet: FleetSpec, since: float, until: float) -> dict[str, Decimal]:
+        store = self._world.store
+        providers = {site.name: site.provider for site in fleet.sites}
+        leases, gangs = store.lease_history(since, until), store.gang_history(since, until)
+        return spending(Books(leases, gangs, (), providers), since, until)
 
     def _list_models(self) -> Sequence[ModelRecord]:
         try:
@@ -127,3 +140,7 @@ class Observer:
                 raise
             # what is stored does not change by not answering: the last list is still true
         return self._models
+
+
+def _plus(one: Mapping[str, Decimal], other: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    return {team: one.get(team, Decimal(0)) + other.get(team, Decimal(0)) for team in {*one, *other}}

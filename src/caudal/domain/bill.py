@@ -7,11 +7,11 @@ same total, and a window cut in two adds up to the whole. Knows nothing of where
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal
 
 from caudal.domain.fleet import Contract, Lease, Resources
@@ -84,6 +84,7 @@ class Books:
     gangs: Sequence[Gang]
     contracts: Sequence[Contract] = ()
     providers: Mapping[str, str] | None = None
+    share_idle: bool = False  # what nothing has of a machine counts for those that are on it, in proportion
 
     def provider(self, lease: Lease) -> str:
         """Whose machine a lease is."""
@@ -131,7 +132,9 @@ def exact(books: Books, since: float, until: float) -> dict[Cell, Fraction]:
 
 
 def spending(books: Books, since: float, until: float) -> dict[str, Decimal]:
-    """Dollars by team."""
+    """Dollars by team, for budgets: the part of a machine that nothing has counts for the teams that are on it, since
+    it was taken for them. On the bill it is idle."""
+    books = replace(books, share_idle=True)
     return {team: Decimal(cents) / 100 for team, cents in bill(books, since, until).by("team").items()}
 
 
@@ -161,19 +164,22 @@ def _leases(books: Books, since: float, until: float) -> Iterator[tuple[Cell, Fr
     for gang in books.gangs:
         gangs.setdefault(gang.lease_id, []).append(gang)
     day = day_of(since)
+    owned = {c.name: moment(c.end) for c in books.contracts if c.kind == "own"}
     for lease in books.leases:
         costs = span(lease, until)
         if costs is None or costs[1] <= since or costs[0] >= until or not lease.price_usd_per_hour:
             continue
-        begin, end = max(costs[0], since), costs[1]
+        begin, end = max(costs[0], since), min(costs[1], owned.get(lease.contract, costs[1]))
+        if begin >= end:
+            continue  # the user's own machine, and paid
         provider, contract = books.provider(lease), draws_on(books, lease)
-        for workload, team, share in _shares(lease, gangs.get(lease.id, []), begin, end):
+        for workload, team, share in _shares(lease, gangs.get(lease.id, []), begin, end, books.share_idle):
             usd = Fraction(lease.price_usd_per_hour) * share / (HOUR_S * 1000)
             yield Cell(day, provider, contract, workload, team), usd
 
 
 def _shares(
-    lease: Lease, gangs: Iterable[Gang], begin: float, end: float
+    lease: Lease, gangs: Iterable[Gang], begin: float, end: float, share_idle: bool
 ) -> Iterator[tuple[str, str, Fraction]]:
     """Milliseconds of a machine by who had it. A gang has the largest of its shares of the machine's cores, memory,
     accelerators and Neuron cores; where all together have more than the machine, they share it in proportion."""
@@ -183,14 +189,14 @@ def _shares(
         cuts |= {t for t in (gang.created_at, gang.ended_at) if t is not None and begin < t < end}
     ordered = sorted(cuts)
     sizes = {g.id: _size(g.resources, lease.machine_type.resources) for g in here}
-    for left, right in itertools.pairwise(ordered):
+    for left, right in pairwise(ordered):
         length = _ms(right) - _ms(left)
         running = [g for g in here if g.created_at <= left and (g.ended_at is None or g.ended_at >= right)]
         held = sum((sizes[g.id] for g in running), Fraction(0))
-        whole = max(held, Fraction(1))
+        whole = held if share_idle and held else max(held, Fraction(1))
         for gang in running:
             yield gang.workload or FLEET, _team(gang), length * sizes[gang.id] / whole
-        if held < 1:
+        if held < whole:
             yield IDLE, IDLE, length * (1 - held)
 
 
@@ -228,33 +234,28 @@ def _commitments(books: Books, since: float, until: float) -> Iterator[tuple[Cel
             continue
         draws = [x for x in books.leases if x.contract == contract.name]
         unused = Fraction(0)
-        for left, right in _pieces(contract, draws, since, until):
-            rate = committed_per_hour(contract, left) - _rate(draws, left, until)
+        used = Fraction(0)
+        changed = _changes_of_use(draws, since, until)
+        cuts = sorted({since, until, *changed, *(t for t in changes(contract) if since < t < until)})
+        for left, right in pairwise(cuts):
+            used += changed.get(left, Fraction(0))
+            rate = committed_per_hour(contract, left) - used
             unused += max(Fraction(0), rate) * (_ms(right) - _ms(left)) / (HOUR_S * 1000)
         if unused:
             yield cell, unused
 
 
-def _pieces(
-    contract: Contract, draws: Iterable[Lease], since: float, until: float
-) -> Iterator[tuple[float, float]]:
-    """Stretches in which neither what is committed nor what is used changes."""
-    cuts = {since, until, *changes(contract)}
+def _changes_of_use(draws: Iterable[Lease], since: float, until: float) -> dict[float, Fraction]:
+    """By how many dollars an hour what leases cost together changes, by when."""
+    found: dict[float, Fraction] = {}
     for lease in draws:
         costs = span(lease, until)
-        cuts |= set(costs) if costs else set()
-    ordered = sorted(t for t in cuts if since <= t <= until)
-    yield from itertools.pairwise(ordered)
-
-
-def _rate(draws: Iterable[Lease], at: float, until: float) -> Fraction:
-    """Dollars an hour that the leases cost together at that moment."""
-    total = Fraction(0)
-    for lease in draws:
-        costs = span(lease, until)
-        if costs and costs[0] <= at < costs[1]:
-            total += Fraction(lease.price_usd_per_hour)
-    return total
+        if costs is None or costs[1] <= since or costs[0] >= until:
+            continue
+        price = Fraction(lease.price_usd_per_hour)
+        for at, change in ((max(costs[0], since), price), (costs[1], -price)):
+            found[at] = found.get(at, Fraction(0)) + change
+    return found
 
 
 def drawn(books: Books, contract: Contract, until: float, since: float | None = None) -> Fraction:

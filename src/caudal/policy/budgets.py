@@ -1,8 +1,8 @@
 """What teams may spend in a month: over it nothing new that costs is taken for them.
 
 What runs is left alone, unless the budget says `stop_running`. Compared is what the team has spent so far in the
-calendar month (UTC): its share of the leases' frozen prices. What it will spend until the month ends is not added, so
-that a budget is used up before it stops anything.
+calendar month (UTC): its share of the leases' frozen prices, with the rest of each machine that nobody has. What it
+will spend until the month ends is not added, so that a budget is used up before it stops anything.
 """
 
 from __future__ import annotations

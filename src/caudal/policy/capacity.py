@@ -15,7 +15,7 @@ from caudal.domain.decision import AcquireNode, Reason, Rejected, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Market, Offer
 from caudal.policy.board import Board
 from caudal.policy.budgets import spent
-from caudal.policy.contracts import against, rank, with_savings
+from caudal.policy.contracts import against, rank, under_contracts
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
 
@@ -85,7 +85,7 @@ class Buyer:
         here = [o for o in board.snapshot.offers if o.site in order]
         fleet = board.snapshot.state.fleet
         if fleet is not None and fleet.contracts:
-            here = with_savings(fleet, here, board.leases.values(), board.now)
+            here = under_contracts(fleet, here, board.leases.values(), board.now)
         return sorted(here, key=lambda o: (*rank(o), order[o.site], o.id))
 
     def _against(self, offer: Offer) -> Reason | None:

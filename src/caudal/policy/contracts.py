@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from caudal.domain.decision import Reason
 from caudal.domain.fleet import Contract, FleetSpec, Lease, Market, Offer
-from caudal.domain.term import PLACES, committed_per_hour, count_at, in_force, moment
+from caudal.domain.term import PLACES, committed_per_hour, count_at, in_force, machine_price, moment
 
 MACHINES = frozenset({"reserved", "block", "own"})
 """The kinds that give machines; the others are money."""
@@ -55,14 +55,35 @@ def against(fleet: FleetSpec, offer: Offer, leases: Iterable[Lease], at: float) 
     return Reason("contract.used_up", text, {"has": here.has, "used": here.used})
 
 
-def with_savings(
+def under_contracts(
     fleet: FleetSpec, offers: Iterable[Offer], leases: Iterable[Lease], at: float
 ) -> list[Offer]:
-    """The offers, those on demand at their discount where a `savings` in force has room left: as the cloud would
-    bill them. What a `savings` has left is its dollars an hour less those of the leases that draw on it."""
+    """The offers as contracts make them that no provider knows of: own machines at what an `own` says that they cost,
+    and those on demand at their discount where a `savings` in force has room left, as the cloud will bill them. What
+    a `savings` has left is its dollars an hour less those of the leases that draw on it."""
     held = list(leases)
-    plans = [c for c in fleet.contracts if c.kind == "savings" and in_force(c, at)]
-    return [_discounted(fleet, plans, offer, held, at) for offer in offers]
+    signed = [c for c in fleet.contracts if in_force(c, at)]
+    owned = [c for c in signed if c.kind == "own"]
+    plans = [c for c in signed if c.kind == "savings"]
+    return [_discounted(fleet, plans, _owned(fleet, owned, o, held, at), held, at) for o in offers]
+
+
+def _owned(
+    fleet: FleetSpec, owned: Iterable[Contract], offer: Offer, held: Iterable[Lease], at: float
+) -> Offer:
+    if offer.contract or offer.market is not Market.OWN:
+        return offer
+    for contract in owned:
+        if _covers(fleet, contract, offer) and room(contract, held, at).left:
+            return replace(offer, price_usd_per_hour=machine_price(contract), contract=contract.name)
+    return offer
+
+
+def _covers(fleet: FleetSpec, contract: Contract, offer: Offer) -> bool:
+    site = fleet.site(offer.site)
+    here = site is not None and site.provider == contract.provider
+    where = not contract.sites or offer.site in contract.sites
+    return here and where and contract.machine_type in ("", offer.machine_type.name)
 
 
 def _discounted(
@@ -98,9 +119,10 @@ def find(fleet: FleetSpec | None, name: str) -> Contract | None:
 def leaves_at(fleet: FleetSpec | None, lease: Lease, said: Mapping[str, float]) -> float | None:
     """When a node has to be left: the provider takes its machine back (`said`: machine id → when), or the contract
     that it was leased under ends. Its price was that contract's: what runs on goes to a new lease, at a price that is
-    looked at anew. None: it may stay."""
+    looked at anew. None: it may stay, as an own machine does."""
     contract = find(fleet, lease.contract) if lease.contract else None
-    times = [moment(contract.end)] if contract is not None else []
+    ends = contract is not None and contract.kind != "own"
+    times = [moment(contract.end)] if contract is not None and ends else []
     if lease.machine_id in said:
         times.append(said[lease.machine_id])
     return min(times, default=None)

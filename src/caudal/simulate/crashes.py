@@ -170,13 +170,18 @@ class CrashWorld:
             dead = [m for m in provider.existing() if m.lease_id]
             if dead:
                 provider.kill(chance.choice(dead).id)
+        elif what < 0.65:
+            provider = self._providers[f"fake-{chance.choice(SITES)}"]
+            spot = [m for m in provider.existing() if m.lease_id]
+            if spot:
+                provider.interrupt(chance.choice(spot).id, chance.uniform(20.0, 120.0))
         elif what < 0.7:
             site = chance.choice(SITES)
             room = chance.choice((0, 1, None))
             self._providers[f"fake-{site}"].set_capacity(f"node@{site}", room)
         elif what < 0.74:
             site = chance.choice(SITES)
-            tag = f"{FLEET}.{site}.forgotten-{len(self._planted)}.1"
+            tag = f"{FLEET}.{site}.forgotten.{len(self._planted)}"
             self._planted.add(tag)
             self._providers[f"fake-{site}"].plant(_offer(site), tag)
 
