@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -204,6 +205,7 @@ def _team(gang: Gang) -> str:
     return (gang.team or DEFAULT_TEAM) if gang.workload else FLEET
 
 
+@lru_cache(maxsize=10_000)  # the same few sizes again and again, and fractions are slow
 def _size(asked: Resources, has: Resources) -> Fraction:
     pairs = (
         (_exactly(asked.cpus), _exactly(has.cpus)),
