@@ -233,11 +233,13 @@ class Control:
         would not end; `left` has what may still bill."""
         left: list[str] = []
         self.runner.stop(resign=False)
-        if not (keep_gangs or self.handing_over) and self.runner.lost is None:
-            left = leave(self.world)
-            if rented(self.world):
-                self.left = take_down(self.loop, "rented", GIVE_BACK_S)
-        self.close()
+        try:
+            if not (keep_gangs or self.handing_over) and self.runner.lost is None:
+                left = leave(self.world)
+                if rented(self.world):
+                    self.left = take_down(self.loop, "rented", GIVE_BACK_S)
+        finally:
+            self.close()
         return left
 
     def close(self) -> None:

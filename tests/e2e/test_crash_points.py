@@ -89,7 +89,7 @@ def test_killed_at_any_moment_what_exists_is_what_is_leased(tmp_path: Path, clou
             nursery.stdin.write("go\n")
             nursery.stdin.flush()
             pid = int(nursery.stdout.readline())
-            time.sleep(chance.uniform(0.05, 0.6))
+            time.sleep(chance.uniform(0.05, 0.9))
             os.kill(pid, signal.SIGKILL)
             while not gone(pid):
                 time.sleep(0.002)
