@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import jsonschema
 import pytest
+import yaml
 
 from caudal import spec
 from caudal.domain.errors import SpecError
@@ -176,3 +178,14 @@ def test_a_budget_whose_team_looks_misspelt_is_refused() -> None:
         in refused(text % "reserch")
     )
     assert len(spec.parse(text % "marketing", "f.yaml")) == 2
+
+
+def test_the_schema_takes_what_the_reader_takes() -> None:
+    text = f"{FLEET}contracts:\n- {CONTRACT}\nbudgets:\n- {{team: red, monthly_usd: 100.5}}\n"
+    document = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar as text: days are no dates
+    document["providers"][1]["hosts"][0]["resources"]["cpus"] = 8
+    document["contracts"][0] |= {"count": 2}
+    jsonschema.validate(document, spec.schema())
+    document["sites"][2]["provider"] = {"endpoint": "fake"}  # no kind
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, spec.schema())
