@@ -117,6 +117,15 @@ class Store(Protocol):
         """A subject's intents in any state, newest first."""
         ...
 
+    def lease_history(self, since: float = 0.0, until: float = math.inf) -> list[Lease]:
+        """Every lease that was live at some moment of since <= t < until, by id; also those that have ended: they
+        are kept for ever, since bills are made from them."""
+        ...
+
+    def gang_history(self, since: float = 0.0, until: float = math.inf) -> list[Gang]:
+        """Every gang that was not over at some moment of since <= t < until, by slot and incarnation."""
+        ...
+
     def api_keys(self) -> list[ApiKey]:
         """Every key that was ever made, by id; also those that were revoked."""
         ...

@@ -26,6 +26,8 @@ VERBS = {
     "events": "Show what happened; --follow goes on.",
     "logs": "Show what a gang printed.",
     "stop": "Stop a run or a service.",
+    "down": "Stop everything and give every machine back; or name what is left and what it costs.",
+    "cost": "Show the bill: by contract, workload, team, day or provider.",
     "models": "List models, and pull them in.",
     "keys": "Make, limit and revoke keys of the gateway; show what was used with them.",
     "chat": "Talk to a model in the terminal.",

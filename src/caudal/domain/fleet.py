@@ -310,6 +310,7 @@ class Lease:
     requested_at: float
     machine_id: str = ""
     contract: str = ""  # the contract that it draws on; empty: paid by the hour
+    provider: str = ""  # whose machine it is, by name; empty: of its site's provider (rows of older versions)
     active_at: float | None = None
     suspect_since: float | None = None
     ended_at: float | None = None

@@ -34,6 +34,10 @@ def decide(snapshot: Snapshot, now: float, rules: Rules = DEFAULT_RULES) -> Deci
     wanted = desired(board, over)
     dirty_sites, dirty_leases = stop_strays(board)
     stop_unwanted(board, wanted, over)
+    if rules.closing:
+        release_nodes(board)
+        release_strays(board)
+        return Decision(snapshot.version, now, board.ordered(), tuple(board.waiting))
     buyer = Buyer(board)
     buyer.own_machines()
     placer = Placer(board, dirty_sites, dirty_leases)

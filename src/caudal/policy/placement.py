@@ -116,6 +116,9 @@ class Placer:
             return Reason("site.cleaning", f"what is fenced on {lease.node} has to end first")
         if lease.state is LeaseState.RELEASING or (machine and machine.state is MachineState.STOPPING):
             return Reason("node.leaving", f"node {lease.node} is being given back")
+        if lease.id in board.leaving:
+            left_s = max(0.0, board.leaving[lease.id] - board.now)
+            return Reason("node.leaving", f"node {lease.node} goes in {left_s:.0f} s")
         if not slot.resources.fits(free):
             text = f"node {lease.node} has {amount(free)} free, and {amount(slot.resources)} is asked"
             return Reason("node.full", text, {"free": numbers(free), "asked": numbers(slot.resources)})

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, select, update
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.errors import Stale
 from caudal.domain.event import Event, Point
+from caudal.domain.fleet import Lease
 from caudal.domain.gang import Gang, Report
 from caudal.domain.key import ApiKey, UsageBatch, UsageHour
 from caudal.domain.snapshot import State
@@ -147,6 +148,16 @@ class SqlStore:
         """The intents of the subject and what is below it, in any state, newest first."""
         with self._database.reading() as connection:
             return history.read_intents(connection, subject, limit)
+
+    def lease_history(self, since: float = 0.0, until: float = math.inf) -> list[Lease]:
+        """Every lease that was live at some moment of since <= t < until, by id; also those that have ended."""
+        with self._database.reading() as connection:
+            return history.read_leases(connection, since, until)
+
+    def gang_history(self, since: float = 0.0, until: float = math.inf) -> list[Gang]:
+        """Every gang that was not over at some moment of since <= t < until, by slot and incarnation."""
+        with self._database.reading() as connection:
+            return history.read_gangs(connection, since, until)
 
     def api_keys(self) -> list[ApiKey]:
         """Every key that was ever made, by id; also those that were revoked."""
