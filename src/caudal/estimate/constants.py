@@ -1,0 +1,76 @@
+"""The few numbers that the step-time model does not know from data sheets.
+
+Fitted once, over all sources together and weighted so that each counts alike (`bench/estimate_fit.py`); each has a
+physical meaning and a prior that it may not leave by much. Nothing here is about one source or one model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Shares are of a rate, factors multiply a time, `_s` are seconds."""
+
+    matmul: float = 0.92
+    """Matrix products inside a training step, of what they reach alone."""
+    matmul_low: float = 0.85
+    """The same in fp8."""
+    matmul_fp4: float = 0.65
+    """The same in fp4."""
+    matmul_bytes: float = 0.5
+    """Part of the operands' traffic that does not hide behind the arithmetic."""
+    quantise: float = 1.0
+    """Passes over the operands for scaling them into one byte (twice that per block)."""
+    attention: float = 0.6
+    """Fused attention, of what matrix products reach alone."""
+    attention_hopper: float = 0.5
+    """The same before kernels were written for Hopper (2024.5), in parts of the above."""
+    scores: float = 12.0
+    """Passes over stored attention scores, forward and backward, before fused attention."""
+    elementwise: float = 1.0
+    """Norms, residuals, activations: bytes moved, in parts of what fused kernels must move."""
+    eager: float = 2.0
+    """The same where few kernels are fused, in parts of the above."""
+    logits: float = 10.0
+    """Passes over the logits, 2 bytes each."""
+    young: float = 1.15
+    """Computing on a chip that just came out, in parts of two years later."""
+    up_share: float = 0.75
+    """Of the scale-up links, in collectives."""
+    out_share: float = 0.75
+    """Of the scale-out links, in collectives."""
+    hop_s: float = 15e-6
+    """Latency of one hop of a collective."""
+    tensor_exposed: float = 0.6
+    """Part of tensor- and context-parallel communication that is not hidden."""
+    expert_exposed: float = 0.7
+    """Part of the experts' exchange that is not hidden."""
+    data_hidden: float = 0.8
+    """Part of the computing behind which gradients' communication can hide."""
+    gather_hidden: float = 0.8
+    """The same for FSDP's gathering of weights."""
+    experts: float = 0.8
+    """Grouped matrix products of experts, in parts of plain ones."""
+    route: float = 8.0
+    """Passes over what is routed to experts, forward and backward."""
+    route_s: float = 3e-4
+    """Router, permutation and their synchronisation, per layer with experts and micro-batch."""
+    launch_s: float = 2e-4
+    """What a layer takes at least per micro-batch, forward and backward, however small it is."""
+    step_s: float = 0.03
+    """Once a step: data, gradient norm, logging."""
+    spread: float = 0.004
+    """Slowest of many: per doubling of the chips."""
+    neuron: float = 0.75
+    """Matrix products on Trainium, in parts of the guess for it."""
+    amd: float = 0.95
+    """On AMD, in parts of the published measurement."""
+    tpu: float = 1.1
+    """On TPUs, in parts of the guess for them."""
+    sharded_old: float = 0.2
+    """Links that FSDP reached in 2021, before prefetching and hierarchical collectives."""
+
+
+FITTED = Constants()

@@ -1,0 +1,50 @@
+"""Collectives on two levels of network: inside a scale-up domain (NVLink, NeuronLink) and between domains.
+
+Bandwidth and a latency per hop; rings that use every link of a domain at once, as NCCL's do. Columns in, seconds
+out. Knows nothing of models. Congestion, routing and failed links are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from caudal.estimate.case import Vector
+
+
+@dataclass(frozen=True)
+class Network:
+    """Rates are what collectives reach, bytes per second and unit, one way."""
+
+    up_rate: Vector
+    out_rate: Vector
+    domain: Vector
+    hop_s: float
+
+
+def in_domain(network: Network, size: Vector, stride: Vector) -> Vector:
+    """Ranks of a group of `size`, `stride` units apart, that share a scale-up domain."""
+    return np.clip(np.floor(network.domain / stride), 1, size)
+
+
+def gather(network: Network, total_bytes: Vector, size: Vector, stride: Vector) -> Vector:
+    """All-gather (or reduce-scatter) of `total_bytes`, which every rank holds whole afterwards (before)."""
+    inside = in_domain(network, size, stride)
+    up = total_bytes * (1 - 1 / size) / network.up_rate * (inside > 1)
+    out = total_bytes * (1 - inside / size) / (inside * network.out_rate)
+    hops = np.log2(np.maximum(size, 1))
+    return np.maximum(up, out) + hops * network.hop_s
+
+
+def exchange(network: Network, own_bytes: Vector, size: Vector, stride: Vector) -> Vector:
+    """All-to-all where every rank sends `own_bytes`, evenly spread."""
+    inside = in_domain(network, size, stride)
+    up = own_bytes * (inside - 1) / size / network.up_rate
+    out = own_bytes * (1 - inside / size) / network.out_rate
+    return np.maximum(up, out) + (size > 1) * network.hop_s * 2
+
+
+def send(network: Network, own_bytes: Vector, stride: Vector) -> Vector:
+    """To the neighbour that is `stride` units away."""
+    return own_bytes / np.where(stride < network.domain, network.up_rate, network.out_rate) + network.hop_s
