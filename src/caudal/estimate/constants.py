@@ -15,7 +15,7 @@ class Constants:
 
     matmul: float = 0.92
     """Matrix products inside a training step, of what they reach alone."""
-    matmul_low: float = 0.85
+    matmul_low: float = 0.9
     """The same in fp8."""
     matmul_fp4: float = 0.65
     """The same in fp4."""
@@ -23,10 +23,12 @@ class Constants:
     """Part of the operands' traffic that does not hide behind the arithmetic."""
     quantise: float = 1.0
     """Passes over the operands for scaling them into one byte (twice that per block)."""
-    attention: float = 0.6
+    attention: float = 0.7
     """Fused attention, of what matrix products reach alone."""
     attention_hopper: float = 0.5
     """The same before kernels were written for Hopper (2024.5), in parts of the above."""
+    attention_old: float = 0.65
+    """The same with the kernels before 2024, in parts of the above."""
     scores: float = 12.0
     """Passes over stored attention scores, forward and backward, before fused attention."""
     elementwise: float = 1.0
@@ -55,10 +57,12 @@ class Constants:
     """Grouped matrix products of experts, in parts of plain ones."""
     route: float = 8.0
     """Passes over what is routed to experts, forward and backward."""
-    route_s: float = 3e-4
-    """Router, permutation and their synchronisation, per layer with experts and micro-batch."""
-    launch_s: float = 2e-4
-    """What a layer takes at least per micro-batch, forward and backward, however small it is."""
+    route_s: float = 4e-3
+    """What the host takes for a layer with experts and a micro-batch: it counts where the chip is faster."""
+    experts_a_year: float = 1.2
+    """What experts, routing and exchange cost more in software a year older."""
+    launch_s: float = 4e-4
+    """What the host takes to launch a layer, forward and backward: it counts where the chip is faster."""
     step_s: float = 0.03
     """Once a step: data, gradient norm, logging."""
     spread: float = 0.004

@@ -14,10 +14,21 @@ import numpy as np
 from caudal.estimate.case import Case, Vector
 from caudal.estimate.constants import FITTED, Constants
 from caudal.estimate.network import Network, exchange, gather, send
-from caudal.estimate.training_memory import FLASH_SINCE, Memory, expert_data, local_parameters, memory
+from caudal.estimate.training_memory import (
+    FLASH_SINCE,
+    Memory,
+    expert_data,
+    expert_tp,
+    local_parameters,
+    memory,
+)
 
 HOPPER_KERNELS_SINCE = 2024.5
 """FlashAttention-3 (2407.08608) and cuDNN 9's fused attention: kernels written for Hopper."""
+ATTENTION_KERNELS_SINCE = 2024.0
+"""FlashAttention-2 (2307.08691) had replaced its forerunner and the Triton kernels in most frameworks by then."""
+EXPERTS_RIPE = 2026.5
+"""The year in which `constants.experts` and the like are taken."""
 OVERLAP_SINCE = 2023.0
 """Megatron-LM's distributed optimizer hides gradients' communication since about 2023."""
 RIPE_AFTER_YEARS = 2.0
@@ -43,9 +54,13 @@ class _Rates:
 
     bf16: Vector
     low: Vector
-    experts: Vector
     attention: Vector
     memory: Vector
+
+
+def _unripe(c: Case, k: Constants) -> Vector:
+    """What mixtures of experts cost more in older software: a factor a year."""
+    return np.asarray(k.experts_a_year ** np.clip(EXPERTS_RIPE - c.year, 0.0, 4.0))
 
 
 def _youth(c: Case, k: Constants) -> Vector:
@@ -61,9 +76,10 @@ def _rates(c: Case, k: Constants) -> _Rates:
     bf16 = c.peak_bf16 * c.share_bf16 * vendor
     low_share = np.where(c.low >= 3, k.matmul_fp4, np.where(c.low >= 1, k.matmul_low, k.matmul))
     low = c.peak_low * c.share_low * vendor * low_share
-    old = (c.is_hopper > 0) & (c.year < HOPPER_KERNELS_SINCE)
-    attention = bf16 * k.attention * np.where(old, k.attention_hopper, 1.0)
-    return _Rates(bf16 * k.matmul, low, low * k.experts, attention, c.memory_rate * 0.9)
+    hopper = (c.is_hopper > 0) & (c.year < HOPPER_KERNELS_SINCE)
+    old = np.where(c.year < ATTENTION_KERNELS_SINCE, k.attention_old, 1.0)
+    attention = bf16 * k.attention * old * np.where(hopper, k.attention_hopper, 1.0)
+    return _Rates(bf16 * k.matmul, low, attention, c.memory_rate * 0.9)
 
 
 def _products(c: Case, k: Constants, r: _Rates, rows: Vector, inner: Vector, outer: Vector) -> Vector:
@@ -97,13 +113,14 @@ def _experts(c: Case, k: Constants, r: _Rates, tokens: Vector) -> tuple[Vector, 
     """Grouped products of the routed experts on one unit, and the traffic of routing."""
     rows = tokens * c.top_k / c.tp
     local = np.maximum(c.experts / c.ep, 1.0)
-    each = rows * np.where(c.ep > 1, 1.0, c.tp) / local
-    width = c.expert_ffn * np.where(c.ep > 1, 1.0, 1.0 / c.tp)
+    split = expert_tp(c)
+    each = rows * split / local
+    width = c.expert_ffn / split
     tile = 1 + 64.0 / np.maximum(each, 64.0)
     one = _feed_forward(c, k, r, each, width) / k.experts * tile
-    routed = k.route * 2.0 * rows * c.hidden / r.memory + k.route_s
-    has = c.experts > 0
-    return np.where(has, local * one, 0.0), np.where(has, routed, 0.0)
+    routed = k.route * 2.0 * rows * c.hidden / r.memory
+    has, unripe = c.experts > 0, _unripe(c, k)
+    return np.where(has, unripe * local * one, 0.0), np.where(has, unripe * routed, 0.0)
 
 
 def _attention(c: Case, k: Constants, r: _Rates, tokens: Vector) -> Vector:
@@ -148,7 +165,7 @@ def _context(c: Case, net: Network, tokens: Vector) -> Vector:
 def _expert_exchange(c: Case, net: Network, tokens: Vector) -> Vector:
     """Dispatch and combine, forward and backward."""
     own = 2.0 * tokens / c.tp * c.top_k * c.hidden
-    there = exchange(net, own, c.ep, np.float64(1.0))
+    there = exchange(net, own, c.ep, expert_tp(c))
     return np.asarray(np.where((c.ep > 1) & (c.experts > 0), 4 * there, 0.0))
 
 
@@ -160,7 +177,7 @@ def _gradients(c: Case, k: Constants, net: Network, compute_s: Vector, stage_s: 
     scatter = np.where(c.zero >= 1, 4.0, 4.0) * plain
     whole = gather(net, scatter, size, stride) + gather(net, 2.0 * plain, size, stride)
     copies = expert_data(c)
-    whole = whole + gather(net, 6.0 * experts, copies, np.where(c.ep > 1, c.ep, c.tp))
+    whole = whole + gather(net, 6.0 * experts, copies, c.ep * expert_tp(c))
     hidden = np.where(c.year >= OVERLAP_SINCE, k.data_hidden, 0.0) * stage_s * np.where(c.pp > 1, c.pp / 2, 1.0)
     return np.asarray(np.where(size > 1, _exposed(whole, hidden), 0.0))
 
@@ -178,7 +195,7 @@ def _gathering(c: Case, k: Constants, net: Network, batch_s: Vector) -> Vector:
     size = np.where(c.shard > 0, c.shard, c.dp) * c.cp
     one = gather(net, 2.0 * plain, size, c.tp)
     copies = expert_data(c)
-    more = gather(net, 2.0 * experts, copies, np.where(c.ep > 1, c.ep, c.tp))
+    more = gather(net, 2.0 * experts, copies, c.ep * expert_tp(c))
     old = np.where(c.year < FLASH_SINCE, 1 / k.sharded_old, 1.0)
     return np.asarray(np.where(c.zero >= 3, _exposed(3 * (one + more) * old, k.gather_hidden * batch_s), 0.0))
 
@@ -219,11 +236,13 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
         "attention": attention,
         "elementwise": _elementwise(c, k, r, tokens) * again,
         "routing": moe * route * again,
-        "launches": np.asarray(k.launch_s * np.ones_like(tokens)) * np.where(c.is_eager > 0, 1.5, 1.0),
         "tensor parallel": k.tensor_exposed * _tensor(c, net, tokens) * (1 + m.recomputed / 2),
         "context parallel": k.tensor_exposed * _context(c, net, tokens),
-        "expert parallel": k.expert_exposed * moe * _expert_exchange(c, net, tokens) * (1 + m.recomputed / 2),
+        "expert parallel": k.expert_exposed * _unripe(c, k) * moe * _expert_exchange(c, net, tokens) * (1 + m.recomputed / 2),
     }
+    host = k.launch_s * np.where(c.is_eager > 0, 1.5, 1.0) + moe * k.route_s * _unripe(c, k)
+    device = np.asarray(sum(layer.values()))
+    layer["launches"] = (device**4 + host**4) ** 0.25 - device
     spread = 1 + k.spread * np.log2(np.maximum(c.units, 1.0))
     items = {name: spread * batches * layers * value for name, value in layer.items()}
     one_layer = np.asarray(sum(layer.values()))

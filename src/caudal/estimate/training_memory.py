@@ -46,6 +46,10 @@ class Memory:
         return np.asarray(whole + self.fragmentation)
 
 
+FEW_EXPERTS = 16
+"""Up to so many (Grok-1, Mixtral, DBRX) recipes split each expert over the tensor-parallel ranks."""
+
+
 def local_parameters(c: Case) -> tuple[Vector, Vector]:
     """Parameters of the fullest pipeline stage on one unit, before sharding over data: shared ones, experts'."""
     per_layer = c.attention_parameters / c.tp
@@ -60,8 +64,9 @@ def local_parameters(c: Case) -> tuple[Vector, Vector]:
 
 
 def expert_tp(c: Case) -> Vector:
-    """Tensor parallelism of experts: they lie whole on `ep` ranks where those suffice for tp, too."""
-    return np.where(c.ep > 1, 1.0, c.tp) * np.ones_like(c.tp)
+    """Tensor parallelism of experts: few large ones are split as the rest is, many small ones lie whole."""
+    whole = (c.ep > 1) & (c.experts > FEW_EXPERTS)
+    return np.asarray(np.where(whole, 1.0, c.tp))
 
 
 def expert_data(c: Case) -> Vector:
