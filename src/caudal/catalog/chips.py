@@ -2,7 +2,8 @@
 
 Peaks are dense FLOP/s. `achieved` is what large matrix products reached at best in a public measurement (MAMF:
 maximum achievable matmul FLOP/s), empty where nobody published one. Links are per chip and one way. `None` is
-unknown and stays unknown. `unsure` names the values that no text was seen for. Peaks in bf16 are those of
+unknown and stays unknown. `unsure` names the values that no text was seen for. `like` is
+the measured chip of the same design where there is one. Peaks in bf16 are those of
 `accelerators.py` where it has the chip: a fact stands once. Knows no prices; measures nothing.
 """
 
@@ -47,6 +48,7 @@ class Chip:
     aliases: str = ""
     cores: int = 1
     unsure: tuple[str, ...] = ()
+    like: str = ""
 
 
 def _tera(bf16: float, fp8: float = 0, fp4: float = 0) -> dict[str, float]:
@@ -74,11 +76,12 @@ def _nvidia(
     achieved: Mapping[str, float] | None = None,
     aliases: str = "",
     unsure: tuple[str, ...] = (),
+    like: str = "",
 ) -> Chip:
     """HBM that is sold in GB is what the driver shows in GiB, less a little."""
     return Chip(
         name, "NVIDIA", since, int(gib * GIB), tb_s * 1e12, peaks, up_gb_s * GB, domain,
-        out_gbit_s * 1e9 / 8, watts, _MLENG, SEEN, achieved or {}, aliases, 1, unsure,
+        out_gbit_s * 1e9 / 8, watts, _MLENG, SEEN, achieved or {}, aliases, 1, unsure, like,
     )  # fmt: skip
 
 
@@ -95,7 +98,8 @@ CHIPS = (
         "H100-80GB", 2022.8, 79.6, 3.35, _tera(_of("H100-SXM"), 1979), 450, 400, 700,
         achieved=_tera(794.5, 1402), aliases=r"h100([- ]?sxm5?)?([- ]?80(gb)?)?",
     ),
-    _nvidia("H800", 2023.2, 79.6, 3.35, _tera(989, 1979), 200, 400, 700, aliases=r"h800([- ]?80(gb)?)?"),
+    _nvidia("H800", 2023.2, 79.6, 3.35, _tera(989, 1979), 200, 400, 700, aliases=r"h800([- ]?80(gb)?)?",
+            like="H100-80GB"),
     _nvidia(
         "H200-141GB", 2024.0, 139.8, 4.8, _tera(_of("H200"), 1979), 450, 400, 700,
         achieved=_tera(794.5), aliases=r"h200([- ]?sxm5?)?([- ]?141(gb)?)?",
@@ -103,7 +107,7 @@ CHIPS = (
     Chip(
         "GH200", "NVIDIA", 2023.8, int(94.5 * GIB), 4.0e12, _tera(989, 1979), 450 * GB, 1, 50e9, 900,
         "NVIDIA GH200 data sheet (96 GB HBM3)", SEEN, {}, r"gh200([- ]?96(gb)?)?",
-        unsure=("memory_bytes_per_s", "scaleup_chips", "scaleout_bytes_per_s"),
+        unsure=("memory_bytes_per_s", "scaleup_chips", "scaleout_bytes_per_s"), like="H100-80GB",
     ),
     _nvidia(
         "B200", 2025.0, 178.4, 8.0, _tera(_of("B200"), 4500, 9000), 900, 400, 1000,
@@ -111,7 +115,7 @@ CHIPS = (
     ),
     _nvidia(
         "B300", 2025.8, 267.0, 8.0, _tera(2250, 4500, 13500), 900, 800, 1200,
-        aliases=r"b300([- ]?288(gb)?)?", unsure=("peaks.fp4", "watts"),
+        aliases=r"b300([- ]?288(gb)?)?", unsure=("peaks.fp4", "watts"), like="B200",
     ),
     _nvidia(
         "GB200", 2025.1, 184.5, 8.0, _tera(_of("GB200"), 5000, 10000), 900, 400, 1200, domain=72,
@@ -120,7 +124,7 @@ CHIPS = (
     ),
     _nvidia(
         "GB300", 2025.7, 276.0, 8.0, _tera(2500, 5000, 15000), 900, 800, 1400, domain=72,
-        aliases=r"gb300([- ]?288(gb)?|[- ]?nvl72)?", unsure=("peaks.fp4", "watts"),
+        aliases=r"gb300([- ]?288(gb)?|[- ]?nvl72)?", unsure=("peaks.fp4", "watts"), like="GB200",
     ),
     Chip(
         "MI250X", "AMD", 2021.9, 128 * GIB, 3.2e12, _tera(383), 150 * GB, 4, 25e9, 560, _AMD, SEEN, {},
@@ -133,10 +137,12 @@ CHIPS = (
     Chip(
         "MI325X", "AMD", 2024.8, int(255.5 * GIB), 6.0e12, _tera(1307, 2614), 448 * GB, 8, 50e9, 1000,
         _AMD, SEEN, {}, r"mi325x?([- ]?256(gb)?)?", unsure=("scaleup_bytes_per_s", "scaleout_bytes_per_s"),
+        like="MI300X",
     ),
     Chip(
         "MI355X", "AMD", 2025.5, int(287.5 * GIB), 8.0e12, _tera(2500, 5000, 10000), 538 * GB, 8, 50e9, 1400,
         _AMD, SEEN, {}, r"mi35[05]x?([- ]?288(gb)?)?", unsure=("scaleup_bytes_per_s", "scaleout_bytes_per_s"),
+        like="MI300X",
     ),
     Chip(
         "Trainium1", "AWS", 2022.8, 32 * GIB, 0.88e12, _tera(_of("Trainium1"), 190), 192 * GB, 16, 6.25e9, None,

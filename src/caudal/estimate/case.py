@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caudal.catalog.chips import Chip
+from caudal.catalog.chips import Chip, chip
 from caudal.domain.transformer import Transformer
 
 Vector = npt.NDArray[np.float64]
@@ -165,32 +165,40 @@ def _low(precision: str) -> int:
     return {"fp8": 1, "mxfp8": 2, "fp4": 3}.get(precision, 0)
 
 
-def peak(chip: Chip, precision: str) -> float:
+def peak(which: Chip, precision: str) -> float:
     """Dense FLOP/s of the precision that the matrix products run in; that of the next better one where the chip
     has no such units (an A100 in fp8 computes in bf16)."""
-    bf16 = chip.peaks.get("bf16", chip.peaks.get("fp8", 0.0) / 2)
+    bf16 = which.peaks.get("bf16", which.peaks.get("fp8", 0.0) / 2)
     if precision == "fp32":
         return bf16 / 2
     if precision in ("fp8", "mxfp8"):
-        return chip.peaks.get("fp8", bf16)
+        return which.peaks.get("fp8", bf16)
     if precision == "fp4":
-        return chip.peaks.get("fp4", chip.peaks.get("fp8", bf16))
+        return which.peaks.get("fp4", which.peaks.get("fp8", bf16))
     return bf16
 
 
-NVIDIA_SHARE, OTHER_SHARE = 0.76, 0.72
+NVIDIA_SHARE, OTHER_SHARE, LARGEST_SHARE = 0.76, 0.72, 0.92
 """Of the peak that large matrix products reach where nobody published a measurement: between the measured 0.73
 (GB200) and 0.80 (H100); for others a guess that the interval covers."""
 
 
-def achieved_share(chip: Chip, precision: str) -> float:
-    """Part of the peak that large matrix products reach at best."""
+def achieved_share(which: Chip, precision: str) -> float:
+    """Part of the peak that large matrix products reach at best: measured, or of the measured chip of the same
+    design, by power, since power is what limits them (the same silicon with more watts runs faster)."""
     kind = "bf16" if precision in ("bf16", "fp32") else "fp8"
-    if kind in chip.achieved and chip.peaks.get(kind):
-        return chip.achieved[kind] / chip.peaks[kind]
-    if "bf16" in chip.achieved:
-        return chip.achieved["bf16"] / chip.peaks["bf16"] * (0.93 if kind == "fp8" else 1.0)
-    return NVIDIA_SHARE if chip.vendor == "NVIDIA" else OTHER_SHARE
+    measured = chip(which.like) if which.like and "bf16" not in which.achieved else which
+    assert measured is not None, which.like
+    bf16 = measured.achieved.get("bf16", 0.0) / measured.peaks.get("bf16", 1.0)
+    if not bf16:
+        return NVIDIA_SHARE if which.vendor == "NVIDIA" else OTHER_SHARE
+    share = bf16 * 0.93
+    if kind == "bf16" or kind in measured.achieved:
+        share = measured.achieved[kind] / measured.peaks[kind]
+    if measured is which or not (which.watts and measured.watts):
+        return share
+    per_flop = (which.watts / measured.watts) / (which.peaks["bf16"] / measured.peaks["bf16"])
+    return min(LARGEST_SHARE, share * per_flop)
 
 
 def _of_model(model: Transformer, seq_len: int) -> dict[str, float]:
@@ -206,21 +214,21 @@ def _of_model(model: Transformer, seq_len: int) -> dict[str, float]:
 
 
 def _of_chip(job: Job, cores: int) -> dict[str, float]:
-    chip = job.chip
-    domain = chip.scaleup_chips or 1
+    which = job.chip
+    domain = which.scaleup_chips or 1
     low = _low(job.precision)
     return {
-        "peak_bf16": peak(chip, "fp32" if job.precision == "fp32" else "bf16") / cores,
-        "peak_low": peak(chip, job.precision) / cores,
-        "share_bf16": achieved_share(chip, "bf16"),
-        "share_low": achieved_share(chip, job.precision),
-        "memory": chip.memory_bytes / cores, "memory_rate": chip.memory_bytes_per_s / cores,
-        "up_rate": (chip.scaleup_bytes_per_s or UNKNOWN_LINK_BYTES_PER_S) / cores,
+        "peak_bf16": peak(which, "fp32" if job.precision == "fp32" else "bf16") / cores,
+        "peak_low": peak(which, job.precision) / cores,
+        "share_bf16": achieved_share(which, "bf16"),
+        "share_low": achieved_share(which, job.precision),
+        "memory": which.memory_bytes / cores, "memory_rate": which.memory_bytes_per_s / cores,
+        "up_rate": (which.scaleup_bytes_per_s or UNKNOWN_LINK_BYTES_PER_S) / cores,
         "up_domain": domain * cores,
-        "out_rate": (chip.scaleout_bytes_per_s or HOST_LINK_BYTES_PER_S) / cores,
-        "is_neuron": chip.vendor == "AWS", "is_tpu": chip.vendor == "Google", "is_amd": chip.vendor == "AMD",
-        "is_hopper": 2022.5 < chip.since < 2024.9 and chip.vendor == "NVIDIA",
-        "chip_year": chip.since, "low": low,
+        "out_rate": (which.scaleout_bytes_per_s or HOST_LINK_BYTES_PER_S) / cores,
+        "is_neuron": which.vendor == "AWS", "is_tpu": which.vendor == "Google", "is_amd": which.vendor == "AMD",
+        "is_hopper": 2022.5 < which.since < 2024.9 and which.vendor == "NVIDIA",
+        "chip_year": which.since, "low": low,
     }  # fmt: skip
 
 
@@ -249,7 +257,7 @@ def case(pairs: Sequence[tuple[Job, Layout]]) -> Case:
 
 def grid(job: Job, layouts: dict[str, Vector]) -> Case:
     """One job in many layouts: the job's columns are scalars that broadcast."""
-    some = columns_of(job, Layout(dp=job.chips))
+    some = columns_of(job, Layout(dp=job.chips * job.chip.cores))
     made: dict[str, Any] = {name: np.float64(some[name]) for name in FIELDS}
     made.update(layouts)
     made["units"] = made["tp"] * made["pp"] * made["dp"] * made["cp"]

@@ -9,23 +9,44 @@ from dataclasses import replace
 
 import numpy as np
 
-from caudal.estimate.case import case
+from caudal.estimate.case import Job, Layout, case
 from caudal.estimate.points import Point
 from caudal.estimate.step_time import step_time
-from caudal.estimate.training_memory import allowed_bytes
+from caudal.estimate.training_memory import allowed_bytes, memory
 
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 
 
+def fits(job: Job, layout: Layout) -> bool:
+    """Whether it fits, with as much recomputation as is allowed."""
+    columns = case([(job, layout)])
+    return bool((memory(columns).total <= allowed_bytes(columns))[0])
+
+
 def settled(point: Point) -> Point:
     """The same point with nothing open but, maybe, the layout."""
-    if "micro_batch" not in point.open or "layout" in point.open:
+    if "layout" in point.open:
+        return point
+    point = _sharded(point)
+    if "micro_batch" not in point.open:
         return point
     share = max(1, point.job.global_batch // point.layout.dp)
     sizes = [m for m in MICRO_BATCHES if share % m == 0]
     columns = case([(point.job, replace(point.layout, micro_batch=m)) for m in sizes])
     times = step_time(columns)
-    fits = times.memory.total <= allowed_bytes(columns)
-    cost = np.where(fits, times.total, np.inf)
-    chosen = sizes[int(np.argmin(cost))] if fits.any() else sizes[0]
+    possible = times.memory.total <= allowed_bytes(columns)
+    cost = np.where(possible, times.total, np.inf)
+    chosen = sizes[int(np.argmin(cost))] if possible.any() else sizes[0]
     return replace(point, layout=replace(point.layout, micro_batch=chosen), open=point.open - {"micro_batch"})
+
+
+def _sharded(point: Point) -> Point:
+    """Where nobody said how states are sharded and they do not fit, weights are taken to be sharded, too."""
+    layout = point.layout
+    if "zero" not in point.open or layout.pp > 1 or layout.dp < 2 or fits(point.job, layout):
+        return point
+    whole = replace(layout, zero=3)
+    if not fits(point.job, whole):
+        return point
+    note = "sharding not stated, and without it does not fit: taken as FSDP"
+    return replace(point, layout=whole, notes=(*point.notes, note))

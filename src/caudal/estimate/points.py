@@ -268,6 +268,8 @@ def _layout(
     if micro is None:
         unknown.add("micro_batch")
         notes.append("micro-batch not stated: the best that fits")
+    if not (row.get("fsdp_zero") or "").strip():
+        unknown.add("zero")
     zero, shard = sharding_of(row.get("fsdp_zero") or "", software, tp, pp, dp)
     sequence = tp > 1 and software.year >= 2022.4
     recompute = recompute_of(row.get("recompute") or "")

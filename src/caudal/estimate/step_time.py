@@ -29,6 +29,8 @@ ATTENTION_KERNELS_SINCE = 2024.0
 """FlashAttention-2 (2307.08691) had replaced its forerunner and the Triton kernels in most frameworks by then."""
 EXPERTS_RIPE = 2026.5
 """The year in which `constants.experts` and the like are taken."""
+SENT_ONCE_SINCE = 2025.2
+"""DeepEP was published in February 2025: tokens cross a link once."""
 OVERLAP_SINCE = 2023.0
 """Megatron-LM's distributed optimizer hides gradients' communication since about 2023."""
 RIPE_AFTER_YEARS = 2.0
@@ -164,8 +166,7 @@ def _context(c: Case, net: Network, tokens: Vector) -> Vector:
 
 def _expert_exchange(c: Case, net: Network, tokens: Vector) -> Vector:
     """Dispatch and combine, forward and backward."""
-    own = 2.0 * tokens / c.tp * c.top_k * c.hidden
-    there = exchange(net, own, c.ep, expert_tp(c))
+    there = exchange(net, 2.0 * tokens / c.tp * c.hidden, c.top_k, c.ep, c.year >= SENT_ONCE_SINCE)
     return np.asarray(np.where((c.ep > 1) & (c.experts > 0), 4 * there, 0.0))
 
 
