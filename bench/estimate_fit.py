@@ -29,7 +29,7 @@ TIGHT = {
     "scores": 0.3, "hop_s": 0.4, "elementwise": 0.3, "logits": 0.25, "eager": 0.3, "matmul": 0.06,
     "matmul_low": 0.06, "matmul_fp4": 0.25, "young": 0.08, "attention": 0.25, "tpu": 0.1, "amd": 0.1,
     "launch_s": 0.5, "route_s": 0.5, "experts_a_year": 0.15, "attention_old": 0.2, "attention_hopper": 0.2, "step_s": 0.3, "neuron": 0.3,
-    "matmul_bytes": 0.4, "tensor_exposed": 0.4, "expert_exposed": 0.3, "data_hidden": 0.2, "gather_hidden": 0.2, "up_share": 0.15, "out_share": 0.2, "experts": 0.25,
+    "matmul_bytes": 0.4, "tensor_exposed": 0.4, "expert_exposed": 0.15, "data_hidden": 0.2, "gather_hidden": 0.2, "up_share": 0.15, "out_share": 0.2, "experts": 0.08, "expert_hidden": 0.1,
 }  # fmt: skip
 LOOSE = 0.5
 ROBUST = 0.12

@@ -17,6 +17,7 @@ class Transformer:
     two (SwiGLU, GeGLU). `experts` of width `expert_ffn`, of which a token passes `top_k` and the shared ones
     (`shared_ffn` wide together), stand in all layers but `dense_layers`. `kv_lora` > 0 is multi-head latent
     attention: queries through `q_lora` (0: directly), keys and values through `kv_lora` + `rope_dim`.
+    `router_groups` > 0 limits a token to experts of so many groups (nodes).
     `window` > 0 limits the attention of a share `window_share` of the layers to so many tokens.
     """
 
@@ -39,6 +40,7 @@ class Transformer:
     q_lora: int = 0
     kv_lora: int = 0
     rope_dim: int = 0
+    router_groups: int = 0
     window: int = 0
     window_share: float = 0.0
     source: str = ""

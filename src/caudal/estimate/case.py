@@ -102,6 +102,7 @@ class Case:
     tied: Vector
     latent: Vector
     context: Vector
+    most_domains: Vector
     # the chip
     peak_bf16: Vector
     peak_low: Vector
@@ -210,6 +211,7 @@ def _of_model(model: Transformer, seq_len: int) -> dict[str, float]:
         "experts": model.experts, "top_k": model.top_k, "expert_ffn": model.expert_ffn,
         "shared_ffn": model.shared_ffn, "vocab": model.vocab, "tied": model.tied,
         "latent": bool(model.kv_lora), "context": mean_context(model, seq_len),
+        "most_domains": model.router_groups,
     }  # fmt: skip
 
 

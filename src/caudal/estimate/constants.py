@@ -47,13 +47,15 @@ class Constants:
     """Latency of one hop of a collective."""
     tensor_exposed: float = 0.6
     """Part of tensor- and context-parallel communication that is not hidden."""
-    expert_exposed: float = 0.7
-    """Part of the experts' exchange that is not hidden."""
+    expert_exposed: float = 0.9
+    """The experts' exchange, in parts of what rings' bandwidth says."""
+    expert_hidden: float = 0.6
+    """Part of the computing behind which the exchange can hide, where software overlaps it."""
     data_hidden: float = 0.8
     """Part of the computing behind which gradients' communication can hide."""
     gather_hidden: float = 0.8
     """The same for FSDP's gathering of weights."""
-    experts: float = 0.8
+    experts: float = 0.9
     """Grouped matrix products of experts, in parts of plain ones."""
     route: float = 8.0
     """Passes over what is routed to experts, forward and backward."""
@@ -78,36 +80,37 @@ class Constants:
 
 
 FITTED = Constants(
-    matmul=0.9306,
-    matmul_low=0.9945,
-    matmul_fp4=0.8078,
-    matmul_bytes=1.073,
-    quantise=0.8175,
-    attention=0.6454,
-    attention_hopper=0.6376,
-    attention_old=0.6049,
-    scores=9.783,
-    elementwise=1.308,
-    eager=1.374,
-    logits=20.12,
-    young=1.192,
-    up_share=0.6228,
-    out_share=0.6673,
-    hop_s=4.776e-05,
-    tensor_exposed=0.4192,
-    expert_exposed=1.728,
-    data_hidden=1.12,
-    gather_hidden=0.5849,
-    experts=1.254,
-    route=9.339,
-    route_s=0.007081,
-    experts_a_year=1.238,
-    launch_s=0.0003986,
-    step_s=0.07745,
-    spread=0.002707,
-    neuron=0.7307,
+    matmul=0.934,
+    matmul_low=0.9992,
+    matmul_fp4=0.8217,
+    matmul_bytes=1.177,
+    quantise=0.8866,
+    attention=0.6462,
+    attention_hopper=0.6389,
+    attention_old=0.6034,
+    scores=9.886,
+    elementwise=1.204,
+    eager=1.414,
+    logits=21.95,
+    young=1.193,
+    up_share=0.5952,
+    out_share=0.6319,
+    hop_s=3.563e-05,
+    tensor_exposed=0.4114,
+    expert_exposed=1.3,
+    expert_hidden=0.6,
+    data_hidden=1.185,
+    gather_hidden=0.5978,
+    experts=1.115,
+    route=16.12,
+    route_s=0.007373,
+    experts_a_year=1.193,
+    launch_s=0.0003961,
+    step_s=0.07702,
+    spread=0.002744,
+    neuron=0.7318,
     amd=0.95,
     tpu=1.1,
-    sharded_old=0.1422,
+    sharded_old=0.1491,
 )
 """Fitted on the open rows of 2026-11."""

@@ -37,16 +37,19 @@ def gather(network: Network, total_bytes: Vector, size: Vector, stride: Vector) 
     return np.maximum(up, out) + hops * network.hop_s
 
 
-def exchange(network: Network, token_bytes: Vector, copies: Vector, size: Vector, once: Vector) -> Vector:
+def exchange(
+    network: Network, token_bytes: Vector, copies: Vector, size: Vector, once: Vector, most_domains: Vector
+) -> Vector:
     """All-to-all of tokens to experts on `size` neighbouring ranks: each token goes to `copies` of them.
 
     Plain all-to-all sends every copy. Where `once` is 1 a token crosses to a rank, and to a domain, once, however
-    many of its experts live there (DeepEP and its like).
+    many of its experts live there (DeepEP and its like). A router may allow a token `most_domains` (0: all).
     """
     inside = in_domain(network, size, np.float64(1.0))
     domains = np.maximum(size / inside, 1.0)
     ranks_met = np.where(once > 0, size * (1 - (1 - 1 / size) ** copies), copies)
     domains_met = np.where(once > 0, domains * (1 - (1 - 1 / domains) ** copies), copies)
+    domains_met = np.where(most_domains > 0, np.minimum(domains_met, most_domains), domains_met)
     up = token_bytes * ranks_met * (inside - 1) / size / network.up_rate
     # What arrives from other domains is spread inside the domain, too, where it came once for all.
     out = token_bytes * domains_met * (1 - 1 / domains) / network.out_rate

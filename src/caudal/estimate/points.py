@@ -284,8 +284,9 @@ def _chunks(row: Row, layout: Layout, model: Transformer, software: Software, no
         return stated or 1
     if software.kind != "megatron" or software.year < 2023:
         return 1
-    per_stage = model.layers // layout.pp
-    chosen = max((v for v in range(1, per_stage + 1) if model.layers % (layout.pp * v) == 0), default=1)
+    per_stage = -(-model.layers // layout.pp)
+    chosen = max((v for v in range(1, per_stage + 1) if model.layers % (layout.pp * v) == 0
+         or (model.layers % layout.pp and (model.layers + 2) % (layout.pp * v) == 0)), default=1)
     if chosen > 1:
         notes.append(f"interleaving not stated: {chosen} chunks a stage")
     return chosen

@@ -118,6 +118,7 @@ def from_config(config: Mapping[str, Any], name: str = "") -> Transformer:
         gated=not gpt, tied=bool(config.get("tie_word_embeddings", gpt)), experts=experts,
         top_k=whole("num_experts_per_tok", "top_k", otherwise=2) if experts else 0, expert_ffn=expert_ffn,
         shared_ffn=shared, dense_layers=dense, q_lora=whole("q_lora_rank", otherwise=0) if latent else 0,
-        kv_lora=latent, rope_dim=rope, window=int(sliding), window_share=1.0 if sliding else 0.0,
+        kv_lora=latent, rope_dim=rope,
+        router_groups=whole("topk_group", otherwise=0) if whole("n_group", otherwise=0) > 1 else 0, window=int(sliding), window_share=1.0 if sliding else 0.0,
         source="config.json",
     )  # fmt: skip

@@ -78,7 +78,8 @@ def _rates(c: Case, k: Constants) -> _Rates:
     bf16 = c.peak_bf16 * c.share_bf16 * vendor
     low_share = np.where(c.low >= 3, k.matmul_fp4, np.where(c.low >= 1, k.matmul_low, k.matmul))
     low = c.peak_low * c.share_low * vendor * low_share
-    hopper = (c.is_hopper > 0) & (c.year < HOPPER_KERNELS_SINCE)
+    # PyTorch's own attention stayed with FlashAttention-2 for longer.
+    hopper = (c.is_hopper > 0) & (c.year < HOPPER_KERNELS_SINCE + np.where(c.is_eager > 0, 2.0, 0.0))
     old = np.where(c.year < ATTENTION_KERNELS_SINCE, k.attention_old, 1.0)
     attention = bf16 * k.attention * old * np.where(hopper, k.attention_hopper, 1.0)
     return _Rates(bf16 * k.matmul, low, attention, c.memory_rate * 0.9)
@@ -166,8 +167,11 @@ def _context(c: Case, net: Network, tokens: Vector) -> Vector:
 
 def _expert_exchange(c: Case, net: Network, tokens: Vector) -> Vector:
     """Dispatch and combine, forward and backward."""
-    there = exchange(net, 2.0 * tokens / c.tp * c.hidden, c.top_k, c.ep, c.year >= SENT_ONCE_SINCE)
-    return np.asarray(np.where((c.ep > 1) & (c.experts > 0), 4 * there, 0.0))
+    # Since then inputs of products in one byte also travel as such, on one of the four ways.
+    once = c.year >= SENT_ONCE_SINCE
+    size = np.where((c.low > 0) & once, 1.75, 2.0)
+    met = exchange(net, size * tokens / c.tp * c.hidden, c.top_k, c.ep, once, c.most_domains)
+    return np.asarray(np.where((c.ep > 1) & (c.experts > 0), 4 * met, 0.0))
 
 
 def _gradients(c: Case, k: Constants, net: Network, compute_s: Vector, stage_s: Vector) -> Vector:
@@ -197,7 +201,7 @@ def _gathering(c: Case, k: Constants, net: Network, batch_s: Vector) -> Vector:
     one = gather(net, 2.0 * plain, size, c.tp)
     copies = expert_data(c)
     more = gather(net, 2.0 * experts, copies, c.ep * expert_tp(c))
-    old = np.where(c.year < FLASH_SINCE, 1 / k.sharded_old, 1.0)
+    old = np.where((c.year < FLASH_SINCE) & (c.is_compiled == 0), 1 / k.sharded_old, 1.0)
     return np.asarray(np.where(c.zero >= 3, _exposed(3 * (one + more) * old, k.gather_hidden * batch_s), 0.0))
 
 
@@ -239,8 +243,12 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
         "routing": moe * route * again,
         "tensor parallel": k.tensor_exposed * _tensor(c, net, tokens) * (1 + m.recomputed / 2),
         "context parallel": k.tensor_exposed * _context(c, net, tokens),
-        "expert parallel": k.expert_exposed * _unripe(c, k) * moe * _expert_exchange(c, net, tokens) * (1 + m.recomputed / 2),
     }
+    exchange_s = k.expert_exposed * _unripe(c, k) * moe * _expert_exchange(c, net, tokens)
+    # Behind another micro-batch's computing, where a pipeline has several of them under way.
+    hides = (c.year >= SENT_ONCE_SINCE - 0.3) & (c.pp > 1) & (c.ep > 8)
+    computing = sum(layer[name] for name in ("matrix products", "experts", "attention", "elementwise"))
+    layer["expert parallel"] = np.where(hides, _exposed(exchange_s, k.expert_hidden * computing), exchange_s)
     host = k.launch_s * np.where(c.is_eager > 0, 1.5, 1.0) + moe * k.route_s * _unripe(c, k)
     device = np.asarray(sum(layer.values()))
     layer["launches"] = (device**4 + host**4) ** 0.25 - device
