@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from caudal.estimate.case import Case, FIELDS, Vector, case
+from caudal.estimate.answer import flops_per_token
+from caudal.estimate.case import FIELDS, Case, Vector, case, peak
 from caudal.estimate.choose import settled
 from caudal.estimate.constants import Constants
 from caudal.estimate.points import Missing, Point, point_of
@@ -27,7 +28,7 @@ NAMES = tuple(asdict(PRIOR))
 """What is fitted, all as logarithms."""
 TIGHT = {
     "scores": 0.3, "hop_s": 0.4, "elementwise": 0.3, "logits": 0.25, "eager": 0.3, "matmul": 0.06,
-    "matmul_low": 0.06, "matmul_fp4": 0.25, "young": 0.08, "attention": 0.25, "tpu": 0.1, "amd": 0.1,
+    "matmul_low": 0.06, "matmul_fp4": 0.25, "young": 0.08, "attention": 0.25, "tpu": 0.3, "amd": 0.1,
     "launch_s": 0.5, "route_s": 0.5, "experts_a_year": 0.15, "attention_old": 0.2, "attention_hopper": 0.2, "step_s": 0.3, "neuron": 0.3,
     "matmul_bytes": 0.4, "tensor_exposed": 0.4, "expert_exposed": 0.15, "data_hidden": 0.2, "gather_hidden": 0.2, "up_share": 0.15, "out_share": 0.2, "experts": 0.08, "expert_hidden": 0.1,
 }  # fmt: skip
@@ -53,6 +54,8 @@ def read(path: Path = DATA / "training_points.csv") -> Rows:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             if not row["step_time_s"]:
+                row["step_time_s"] = derived(row)
+            if not row["step_time_s"]:
                 continue
             try:
                 point = settled(point_of(row))
@@ -66,6 +69,16 @@ def read(path: Path = DATA / "training_points.csv") -> Rows:
             raw.append(row)
     columns = case([(p.job, p.layout) for p in points])
     return Rows(points, columns, np.array(measured), np.array(sources), ids, raw)
+
+
+def derived(row: dict[str, str]) -> str:
+    """The step time that a reported utilisation implies (PaLM's convention), where a layout is stated."""
+    if not (row["mfu_reported_pct"] and row["tp"] and row["layers"]):
+        return ""
+    point = point_of(row)
+    flops = flops_per_token(point.job.model, point.job.seq_len) * point.job.seq_len * point.job.global_batch
+    rate = float(row["mfu_reported_pct"]) / 100 * peak(point.job.chip, point.job.precision) * point.job.chips
+    return str(flops / rate)
 
 
 def taken(columns: Case, chosen: Vector) -> Case:

@@ -109,7 +109,7 @@ KNOWN: tuple[tuple[str, Transformer], ...] = (
     (r"qwen2(\.5)?1\.?5b.*", _dense("Qwen2.5-1.5B", 28, 1536, 12, 2, 8960, 151936, tied=True)),
     (r"qwen(1\.5)?72b.*", _dense("Qwen-72B", 80, 8192, 64, 64, 24576, 152064)),
     (r"gptoss120b.*", _moe("gpt-oss-120b", 36, 2880, 64, 8, 201088, 128, 4, 2880, head_dim=64,
-                           window=128, window_share=0.5)),
+                           sinks=True, window=128, window_share=0.5)),
     (r"gptoss20b.*", _moe("gpt-oss-20b", 24, 2880, 64, 8, 201088, 32, 4, 2880, head_dim=64,
                           window=128, window_share=0.5)),
     (r"grok1?.*", _moe("Grok-1", 64, 6144, 48, 8, 131072, 8, 2, 32768, tied=True)),

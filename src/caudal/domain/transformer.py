@@ -18,7 +18,7 @@ class Transformer:
     (`shared_ffn` wide together), stand in all layers but `dense_layers`. `kv_lora` > 0 is multi-head latent
     attention: queries through `q_lora` (0: directly), keys and values through `kv_lora` + `rope_dim`.
     `router_groups` > 0 limits a token to experts of so many groups (nodes).
-    `window` > 0 limits the attention of a share `window_share` of the layers to so many tokens.
+    `sinks` is a learnt offset in the softmax, which fused attention did not know for long. `window` > 0 limits the attention of a share `window_share` of the layers to so many tokens.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Transformer:
     kv_lora: int = 0
     rope_dim: int = 0
     router_groups: int = 0
+    sinks: bool = False
     window: int = 0
     window_share: float = 0.0
     source: str = ""

@@ -101,6 +101,7 @@ class Case:
     vocab: Vector
     tied: Vector
     latent: Vector
+    sinks: Vector
     context: Vector
     most_domains: Vector
     # the chip
@@ -210,7 +211,7 @@ def _of_model(model: Transformer, seq_len: int) -> dict[str, float]:
         "attention_parameters": model.attention_parameters, "ffn": model.ffn, "matrices": model.matrices,
         "experts": model.experts, "top_k": model.top_k, "expert_ffn": model.expert_ffn,
         "shared_ffn": model.shared_ffn, "vocab": model.vocab, "tied": model.tied,
-        "latent": bool(model.kv_lora), "context": mean_context(model, seq_len),
+        "latent": bool(model.kv_lora), "sinks": model.sinks, "context": mean_context(model, seq_len),
         "most_domains": model.router_groups,
     }  # fmt: skip
 

@@ -29,6 +29,8 @@ ATTENTION_KERNELS_SINCE = 2024.0
 """FlashAttention-2 (2307.08691) had replaced its forerunner and the Triton kernels in most frameworks by then."""
 EXPERTS_RIPE = 2026.5
 """The year in which `constants.experts` and the like are taken."""
+SINKS_SINCE = 2026.6
+"""Fused attention with sinks in Megatron's training recipes: release 26.08. Before, scores were stored."""
 SENT_ONCE_SINCE = 2025.2
 """DeepEP was published in February 2025: tokens cross a link once."""
 OVERLAP_SINCE = 2023.0
@@ -129,7 +131,7 @@ def _experts(c: Case, k: Constants, r: _Rates, tokens: Vector) -> tuple[Vector, 
 def _attention(c: Case, k: Constants, r: _Rates, tokens: Vector) -> Vector:
     """Scores and values, forward (1) and backward (2.5), causal; stored scores before fused attention."""
     flops = 2 * (c.q_width + c.v_width) * (c.context + 64) * tokens / c.tp
-    stored = c.year < FLASH_SINCE
+    stored = (c.year < FLASH_SINCE) | ((c.sinks > 0) & (c.year < SINKS_SINCE))
     unfused = 3 * 2 * flops / (r.bf16 * 0.7) + k.scores * 2.0 * c.heads * c.seq * tokens / c.tp / r.memory
     return np.asarray(np.where(stored, unfused, 3.5 * flops / r.attention))
 
