@@ -8,7 +8,7 @@ fits: by how much the least hungry one fails, and what would make it fit. Knows 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,9 +134,15 @@ def layout_at(columns: dict[str, Vector], at: int) -> Layout:
     return Layout(**values)
 
 
-def search(job: Job, best: int = 5, constants: Constants = FITTED) -> Found:
-    """The fastest layouts that fit; see `Found` for what is said where none does."""
+def search(
+    job: Job, best: int = 5, constants: Constants = FITTED, pinned: Mapping[str, int] | None = None
+) -> Found:
+    """The fastest layouts that fit; see `Found` for what is said where none does. `pinned` columns of a layout
+    have that value in all of them."""
     columns = candidates(job)
+    for name, value in (pinned or {}).items():
+        kept = columns[name] == value
+        columns = {column: values[kept] for column, values in columns.items()}
     count = len(columns["tp"])
     if not count:
         why = f"no layout divides {job.chips} chips, a batch of {job.global_batch} and {job.model.layers} layers evenly"
