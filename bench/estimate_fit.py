@@ -53,6 +53,7 @@ def read(path: Path = DATA / "training_points.csv") -> Rows:
     points, measured, sources, ids, raw = [], [], [], [], []
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
+            row["stated"] = row["step_time_s"]
             if not row["step_time_s"]:
                 row["step_time_s"] = derived(row)
             if not row["step_time_s"]:

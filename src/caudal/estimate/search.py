@@ -85,6 +85,14 @@ def _expert_ways(job: Job, inside: int) -> list[int]:
     return [e for e in _powers(job.model.experts) if job.model.experts % e == 0 and inside % e == 0]
 
 
+def _chunks(layers: int, pp: int) -> list[int]:
+    """Virtual stages that come out even, embedding and head counting as a layer each where plain layers do not."""
+    if pp == 1:
+        return [1]
+    whole = layers if layers % pp == 0 else layers + 2
+    return _divisors(whole // pp, INTERLEAVED)
+
+
 def candidates(job: Job) -> dict[str, Vector]:
     """Columns of all layouts that divide evenly, before memory is looked at."""
     units = _units(job)
@@ -93,7 +101,7 @@ def candidates(job: Job) -> dict[str, Vector]:
         dp = units // (tp * pp * cp)
         if job.global_batch % dp:
             continue
-        chunks = [1] if pp == 1 or job.model.layers % pp else _divisors(job.model.layers // pp, INTERLEAVED)
+        chunks = _chunks(job.model.layers, pp)
         for ep in _expert_ways(job, tp * cp * dp):
             for micro in MICRO_BATCHES:
                 if job.global_batch // dp % micro:

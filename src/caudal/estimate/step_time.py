@@ -29,6 +29,8 @@ ATTENTION_KERNELS_SINCE = 2024.0
 """FlashAttention-2 (2307.08691) had replaced its forerunner and the Triton kernels in most frameworks by then."""
 EXPERTS_RIPE = 2026.5
 """The year in which `constants.experts` and the like are taken."""
+PREFETCH_SINCE = 2022.0
+"""Fully sharded training prefetches weights, by node and then between nodes, since about then."""
 SINKS_SINCE = 2026.6
 """Fused attention with sinks in Megatron's training recipes: release 26.08. Before, scores were stored."""
 SENT_ONCE_SINCE = 2025.2
@@ -203,7 +205,7 @@ def _gathering(c: Case, k: Constants, net: Network, batch_s: Vector) -> Vector:
     one = gather(net, 2.0 * plain, size, c.tp)
     copies = expert_data(c)
     more = gather(net, 2.0 * experts, copies, c.ep * expert_tp(c))
-    old = np.where((c.year < FLASH_SINCE) & (c.is_compiled == 0), 1 / k.sharded_old, 1.0)
+    old = np.where((c.year < PREFETCH_SINCE) & (c.is_compiled == 0), 1 / k.sharded_old, 1.0)
     return np.asarray(np.where(c.zero >= 3, _exposed(3 * (one + more) * old, k.gather_hidden * batch_s), 0.0))
 
 
