@@ -74,15 +74,15 @@ def model_of(row: Row, notes: list[str]) -> Transformer:
     name = (row.get("model") or "").strip()
     known = architecture(name) if name else None
     size, active = number(row, "params_b"), number(row, "active_params_b")
-    said = re.search(r"(?i)(?<![0-9.])(\d+(?:\.\d+)?) ?([bt])(?![a-z0-9])", name)
-    if size is None and said:
-        size = float(said[1]) * (1000 if said[2].lower() == "t" else 1)
     layers, hidden = count(row, "layers"), count(row, "hidden")
     if known and layers and hidden and hidden != known.hidden:
         known = None
     if known and size and not layers and not 0.85 < known.parameters / (size * 1e9) < 1.18:
         known = None
     if known is None and (layers is None or hidden is None):
+        said = re.search(r"(?i)(?<![0-9.])(\d+(?:\.\d+)?) ?([bt])(?![a-z0-9])", name)
+        if size is None and said:
+            size = float(said[1]) * (1000 if said[2].lower() == "t" else 1)
         if size is None:
             raise Missing(f"no layers and hidden, no params_b, and no known architecture {name!r}")
         notes.append(f"architecture made from its size of {size:g}B")

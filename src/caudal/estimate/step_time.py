@@ -143,6 +143,10 @@ def _elementwise(c: Case, k: Constants, r: _Rates, tokens: Vector) -> Vector:
     moe = c.moe_layers / c.layers
     width = (1 - moe) * c.ffn / c.tp + moe * (c.shared_ffn + c.top_k * c.expert_ffn) / c.tp
     moved = 22.0 * c.hidden / spread + 4.0 * (c.q_width + c.kv_width) / c.tp + 3.5 * c.matrices * width
+    # RMS norms and rotary embeddings, written out in PyTorch, are many passes in four bytes each; layer norm is one
+    # kernel everywhere. Models with a gated block have the former.
+    written_out = 30.0 * c.hidden / spread + 12.0 * (c.q_width + c.kv_width) / c.tp
+    moved = moved + np.where((c.is_eager > 0) & (c.matrices > 2), written_out, 0.0)
     factor = k.elementwise * np.where(c.is_eager > 0, k.eager, 1.0)
     return np.asarray(factor * 2.0 * moved * tokens / r.memory)
 

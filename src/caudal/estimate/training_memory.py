@@ -23,6 +23,12 @@ FRAGMENTED = 0.04
 """Part of the changing memory that the allocator cannot use."""
 USABLE = 0.985
 """Part of a chip's memory that may be planned with."""
+LOGIT_BYTES = 6.0
+"""In two bytes and, for the loss, in four; the gradient takes the place of what is done with."""
+GATHERED_BYTES = 6.0
+"""Of FSDP's units: the weights of one in use and of the next, and the gradients of one."""
+LARGEST_UNIT = 2.5e9
+"""Parameters gathered at once: larger layers are cut into several units."""
 FLASH_SINCE = 2022.5
 """FlashAttention (2205.14135) was published in May 2022; before, scores were stored."""
 
@@ -81,8 +87,10 @@ def layer_activation_bytes(c: Case, recomputed_scores: Vector) -> Vector:
     moe = c.moe_layers / c.layers
     low = np.where(c.low > 0, 0.75, 1.0)  # inputs of matrix products are kept in one byte, others are not
     norms = np.where(c.year < FLASH_SINCE, 10.0, 8.0) * c.hidden / spread
-    attention = 2.0 * (2 * c.q_width + 2 * c.kv_width + c.v_width) / c.tp * low
-    kept = c.matrices + np.where(c.is_eager > 0, 1.0, 0.0)
+    attention = 2.0 * (c.q_width + 2 * c.kv_width + c.v_width) / c.tp * low
+    # A plain activation keeps its input and its output; a gated one both inputs and the product, and unfused
+    # kernels the activated gate, too.
+    kept = c.matrices + np.where((c.is_eager > 0) & (c.matrices > 2), 1.0, 0.0)
     dense = 2.0 * kept * c.ffn / c.tp * low
     shared = 2.0 * kept * c.shared_ffn / c.tp * low
     routed = c.top_k * (2.0 * kept * c.expert_ffn + 4.0 * c.hidden) / c.tp * low
@@ -107,12 +115,11 @@ def memory(c: Case) -> Memory:
     fully = c.zero >= 3
     weights = WEIGHT_BYTES * np.where(fully, over, whole)
     gradient = np.where(fully, 2.0 * over, np.where(c.zero >= 2, GRADIENT_BYTES * over, GRADIENT_BYTES * whole))
-    # A pure data-parallel copy keeps gradients in the weights' precision where memory is short.
     optimizer = OPTIMIZER_BYTES * np.where(c.zero >= 1, over, whole)
     tokens = c.micro_batch * c.seq / c.cp
     layers = c.layers / c.pp
-    logits = tokens * c.vocab / c.tp * np.where(c.is_eager > 0, 8.0, 6.0)
-    gathered = np.where(fully, 2 * (WEIGHT_BYTES + 2.0) * whole / np.maximum(layers, 1.0), 0.0)
+    logits = LOGIT_BYTES * tokens * c.vocab / c.tp
+    gathered = np.where(fully, GATHERED_BYTES * np.minimum(whole / np.maximum(layers, 1.0), LARGEST_UNIT), 0.0)
     spread = np.where(c.sequence_parallel > 0, c.tp, 1.0)
     boundary = 2.0 * tokens * c.hidden / spread
     stated = c.recompute
@@ -121,7 +128,7 @@ def memory(c: Case) -> Memory:
     flight = _in_flight(c)
     nothing, everything = flight * layers * layer, flight * layers * boundary + layer
     fixed = weights + gradient + optimizer + gathered + CONTEXT_BYTES
-    room = (USABLE * c.memory - fixed - (1 + FRAGMENTED) * logits) / (1 + FRAGMENTED)
+    room = (USABLE * c.memory * (1 - 1e-9) - fixed - (1 + FRAGMENTED) * logits) / (1 + FRAGMENTED)
     needed = np.clip((nothing - room) / np.maximum(nothing - everything, 1.0), 0.0, 1.0)
     # In PyTorch's selective checkpointing about every second matrix product is taken again.
     some = np.where((stated == 1) & (c.is_eager + c.is_compiled > 0), 0.5, 0.0)
