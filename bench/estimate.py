@@ -17,9 +17,6 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
-from estimate_fit import Rows, balanced, fit, leave_one_out, read  # noqa: E402
-from harness import commit, figure, machine, timed  # noqa: E402
-
 from caudal.catalog.architectures import architecture  # noqa: E402
 from caudal.catalog.chips import chip  # noqa: E402
 from caudal.estimate.answer import flops_per_token  # noqa: E402
@@ -29,6 +26,8 @@ from caudal.estimate.interval import half_width  # noqa: E402
 from caudal.estimate.search import search  # noqa: E402
 from caudal.estimate.step_time import step_time  # noqa: E402
 from caudal.estimate.training_memory import allowed_bytes, memory  # noqa: E402
+from estimate_fit import Rows, balanced, fit, leave_one_out, read  # noqa: E402
+from harness import commit, figure, machine, timed  # noqa: E402
 
 ACCURACY = ROOT / "docs" / "accuracy.md"
 
@@ -59,7 +58,10 @@ def score(rows: Rows, seconds: Vector, chosen: Vector | None = None) -> Score:
 def constant_mfu(rows: Rows) -> Vector:
     """The spreadsheet's way: one utilisation per kind of chip and precision, from the other sources."""
     flops = np.array(
-        [flops_per_token(p.job.model, p.job.seq_len) * p.job.seq_len * p.job.global_batch for p in rows.points]
+        [
+            flops_per_token(p.job.model, p.job.seq_len) * p.job.seq_len * p.job.global_batch
+            for p in rows.points
+        ]
     )
     rate = np.array([peak(p.job.chip, p.job.precision) * p.job.chips for p in rows.points])
     kinds = np.array([f"{p.job.chip.name[:4]} {p.job.precision}" for p in rows.points])
@@ -188,7 +190,9 @@ def main() -> None:
     if not asked.check:
         ACCURACY.write_text(text)
     print(text)
-    print(json.dumps({"name": "estimate", "commit": commit(), "machine": machine(), **figures}, default=float))
+    print(
+        json.dumps({"name": "estimate", "commit": commit(), "machine": machine(), **figures}, default=float)
+    )
 
 
 def _refit_shift(rows: Rows) -> float:

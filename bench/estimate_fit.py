@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from caudal.estimate.case import FIELDS, Case, Vector, case, peak
 from caudal.estimate.choose import settled
 from caudal.estimate.constants import Constants
 from caudal.estimate.points import Missing, Point, point_of
-from caudal.estimate.step_time import step_time
+from caudal.estimate.step_time import StepTime, step_time
 
 DATA = Path(__file__).resolve().parent / "data" / "published"
 
@@ -27,11 +26,13 @@ PRIOR = Constants()
 NAMES = tuple(asdict(PRIOR))
 """What is fitted, all as logarithms."""
 TIGHT = {
-    "scores": 0.3, "hop_s": 0.4, "elementwise": 0.3, "logits": 0.25, "eager": 0.3, "matmul": 0.06,
-    "matmul_low": 0.06, "matmul_fp4": 0.25, "young": 0.08, "attention": 0.25, "tpu": 0.3, "amd": 0.1,
-    "launch_s": 0.5, "route_s": 0.5, "experts_a_year": 0.15, "attention_old": 0.2, "attention_hopper": 0.2, "step_s": 0.3, "neuron": 0.3,
-    "matmul_bytes": 0.4, "tensor_exposed": 0.4, "expert_exposed": 0.15, "data_hidden": 0.2, "gather_hidden": 0.2, "up_share": 0.15, "out_share": 0.2, "experts": 0.08, "expert_hidden": 0.1,
+    "matmul": 0.06, "matmul_low": 0.06, "matmul_fp4": 0.25, "matmul_bytes": 0.4, "attention": 0.25,
+    "attention_old": 0.2, "attention_hopper": 0.2, "scores": 0.3, "elementwise": 0.3, "eager": 0.3,
+    "logits": 0.25, "young": 0.08, "up_share": 0.15, "out_share": 0.2, "hop_s": 0.4, "tensor_exposed": 0.4,
+    "expert_exposed": 0.15, "expert_hidden": 0.1, "data_hidden": 0.2, "gather_hidden": 0.2, "experts": 0.08,
+    "experts_a_year": 0.15, "route_s": 0.5, "launch_s": 0.5, "step_s": 0.3, "neuron": 0.3, "amd": 0.1, "tpu": 0.3,
 }  # fmt: skip
+"""How far, in logarithms, each may go from its prior before that costs as much as a row that is off by as much."""
 LOOSE = 0.5
 ROBUST = 0.12
 
@@ -98,7 +99,9 @@ def weights(sources: np.ndarray) -> Vector:
     return np.array([counts[name] ** -0.7 for name in sources])
 
 
-def fit(columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants = PRIOR, rounds: int = 25) -> Constants:
+def fit(
+    columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants = PRIOR, rounds: int = 25
+) -> Constants:
     """The constants that explain these rows best."""
     at = np.array([np.log(getattr(start, name)) for name in NAMES])
     prior = np.array([np.log(getattr(PRIOR, name)) for name in NAMES])
@@ -110,7 +113,9 @@ def fit(columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants
 
     def cost(logs: Vector) -> float:
         r = residuals(logs) / ROBUST
-        return float((by_row * (np.sqrt(1 + r**2) - 1) * 2).sum() + 0.02 * (((logs - prior) / width) ** 2).sum())
+        return float(
+            (by_row * (np.sqrt(1 + r**2) - 1) * 2).sum() + 0.02 * (((logs - prior) / width) ** 2).sum()
+        )
 
     damping, now = 1e-2, cost(at)
     for _ in range(rounds):
@@ -135,7 +140,7 @@ def fit(columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants
     return constants_of(at)
 
 
-def leave_one_out(rows: Rows, families: Sequence[str] | None = None) -> Vector:
+def leave_one_out(rows: Rows) -> Vector:
     """Estimated seconds of every row by constants that never saw its source."""
     names = sorted(set(rows.sources))
     whole = fit(rows.columns, rows.measured_s, rows.sources)
@@ -157,32 +162,45 @@ def balanced(errors: Vector, sources: np.ndarray) -> float:
 def _show(rows: Rows, seconds: Vector, title: str) -> None:
     log = np.log(seconds / rows.measured_s)
     error = np.abs(seconds / rows.measured_s - 1)
-    print(f"== {title}: balanced {balanced(error, rows.sources):.3f} pooled {np.median(error):.3f} "
-          f"p90 {np.quantile(error, 0.9):.3f} max {error.max():.3f} {rows.ids[int(error.argmax())]}")
+    print(
+        f"== {title}: balanced {balanced(error, rows.sources):.3f} pooled {np.median(error):.3f} "
+        f"p90 {np.quantile(error, 0.9):.3f} max {error.max():.3f} {rows.ids[int(error.argmax())]}"
+    )
     for name in sorted(set(rows.sources)):
         s = rows.sources == name
-        print(f"  {name:22s} n={s.sum():3d} median {np.median(error[s]):.3f} bias {np.median(log[s]):+.3f} "
-              f"range {log[s].min():+.2f}..{log[s].max():+.2f}")
+        print(
+            f"  {name:22s} n={s.sum():3d} median {np.median(error[s]):.3f} bias {np.median(log[s]):+.3f} "
+            f"range {log[s].min():+.2f}..{log[s].max():+.2f}"
+        )
+
+
+def _show_rows(rows: Rows, times: StepTime) -> None:
+    """Every row with its largest items: for whoever improves the model."""
+    total = times.total
+    for at, name in enumerate(rows.ids):
+        parts = {n: float(np.broadcast_to(v, total.shape)[at]) / total[at] for n, v in times.items.items()}
+        largest = sorted(parts.items(), key=lambda part: -part[1])[:7]
+        point, used = rows.points[at], times.memory
+        print(
+            f"{name:28s} {np.log(total[at] / rows.measured_s[at]):+.3f} {total[at]:.2f}/{rows.measured_s[at]:.2f} "
+            f"GiB {used.total[at] / 2**30:.0f} recomputed {used.recomputed[at]:.2f} "
+            f"mb{point.layout.micro_batch} vp{point.layout.vp} {point.job.software.year:.1f} "
+            + " ".join(f"{n}:{part:.2f}" for n, part in largest)
+        )
 
 
 def main() -> None:
-    """Print the fit, per source."""
+    """Print the fit, per source; --loso leaves each out in turn; --rows prints every row."""
     rows = read()
     found = fit(rows.columns, rows.measured_s, rows.sources)
-    _show(rows, step_time(rows.columns, found).total, "in sample")
+    times = step_time(rows.columns, found)
+    _show(rows, times.total, "in sample")
     if "--loso" in sys.argv:
         _show(rows, leave_one_out(rows), "leave one source out")
     if "--rows" in sys.argv:
-        times = step_time(rows.columns, found)
-        for i, name in enumerate(rows.ids):
-            parts = sorted(((float(np.broadcast_to(v, times.total.shape)[i]) / times.total[i], n) for n, v in times.items.items()), reverse=True)
-            layout = rows.points[i].layout
-            print(f"{name:28s} {np.log(times.total[i] / rows.measured_s[i]):+.3f} {times.total[i]:.2f}/{rows.measured_s[i]:.2f} "
-                  f"mem {times.memory.total[i] / 2**30:.0f} rec {times.memory.recomputed[i]:.2f} mb{layout.micro_batch} vp{layout.vp} y{rows.points[i].job.software.year:.1f} "
-                  + " ".join(f"{n}:{p:.2f}" for p, n in parts[:7]))
+        _show_rows(rows, times)
     for name in NAMES:
-        print(f"    {name}: float = {getattr(found, name):.4g}   # prior {getattr(PRIOR, name):g}")
-    _ = replace
+        print(f"    {name}={getattr(found, name):.4g},  # prior {getattr(PRIOR, name):g}")
 
 
 if __name__ == "__main__":

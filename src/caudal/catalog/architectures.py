@@ -31,10 +31,10 @@ def _gpt(name: str, layers: int, hidden: int, heads: int, vocab: int = 51200, **
 
 
 def _mla(name: str, layers: int, hidden: int, heads: int, vocab: int, **more: Any) -> Transformer:
-    more = {
+    all_of: dict[str, Any] = {
         "q_lora": 1536, "kv_lora": 512, "rope_dim": 64, "head_dim": 192, "v_head_dim": 128, "source": CONFIG,
     } | more  # fmt: skip
-    return Transformer(name, layers, hidden, heads, heads, more.pop("ffn"), vocab, **more)
+    return Transformer(name, layers, hidden, heads, heads, all_of.pop("ffn"), vocab, **all_of)
 
 
 def _moe(

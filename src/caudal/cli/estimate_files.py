@@ -107,7 +107,9 @@ def model_named(text: str) -> Transformer:
         except msgspec.DecodeError as error:
             raise UsageError(f"{path} is not JSON", why=str(error)) from error
         if not isinstance(config, dict):
-            raise UsageError(f"{path} is not a model's config.json", remedy="a JSON object with hidden_size, ...")
+            raise UsageError(
+                f"{path} is not a model's config.json", remedy="a JSON object with hidden_size, ..."
+            )
         return from_config(config, path.parent.name or path.stem)
     size = size_of(text)
     if size is not None:

@@ -16,7 +16,9 @@ from caudal.estimate.sites import Rounds
 
 def layout_words(layout: Layout) -> str:
     """`tp 4, pp 8, dp 2, micro-batch 1, ...`: only what is not 1."""
-    said = [f"{name} {getattr(layout, name)}" for name in ("tp", "pp", "cp", "ep") if getattr(layout, name) > 1]
+    said = [
+        f"{name} {getattr(layout, name)}" for name in ("tp", "pp", "cp", "ep") if getattr(layout, name) > 1
+    ]
     said.append(f"dp {layout.dp}")
     if layout.vp > 1:
         said.append(f"vp {layout.vp}")
@@ -121,7 +123,9 @@ def show_rounds(rounds: Rounds, answer: Estimate) -> None:
         f"{rounds.computing_s:.4g} s of computing"
     )
     rate = rounds.sites * answer.tokens_per_s * rounds.efficiency
-    hidden = "" if rounds.efficiency > 0.999 else f"; from {rounds.smallest_every} steps a round on it is hidden"
+    hidden = (
+        "" if rounds.efficiency > 0.999 else f"; from {rounds.smallest_every} steps a round on it is hidden"
+    )
     out.print(
         f"  [bold]{rounds.step_time_s:.4g} s[/] a step, {rounds.efficiency:.0%} computing, "
         f"{rate:,.0f} tokens/s in all{hidden}"

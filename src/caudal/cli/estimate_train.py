@@ -61,7 +61,9 @@ def _options(call: Any) -> Any:
 @click.option("--precision", type=click.Choice(PRECISIONS), default="bf16", show_default=True)
 @_options
 @click.option("--zero", type=click.Choice(["0", "1", "2", "3"]), help="ZeRO stage; 3 is FSDP.")
-@click.option("--micro-batch", type=_whole(1, LONGEST), help="Sequences at once. Default: the best that fits.")
+@click.option(
+    "--micro-batch", type=_whole(1, LONGEST), help="Sequences at once. Default: the best that fits."
+)
 @click.option("--recompute", type=click.Choice(RECOMPUTE), help="Default: as much as memory asks for.")
 @click.option("--software", type=click.Choice(KINDS), help="Family of framework. Default: megatron.")
 @click.option("--software-year", type=click.FloatRange(2017, 2030), help="Its generation. Default: today's.")
@@ -70,10 +72,16 @@ def _options(call: Any) -> Any:
 @click.option("--sites", type=_whole(1, 1000), default=1, help="Sites far apart, trained by `caudal train`.")
 @click.option("--wan", metavar="RATE", default="1Gbit/s", show_default=True, help="Each site's link.")
 @click.option("--every", type=_whole(1, 100_000), default=100, show_default=True, help="Steps of a round.")
-@click.option("--bits", type=click.Choice(["4", "8", "32"]), default="4", show_default=True, help="Per number.")
-@click.option("--points", type=click.Path(path_type=Path), help="A CSV of questions; see docs/howto/estimate.md.")
+@click.option(
+    "--bits", type=click.Choice(["4", "8", "32"]), default="4", show_default=True, help="Per number."
+)
+@click.option(
+    "--points", type=click.Path(path_type=Path), help="A CSV of questions; see docs/howto/estimate.md."
+)
 @click.option("--layouts", type=click.Path(path_type=Path), help="A CSV of layouts to rank.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where --points writes. Default: standard output.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where --points writes. Default: standard output."
+)
 @click.option("--explain", is_flag=True, help="Time and memory item by item.")
 @json_option
 def verb(**given: Any) -> None:
@@ -107,7 +115,9 @@ def _chip(name: str | None) -> Chip:
 def _job(given: dict[str, Any]) -> tuple[Job, list[str]]:
     notes: list[str] = []
     if not given["model_text"] or not given["chips"]:
-        raise UsageError("no model or no chips", remedy="--model 70b --chips 64 --chip H100, or --points FILE")
+        raise UsageError(
+            "no model or no chips", remedy="--model 70b --chips 64 --chip H100, or --points FILE"
+        )
     model: Transformer = model_named(given["model_text"])
     which = _chip(given["chip_name"])
     seq = given["seq_len"] or DEFAULT_SEQ_LEN
@@ -130,7 +140,8 @@ def _pinned(given: dict[str, Any]) -> dict[str, int]:
 
 def _point(job: Job, pinned: dict[str, int], notes: list[str]) -> Point:
     """The layout that the flags say, with what they leave out."""
-    layout = replace(Layout(recompute=AS_NEEDED), **pinned)
+    stated: dict[str, Any] = dict(pinned)
+    layout = replace(Layout(recompute=AS_NEEDED), **stated)
     units = job.chips
     inside = layout.tp * layout.pp * layout.cp
     if job.chip.cores > 1 and ("dp" not in pinned or layout.chips != units):
@@ -235,11 +246,15 @@ def _points(given: dict[str, Any]) -> None:
 
 
 def _layouts(given: dict[str, Any]) -> None:
-    lines = ranked(answered(read_table(given["layouts"], ("tp", "pp", "dp", "micro_batch")), _defaults(given)))
+    lines = ranked(
+        answered(read_table(given["layouts"], ("tp", "pp", "dp", "micro_batch")), _defaults(given))
+    )
     if given["out"] is not None:
         write_table(given["out"], ("rank", *COLUMNS), [(str(n), *x.cells()) for n, x in enumerate(lines, 1)])
     elif given["as_json"]:
-        rows = [dict(zip(("rank", *COLUMNS), (str(n), *x.cells()), strict=True)) for n, x in enumerate(lines, 1)]
+        rows = [
+            dict(zip(("rank", *COLUMNS), (str(n), *x.cells()), strict=True)) for n, x in enumerate(lines, 1)
+        ]
         print_json({"shape": "estimate-layouts/1", "rows": rows})
     else:
         show_ranked(lines)

@@ -17,8 +17,9 @@ class Transformer:
     two (SwiGLU, GeGLU). `experts` of width `expert_ffn`, of which a token passes `top_k` and the shared ones
     (`shared_ffn` wide together), stand in all layers but `dense_layers`. `kv_lora` > 0 is multi-head latent
     attention: queries through `q_lora` (0: directly), keys and values through `kv_lora` + `rope_dim`.
-    `router_groups` > 0 limits a token to experts of so many groups (nodes).
-    `sinks` is a learnt offset in the softmax, which fused attention did not know for long. `window` > 0 limits the attention of a share `window_share` of the layers to so many tokens.
+    `router_groups` > 0 limits a token to experts of so many groups (nodes). `sinks` is a learnt offset in the
+    softmax, which fused attention did not know for long. `window` > 0 limits the attention of a share
+    `window_share` of the layers to so many tokens.
     """
 
     name: str

@@ -12,6 +12,9 @@ import numpy as np
 
 from caudal.estimate.case import Vector
 
+NEIGHBOURS: Vector = np.array(1.0)
+"""The stride of ranks that follow each other."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -45,7 +48,7 @@ def exchange(
     Plain all-to-all sends every copy. Where `once` is 1 a token crosses to a rank, and to a domain, once, however
     many of its experts live there (DeepEP and its like). A router may allow a token `most_domains` (0: all).
     """
-    inside = in_domain(network, size, np.float64(1.0))
+    inside = in_domain(network, size, NEIGHBOURS)
     domains = np.maximum(size / inside, 1.0)
     ranks_met = np.where(once > 0, size * (1 - (1 - 1 / size) ** copies), copies)
     domains_met = np.where(once > 0, domains * (1 - (1 - 1 / domains) ** copies), copies)
@@ -53,9 +56,10 @@ def exchange(
     up = token_bytes * ranks_met * (inside - 1) / size / network.up_rate
     # What arrives from other domains is spread inside the domain, too, where it came once for all.
     out = token_bytes * domains_met * (1 - 1 / domains) / network.out_rate
-    return np.maximum(up, out) + (size > 1) * network.hop_s * 2
+    return np.asarray(np.maximum(up, out) + (size > 1) * network.hop_s * 2)
 
 
 def send(network: Network, own_bytes: Vector, stride: Vector) -> Vector:
     """To the neighbour that is `stride` units away."""
-    return own_bytes / np.where(stride < network.domain, network.up_rate, network.out_rate) + network.hop_s
+    rate = np.where(stride < network.domain, network.up_rate, network.out_rate)
+    return np.asarray(own_bytes / rate + network.hop_s)

@@ -170,7 +170,9 @@ def sharding_of(text: str, software: Software, tp: int, pp: int, dp: int) -> tup
     found = re.search(r"(\d+) intra ?x ?(\d+)", text)
     if found:
         shard = int(found[1]) * int(found[2])
-    found = re.search(r"x ?(\d+) fsdp|fsdp[ =:]?(\d+)|shard(?:ing)?[ _-]?(?:group|size|degree)?[ =:](\d+)", text)
+    found = re.search(
+        r"x ?(\d+) fsdp|fsdp[ =:]?(\d+)|shard(?:ing)?[ _-]?(?:group|size|degree)?[ =:](\d+)", text
+    )
     if found and not shard:
         shard = int(next(part for part in found.groups() if part))
     if "hsdp" in text or "hybrid" in text:
@@ -223,9 +225,7 @@ def point_of(row: Row) -> Point:
     return Point(job, layout, tuple(notes), frozenset(unknown))
 
 
-def _batch(
-    row: Row, layout: Layout, seq: int, unknown: set[str], notes: list[str]
-) -> tuple[int, set[str]]:
+def _batch(row: Row, layout: Layout, seq: int, unknown: set[str], notes: list[str]) -> tuple[int, set[str]]:
     batch = count(row, "global_batch_seqs")
     if batch is None:
         if count(row, "micro_batch") is None or layout.pp > 1:
@@ -235,9 +235,7 @@ def _batch(
     return batch, unknown
 
 
-def _layout(
-    row: Row, hardware: Chip, software: Software, notes: list[str]
-) -> tuple[Layout, int, set[str]]:
+def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> tuple[Layout, int, set[str]]:
     unknown: set[str] = set()
     tp, pp, dp = count(row, "tp"), count(row, "pp"), count(row, "dp")
     cp, ep, chips = count(row, "cp") or 1, count(row, "ep") or 1, count(row, "chips")
@@ -254,9 +252,8 @@ def _layout(
             notes.append("layout not stated: the best that was found")
     tp, pp = tp or 1, pp or 1
     units = chips
-    if hardware.cores > 1 and dp and tp * pp * dp * cp == chips * hardware.cores:
-        units = chips * hardware.cores
-    elif hardware.vendor == "AWS" and (dp is None or tp * pp * dp * cp != chips):
+    by_core = hardware.cores > 1 and dp is not None and tp * pp * dp * cp == chips * hardware.cores
+    if by_core or (hardware.vendor == "AWS" and (dp is None or tp * pp * dp * cp != chips)):
         units = chips * hardware.cores
     inside = tp * pp * cp
     if inside > units:
@@ -288,8 +285,15 @@ def _chunks(row: Row, layout: Layout, model: Transformer, software: Software, no
     if software.kind != "megatron" or software.year < 2023:
         return 1
     per_stage = -(-model.layers // layout.pp)
-    chosen = max((v for v in range(1, per_stage + 1) if model.layers % (layout.pp * v) == 0
-         or (model.layers % layout.pp and (model.layers + 2) % (layout.pp * v) == 0)), default=1)
+    chosen = max(
+        (
+            v
+            for v in range(1, per_stage + 1)
+            if model.layers % (layout.pp * v) == 0
+            or (model.layers % layout.pp and (model.layers + 2) % (layout.pp * v) == 0)
+        ),
+        default=1,
+    )
     if chosen > 1:
         notes.append(f"interleaving not stated: {chosen} chunks a stage")
     return chosen

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,9 @@ def _inside(job: Job, units: int) -> Iterable[tuple[int, int, int]]:
     """Tensor, pipeline and context parallelism that divide the model, the sequence and the chips."""
     model = job.model
     domain = (job.chip.scaleup_chips or 8) * job.chip.cores
-    context = [c for c in _powers(max(1, job.seq_len // SHORTEST_PART)) if job.seq_len % (2 * c) == 0 or c == 1]
+    context = [
+        c for c in _powers(max(1, job.seq_len // SHORTEST_PART)) if job.seq_len % (2 * c) == 0 or c == 1
+    ]
     for tp in _powers(min(MOST_TENSOR, max(domain, 8))):
         if model.heads % tp or units % tp:
             continue
@@ -123,7 +126,9 @@ def _block(columns: dict[str, Vector], start: int) -> dict[str, Vector]:
     return {name: values[start : start + BLOCK] for name, values in columns.items()}
 
 
-def timed(job: Job, columns: dict[str, Vector], constants: Constants = FITTED) -> tuple[Vector, Vector, Vector]:
+def timed(
+    job: Job, columns: dict[str, Vector], constants: Constants = FITTED
+) -> tuple[Vector, Vector, Vector]:
     """Seconds, bytes and bytes allowed of every layout."""
     count = len(columns["tp"])
     seconds, used, room = np.empty(count), np.empty(count), np.empty(count)
@@ -137,7 +142,7 @@ def timed(job: Job, columns: dict[str, Vector], constants: Constants = FITTED) -
 
 def layout_at(columns: dict[str, Vector], at: int) -> Layout:
     """One row as a layout."""
-    values = {name: int(columns[name][at]) for name in LAYOUT_FIELDS}
+    values: dict[str, Any] = {name: int(columns[name][at]) for name in LAYOUT_FIELDS}
     values["sequence_parallel"] = bool(values["sequence_parallel"])
     return Layout(**values)
 

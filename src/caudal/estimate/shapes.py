@@ -52,9 +52,11 @@ def shape_of_size(parameters: float, *, gpt: bool = False) -> Transformer:
             candidate = made(layers, hidden)
             usual = abs(math.log(hidden / layers / (100 if hidden < 8192 else 125))) * 0.05
             off = abs(math.log(candidate.parameters / parameters)) + usual
-            if off < abs(math.log(best.parameters / parameters)) + abs(
-                math.log(best.hidden / best.layers / (100 if best.hidden < 8192 else 125))
-            ) * 0.05:
+            if (
+                off
+                < abs(math.log(best.parameters / parameters))
+                + abs(math.log(best.hidden / best.layers / (100 if best.hidden < 8192 else 125))) * 0.05
+            ):
                 best = candidate
     return best
 
@@ -95,12 +97,24 @@ def from_config(config: Mapping[str, Any], name: str = "") -> Transformer:
             raise UsageError(f"the model's config has no {keys[0]}", remedy="a config.json of a transformer")
         return otherwise
 
-    hidden, layers = whole("hidden_size", "n_embd", "d_model"), whole("num_hidden_layers", "n_layer", "n_layers")
+    hidden, layers = (
+        whole("hidden_size", "n_embd", "d_model"),
+        whole("num_hidden_layers", "n_layer", "n_layers"),
+    )
     heads = whole("num_attention_heads", "n_head", "n_heads")
     if not (hidden and layers and heads):
         raise UsageError("hidden size, layers and heads must be at least 1")
     experts = whole("num_local_experts", "n_routed_experts", "num_experts", otherwise=0)
-    gpt = config.get("model_type") in ("gpt2", "gpt_neox", "opt", "bloom", "mpt", "falcon", "gptj", "starcoder2")
+    gpt = config.get("model_type") in (
+        "gpt2",
+        "gpt_neox",
+        "opt",
+        "bloom",
+        "mpt",
+        "falcon",
+        "gptj",
+        "starcoder2",
+    )
     ffn = whole("intermediate_size", "ffn_dim", "n_inner", otherwise=4 * hidden)
     expert_ffn = whole("moe_intermediate_size", otherwise=ffn) if experts else 0
     shared = whole("n_shared_experts", otherwise=0) * expert_ffn
@@ -108,7 +122,8 @@ def from_config(config: Mapping[str, Any], name: str = "") -> Transformer:
     dense = whole("first_k_dense_replace", otherwise=0) if experts else 0
     nope, rope = whole("qk_nope_head_dim", otherwise=0), whole("qk_rope_head_dim", otherwise=0)
     latent = whole("kv_lora_rank", otherwise=0)
-    sliding = config.get("use_sliding_window", True) and config.get("sliding_window") or 0
+    groups = whole("topk_group", otherwise=0) if whole("n_group", otherwise=0) > 1 else 0
+    sliding = config.get("sliding_window") if config.get("use_sliding_window", True) else 0
     return Transformer(
         name or str(config.get("model_type", "")), layers, hidden, heads,
         heads if latent else whole("num_key_value_heads", "num_kv_heads", otherwise=heads),
@@ -119,6 +134,6 @@ def from_config(config: Mapping[str, Any], name: str = "") -> Transformer:
         top_k=whole("num_experts_per_tok", "top_k", otherwise=2) if experts else 0, expert_ffn=expert_ffn,
         shared_ffn=shared, dense_layers=dense, q_lora=whole("q_lora_rank", otherwise=0) if latent else 0,
         kv_lora=latent, rope_dim=rope,
-        router_groups=whole("topk_group", otherwise=0) if whole("n_group", otherwise=0) > 1 else 0, window=int(sliding), window_share=1.0 if sliding else 0.0,
+        router_groups=groups, window=int(sliding or 0), window_share=1.0 if sliding else 0.0,
         source="config.json",
     )  # fmt: skip

@@ -22,7 +22,11 @@ FAMILIES = (
     (r"megatron-?deepspeed|bloom", "megatron", 2022.5),
     (r"megatron-?bridge|megatron-?core|nemo|mcore", "megatron", None),
     (r"megascale|megatron", "megatron", None),
-    (r"lit-?gpt|lightning|fsdp|accelerate|hf|trainer|deepspeed|torchtune|axolotl|olmo|pytorch", "eager", None),
+    (
+        r"lit-?gpt|lightning|fsdp|accelerate|hf|trainer|deepspeed|torchtune|axolotl|olmo|pytorch",
+        "eager",
+        None,
+    ),
 )
 """Who the families are; the years are those of their published figures (2026-11)."""
 

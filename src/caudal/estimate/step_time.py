@@ -13,7 +13,7 @@ import numpy as np
 
 from caudal.estimate.case import Case, Vector
 from caudal.estimate.constants import FITTED, Constants
-from caudal.estimate.network import Network, exchange, gather, send
+from caudal.estimate.network import NEIGHBOURS, Network, exchange, gather, send
 from caudal.estimate.training_memory import (
     FLASH_SINCE,
     Memory,
@@ -163,7 +163,7 @@ def _network(c: Case, k: Constants) -> Network:
 
 def _tensor(c: Case, net: Network, tokens: Vector) -> Vector:
     """Per layer, forward and backward: two gathers and two scatters each way."""
-    one = gather(net, 2.0 * tokens * c.hidden, c.tp, np.float64(1.0))
+    one = gather(net, 2.0 * tokens * c.hidden, c.tp, NEIGHBOURS)
     return np.asarray(np.where(c.tp > 1, 8 * one, 0.0))
 
 
@@ -176,8 +176,8 @@ def _context(c: Case, net: Network, tokens: Vector) -> Vector:
 def _expert_exchange(c: Case, net: Network, tokens: Vector) -> Vector:
     """Dispatch and combine, forward and backward."""
     # Since then inputs of products in one byte also travel as such, on one of the four ways.
-    once = c.year >= SENT_ONCE_SINCE
-    size = np.where((c.low > 0) & once, 1.75, 2.0)
+    once = np.where(c.year >= SENT_ONCE_SINCE, 1.0, 0.0)
+    size = np.where((c.low > 0) & (once > 0), 1.75, 2.0)
     met = exchange(net, size * tokens / c.tp * c.hidden, c.top_k, c.ep, once, c.most_domains)
     return np.asarray(np.where((c.ep > 1) & (c.experts > 0), 4 * met, 0.0))
 
@@ -191,7 +191,9 @@ def _gradients(c: Case, k: Constants, net: Network, compute_s: Vector, stage_s: 
     whole = gather(net, scatter, size, stride) + gather(net, 2.0 * plain, size, stride)
     copies = expert_data(c)
     whole = whole + gather(net, 6.0 * experts, copies, c.ep * expert_tp(c))
-    hidden = np.where(c.year >= OVERLAP_SINCE, k.data_hidden, 0.0) * stage_s * np.where(c.pp > 1, c.pp / 2, 1.0)
+    hidden = (
+        np.where(c.year >= OVERLAP_SINCE, k.data_hidden, 0.0) * stage_s * np.where(c.pp > 1, c.pp / 2, 1.0)
+    )
     return np.asarray(np.where(size > 1, _exposed(whole, hidden), 0.0))
 
 
@@ -255,7 +257,9 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
     exchange_s = k.expert_exposed * _unripe(c, k) * moe * _expert_exchange(c, net, tokens)
     # Behind another micro-batch's computing, where a pipeline has several of them under way.
     hides = (c.year >= SENT_ONCE_SINCE - 0.3) & (c.pp > 1) & (c.ep > 8)
-    computing = sum(layer[name] for name in ("matrix products", "experts", "attention", "elementwise"))
+    computing: Vector = np.asarray(
+        sum(layer[name] for name in ("matrix products", "experts", "attention", "elementwise"))
+    )
     layer["expert parallel"] = np.where(hides, _exposed(exchange_s, k.expert_hidden * computing), exchange_s)
     host = k.launch_s * np.where(c.is_eager > 0, 1.5, 1.0) + moe * k.route_s * _unripe(c, k)
     device = np.asarray(sum(layer.values()))
@@ -268,7 +272,9 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
     head_share = np.where((c.pp > 1) & ~even, 1 / c.pp, 1.0)
     items["vocabulary"] = batches * head * head_share * spread
     stage_s = layers * one_layer + head * head_share
-    hop = send(net, 2.0 * tokens * c.hidden / np.where(c.sequence_parallel > 0, c.tp, 1.0), c.tp * c.cp * c.dp)
+    hop = send(
+        net, 2.0 * tokens * c.hidden / np.where(c.sequence_parallel > 0, c.tp, 1.0), c.tp * c.cp * c.dp
+    )
     ways = np.where(c.pp > 1, 2 * c.vp, 0.0)
     items["pipeline sends"] = 0.5 * ways * hop * batches
     items["pipeline bubble"] = (c.pp - 1) / c.vp * (layers * one_layer + ways * hop) * spread

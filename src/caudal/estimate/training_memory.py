@@ -19,9 +19,9 @@ GRADIENT_BYTES = 4.0
 OPTIMIZER_BYTES = 12.0
 CONTEXT_BYTES = 1.6e9
 """Driver, libraries and communication buffers of one process (NCCL's channels grow with the groups)."""
-FRAGMENTED = 0.04
+FRAGMENTED = 0.03
 """Part of the changing memory that the allocator cannot use."""
-USABLE = 0.985
+USABLE = 0.99
 """Part of a chip's memory that may be planned with."""
 LOGIT_BYTES = 6.0
 """In two bytes and, for the loss, in four; the gradient takes the place of what is done with."""
@@ -114,12 +114,16 @@ def memory(c: Case) -> Memory:
     over = plain / data + experts / expert_data(c)
     fully = c.zero >= 3
     weights = WEIGHT_BYTES * np.where(fully, over, whole)
-    gradient = np.where(fully, 2.0 * over, np.where(c.zero >= 2, GRADIENT_BYTES * over, GRADIENT_BYTES * whole))
+    gradient = np.where(
+        fully, 2.0 * over, np.where(c.zero >= 2, GRADIENT_BYTES * over, GRADIENT_BYTES * whole)
+    )
     optimizer = OPTIMIZER_BYTES * np.where(c.zero >= 1, over, whole)
     tokens = c.micro_batch * c.seq / c.cp
     layers = c.layers / c.pp
     logits = LOGIT_BYTES * tokens * c.vocab / c.tp
-    gathered = np.where(fully, GATHERED_BYTES * np.minimum(whole / np.maximum(layers, 1.0), LARGEST_UNIT), 0.0)
+    gathered = np.where(
+        fully, GATHERED_BYTES * np.minimum(whole / np.maximum(layers, 1.0), LARGEST_UNIT), 0.0
+    )
     spread = np.where(c.sequence_parallel > 0, c.tp, 1.0)
     boundary = 2.0 * tokens * c.hidden / spread
     stated = c.recompute
