@@ -173,7 +173,7 @@ KNOWN: tuple[tuple[str, Transformer], ...] = (
 
 def architecture(name: str) -> Transformer | None:
     """The architecture that goes by that name, in any usual spelling; None where none is known."""
-    plain = re.sub(r"[^a-z0-9.]", "", name.lower().split("(")[0])
+    plain = re.sub(r"[^a-z0-9.]", "", name.lower().split("(")[0].rsplit("/", 1)[-1])
     plain = re.sub(r"^(meta|nvidia|hf|google|mistralai|deepseekai|openai)+", "", plain).removesuffix(".")
     plain = re.sub(r"(?<=\D)\.|\.0(?=\d*b)", "", plain)
     for pattern, known in KNOWN:

@@ -67,17 +67,33 @@ def with_experts_of_size(
     """A mixture of experts with so many parameters in all and per token, in the width of its active size."""
     if active >= 0.98 * total:
         return dense
-    base = shape_of_size(active)
     count = experts or 64
     chosen = top_k or max(1, round(count * active / total / 2))
     if chosen >= count:
         raise UsageError(f"top_k {chosen} of {count} experts", remedy="top_k is less than the experts")
-    each = (total - active) / (count - chosen) / base.layers
-    width = max(64, round(each / (3 * base.hidden) / 64) * 64)
-    shared = active - base.embedding_parameters - base.layers * (base.attention_parameters + chosen * each)
-    shared_ffn = max(0, round(shared / base.layers / (3 * base.hidden) / 64) * 64)
+    # What every token passes beside its experts: attention, tables, and shared experts for the rest.
+    each = (total - active) / (count - chosen)
+    beside = max(0.05 * active, active - chosen * each)
+
+    def base_of(hidden: int) -> Transformer:
+        heads = max(1, hidden // 128)
+        kv = 8 if heads % 8 == 0 else heads
+        layers = max(2, round(hidden / 110))
+        return replace(dense, hidden=hidden, heads=heads, kv_heads=kv, layers=layers, gated=True, tied=False)
+
+    def plain(made: Transformer) -> float:
+        return made.layers * made.attention_parameters + made.embedding_parameters
+
+    base = min((base_of(hidden) for hidden in range(512, 32769, 256)), key=lambda b: abs(plain(b) - beside))
+    width = max(64, round(each / base.layers / (3 * base.hidden) / 64) * 64)
+    shared = (beside - plain(base)) / base.layers / (3 * base.hidden)
     return replace(
-        base, name=dense.name, ffn=0, experts=count, top_k=chosen, expert_ffn=width, shared_ffn=shared_ffn
+        base,
+        ffn=0,
+        experts=count,
+        top_k=chosen,
+        expert_ffn=width,
+        shared_ffn=max(0, round(shared / 64) * 64),
     )
 
 
