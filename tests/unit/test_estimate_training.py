@@ -123,8 +123,9 @@ def test_the_bubble_is_the_pipelines_formula() -> None:
     for vp in (1, 5, 10):
         one = answer(question, Layout(tp=4, pp=8, dp=2, vp=vp, recompute=0))
         stage = ("matrix products", "attention", "elementwise", "launches", "tensor parallel")
-        whole = sum(one.items_s[name] for name in stage)
-        assert one.items_s["pipeline bubble"] / whole == pytest.approx(7 / (vp * 32), rel=0.08)
+        # Half of what is sent hides behind computing, except in the bubble.
+        whole = sum(one.items_s[name] for name in stage) + 2 * one.items_s["pipeline sends"]
+        assert one.items_s["pipeline bubble"] / whole == pytest.approx(7 / (vp * 32), rel=0.01)
 
 
 def test_recomputation_costs_a_forward_pass() -> None:
