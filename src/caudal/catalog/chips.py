@@ -201,7 +201,7 @@ CHIPS = (
 
 def chip(name: str) -> Chip | None:
     """The chip of that name: ours, the catalogue of devices', or one of its usual spellings; None if unknown."""
-    wanted = name.strip().lower().replace("_", "-").removeprefix("nvidia ").removeprefix("aws ").removeprefix("amd instinct ")
+    wanted = re.sub(r"^(nvidia|aws|amd instinct|amd|google|azure) ", "", name.strip().lower().replace("_", "-"))
     for known in CHIPS:
         if wanted == known.name.lower() or (known.aliases and re.fullmatch(known.aliases, wanted)):
             return known

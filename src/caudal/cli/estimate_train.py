@@ -222,7 +222,7 @@ def _rounds(given: dict[str, Any], answer: Estimate) -> Rounds | None:
 
 def _defaults(given: dict[str, Any]) -> dict[str, str]:
     """Flags stand in for what a table leaves out."""
-    names = {"model_text": "model", "chip_name": "chip"}
+    names = {"model_text": "model", "chip_name": "chip", "global_batch": "global_batch_seqs"}
     kept = ("model_text", "chip_name", "chips", "seq_len", "global_batch", *LAYOUT_FLAGS, "recompute")
     made = {names.get(name, name): str(given[name]) for name in kept if given[name] is not None}
     if "zero" in made:
