@@ -222,7 +222,7 @@ def test_layouts_are_ranked_and_misfits_come_last(tmp_path: Path, capsys: pytest
     (tmp_path / "in.csv").write_text(
         "id,tp,pp,vp,micro_batch,recompute\nplain,2,1,1,1,none\npiped,4,4,5,1,none\nbroken,3,1,1,1,none\nbubbly,8,8,1,1,none\n"
     )
-    flags = ("--model", "llama-3-70b", "--seq-len", "8192", "--global-batch", "64")
+    flags = ("--model", "llama-3-70b", "--seq-len", "4096", "--global-batch", "64")
     assert run(*ANSWER, *flags, "--layouts", str(tmp_path / "in.csv"), "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [r["id"] for r in rows] == ["piped", "bubbly", "plain", "broken"]
