@@ -43,7 +43,7 @@ def settled(point: Point) -> Point:
 def _sharded(point: Point) -> Point:
     """Where nobody said how states are sharded and they do not fit, weights are taken to be sharded, too."""
     layout = point.layout
-    if "zero" not in point.open or layout.pp > 1 or layout.dp < 2 or fits(point.job, layout):
+    if "zero" not in point.open or layout.tp * layout.pp > 1 or layout.dp < 2 or fits(point.job, layout):
         return point
     whole = replace(layout, zero=3)
     if not fits(point.job, whole):

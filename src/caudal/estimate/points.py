@@ -261,6 +261,7 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
     if dp is None or inside * dp != units:
         if dp is not None:
             notes.append(f"dp {dp} does not fit {units} devices: taken as {units // inside}")
+            unknown.add("contradicted")
         dp = max(1, units // inside)
     if dp * inside != units:
         raise Missing(f"tp x pp x cp = {inside} does not divide {units} chips")

@@ -251,7 +251,9 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
         "attention": attention,
         "elementwise": _elementwise(c, k, r, tokens) * again,
         "routing": moe * route * again,
-        "tensor parallel": k.tensor_exposed * _tensor(c, net, tokens) * (1 + m.recomputed / 2),
+        "tensor parallel": np.where(c.tp > c.up_domain, 1.0, k.tensor_exposed)
+        * _tensor(c, net, tokens)
+        * (1 + m.recomputed / 2),
         "context parallel": k.tensor_exposed * _context(c, net, tokens),
     }
     exchange_s = k.expert_exposed * _unripe(c, k) * moe * _expert_exchange(c, net, tokens)
