@@ -28,7 +28,8 @@ SEEN = "2026-11"
 class Chip:
     """One chip as a cloud rents it. `peaks` and `achieved` by precision: `bf16`, `fp8`, `fp4` (FLOP/s, dense).
 
-    `cores` is how many devices a framework sees in one chip: the topology of a run on Trainium 1 counts those.
+    `cores` is how many devices a framework sees in one chip: the topology of a run on Trainium counts those (of
+    Trainium 2 and 3 four, each of two physical cores, unless they are set up otherwise).
     `since` is the year of its general availability, in decimals: software for a new chip is slower.
     """
 
@@ -60,6 +61,9 @@ def _of(name: str) -> float:
     known = accelerator(name)
     assert known is not None, name
     return known.peaks["bfloat16"] / TERA
+
+
+_ALL = ("peaks", "memory_bytes_per_s", "scaleup_bytes_per_s", "scaleout_bytes_per_s", "watts")
 
 
 def _nvidia(
@@ -103,6 +107,19 @@ CHIPS = (
     _nvidia(
         "H200-141GB", 2024.0, 139.8, 4.8, _tera(_of("H200"), 1979), 450, 400, 700,
         achieved=_tera(794.5), aliases=r"h200([- ]?sxm5?)?([- ]?141(gb)?)?",
+    ),
+    _nvidia("H20", 2023.9, 95.6, 4.0, _tera(148, 296), 450, 400, 400, aliases=r"h20([- ]?96(gb)?)?", unsure=_ALL),
+    _nvidia(
+        "A800-80GB", 2022.9, 79.2, 2.0, _tera(312), 200, 200, 400, aliases=r"a800([- ]?(sxm4?|80(gb)?))*",
+        like="A100-80GB", unsure=_ALL,
+    ),
+    _nvidia(
+        "H100-PCIe", 2022.9, 79.6, 2.0, _tera(_of("H100-PCIe"), 1513), 64, 100, 350, domain=8,
+        aliases=r"h100[- ]?pcie([- ]?80(gb)?)?", like="H100-80GB", unsure=_ALL,
+    ),
+    _nvidia(
+        "L40S", 2023.6, 44.5, 0.864, _tera(_of("L40S"), 733), 32, 100, 350, domain=8, aliases=r"l40s([- ]?48(gb)?)?",
+        unsure=_ALL,
     ),
     Chip(
         "GH200", "NVIDIA", 2023.8, int(94.5 * GIB), 4.0e12, _tera(989, 1979), 450 * GB, 1, 50e9, 900,
@@ -150,11 +167,11 @@ CHIPS = (
     ),
     Chip(
         "Trainium2", "AWS", 2024.9, 96 * GIB, 2.9e12, _tera(_of("Trainium2"), 1299), 512 * GB, 16, 25e9, 500,
-        _NEURON, SEEN, {}, r"trn2(\.48xlarge)?", 8, ("watts",),
+        _NEURON, SEEN, {}, r"trn2(\.48xlarge)?", 4, ("watts",),
     ),
     Chip(
         "Trainium3", "AWS", 2025.9, 144 * GIB, 4.9e12, _tera(671, 2517), None, 144, 25e9, None,
-        _NEURON, SEEN, {}, r"trn3", 8,
+        _NEURON, SEEN, {}, r"trn3", 4,
     ),
     Chip(
         "Inferentia2", "AWS", 2023.3, 32 * GIB, 0.88e12, _tera(_of("Inferentia2"), 190), 96 * GB, 12, 1e9, None,
@@ -201,7 +218,9 @@ CHIPS = (
 
 def chip(name: str) -> Chip | None:
     """The chip of that name: ours, the catalogue of devices', or one of its usual spellings; None if unknown."""
-    wanted = re.sub(r"^(nvidia|aws|amd instinct|amd|google|azure) ", "", name.strip().lower().replace("_", "-"))
+    wanted = re.sub(
+        r"^(nvidia|aws|amd instinct|amd|google|azure) ", "", name.strip().lower().replace("_", "-")
+    )
     for known in CHIPS:
         if wanted == known.name.lower() or (known.aliases and re.fullmatch(known.aliases, wanted)):
             return known

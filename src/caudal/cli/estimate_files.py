@@ -85,13 +85,20 @@ def _row(header: list[str], cells: list[str]) -> dict[str, str]:
     return row
 
 
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """As CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """As UTF-8 CSV."""
+    text = table_text(columns, rows)
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
+        path.write_text(text, encoding="utf-8", newline="\n")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UsageError(f"{path} cannot be written", why=str(error)) from error
 

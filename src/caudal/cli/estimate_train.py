@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from caudal.catalog.chips import Chip, chip, close_names
-from caudal.cli.estimate_files import model_named, read_table, write_table
+from caudal.cli.estimate_files import model_named, read_table, table_text, write_table
 from caudal.cli.estimate_show import (
     as_dict,
     show_estimate,
@@ -242,7 +242,7 @@ def _points(given: dict[str, Any]) -> None:
     elif given["as_json"]:
         print_json({"shape": "estimate-points/1", "rows": [dict(zip(COLUMNS, r, strict=True)) for r in rows]})
     else:
-        write_table(Path("/dev/stdout"), COLUMNS, rows)
+        click.echo(table_text(COLUMNS, rows), nl=False)
 
 
 def _layouts(given: dict[str, Any]) -> None:

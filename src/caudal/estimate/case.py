@@ -236,8 +236,8 @@ def _of_chip(job: Job, cores: int) -> dict[str, float]:
 
 
 def columns_of(job: Job, layout: Layout) -> dict[str, float]:
-    """One case as plain numbers. A layout that takes more units than chips counts the chips' cores."""
-    cores = job.chip.cores if layout.chips > job.chips and layout.chips <= job.chips * job.chip.cores else 1
+    """One case as plain numbers. A layout that takes a multiple of the chips counts their cores."""
+    cores = layout.chips // job.chips if layout.chips > job.chips and layout.chips % job.chips == 0 else 1
     software = job.software
     return {
         **_of_model(job.model, job.seq_len),

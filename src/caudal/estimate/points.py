@@ -217,7 +217,7 @@ def point_of(row: Row) -> Point:
         notes.append(f"sequence length taken as {seq}")
     layout, chips, unknown = _layout(row, hardware, software, notes)
     batch, unknown = _batch(row, layout, seq, unknown, notes)
-    layout = replace(layout, vp=_chunks(row, layout, model, software, notes))
+    layout = replace(layout, vp=_chunks(row, layout, model, software, batch, notes))
     if layout.dp * layout.micro_batch > batch and "layout" not in unknown:
         layout = replace(layout, micro_batch=max(1, batch // layout.dp))
     precision = precision_of(row.get("precision") or "")
@@ -252,8 +252,11 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
             notes.append("layout not stated: the best that was found")
     tp, pp = tp or 1, pp or 1
     units = chips
-    by_core = hardware.cores > 1 and dp is not None and tp * pp * dp * cp == chips * hardware.cores
-    if by_core or (hardware.vendor == "AWS" and (dp is None or tp * pp * dp * cp != chips)):
+    stated = tp * pp * (dp or 1) * cp
+    by_core = dp is not None and stated in (chips * 2, chips * 4, chips * 8)
+    if hardware.cores > 1 and by_core:
+        units = stated
+    elif hardware.vendor == "AWS" and stated != chips:
         units = chips * hardware.cores
     inside = tp * pp * cp
     if inside > units:
@@ -278,12 +281,16 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
     return made, chips, unknown
 
 
-def _chunks(row: Row, layout: Layout, model: Transformer, software: Software, notes: list[str]) -> int:
+def _chunks(
+    row: Row, layout: Layout, model: Transformer, software: Software, batch: int, notes: list[str]
+) -> int:
     """Virtual stages per pipeline stage: Megatron's recipes interleave down to one or two layers a chunk."""
     stated = count(row, "vp")
     if stated is not None or layout.pp == 1:
         return stated or 1
-    if software.kind != "megatron" or software.year < 2023:
+    # Interleaving wants whole groups of pp micro-batches.
+    grouped = batch // max(1, layout.dp * layout.micro_batch) % layout.pp == 0
+    if software.kind != "megatron" or software.year < 2023 or not grouped:
         return 1
     per_stage = -(-model.layers // layout.pp)
     chosen = max(

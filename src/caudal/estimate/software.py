@@ -58,6 +58,9 @@ def _year(name: str, published: str, usual: float | None, chip_since: float) -> 
     paper = re.search(r"(?:arxiv[^0-9]{0,30}|\b)([12]\d)(0[1-9]|1[0-2])\.\d{4,5}", published.lower())
     if paper:
         return 2000 + int(paper[1]) + int(paper[2]) / 12
+    told = re.search(r"\b(20(?:1[89]|2[0-6]))\b", published)
+    if told:
+        return max(float(told[1]) + 0.5, chip_since)
     if usual is not None:
         return max(usual, chip_since + 0.2)
     return (chip_since + TODAY) / 2
