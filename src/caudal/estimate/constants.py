@@ -19,7 +19,7 @@ class Constants:
     """The same in fp8."""
     matmul_fp4: float = 0.65
     """The same in fp4."""
-    matmul_bytes: float = 0.5
+    matmul_bytes: float = 0.8
     """Part of the operands' traffic that does not hide behind the arithmetic."""
     quantise: float = 1.0
     """Passes over the operands for scaling them into one byte (twice that per block)."""
@@ -27,7 +27,7 @@ class Constants:
     """Fused attention, of what matrix products reach alone."""
     attention_hopper: float = 0.5
     """The same before kernels were written for Hopper (2024.5), in parts of the above."""
-    attention_old: float = 0.65
+    attention_old: float = 0.6
     """The same with the kernels before 2024, in parts of the above."""
     scores: float = 12.0
     """Passes over stored attention scores, forward and backward, before fused attention."""
@@ -65,7 +65,7 @@ class Constants:
     """What experts, routing and exchange cost more in software a year older."""
     launch_s: float = 4e-4
     """What the host takes to launch a layer, forward and backward: it counts where the chip is faster."""
-    step_s: float = 0.03
+    step_s: float = 0.05
     """Once a step: data, gradient norm, logging."""
     spread: float = 0.004
     """Slowest of many: per doubling of the chips."""
@@ -80,37 +80,37 @@ class Constants:
 
 
 FITTED = Constants(
-    matmul=0.8826,
-    matmul_low=0.9843,
-    matmul_fp4=0.8433,
-    matmul_bytes=1.045,
-    quantise=1.515,
-    attention=0.7743,
-    attention_hopper=0.6282,
-    attention_old=0.5021,
-    scores=7.162,
-    elementwise=1.056,
-    eager=1.106,
-    logits=14.72,
-    young=1.179,
-    up_share=0.7905,
-    out_share=0.6502,
-    hop_s=2.242e-05,
-    tensor_exposed=0.4627,
-    expert_exposed=0.9855,
+    matmul=0.8765,
+    matmul_low=0.986,
+    matmul_fp4=0.8527,
+    matmul_bytes=0.9172,
+    quantise=1.574,
+    attention=0.7479,
+    attention_hopper=0.626,
+    attention_old=0.5205,
+    scores=7.225,
+    elementwise=1.042,
+    eager=1.133,
+    logits=14.51,
+    young=1.177,
+    up_share=0.7946,
+    out_share=0.6479,
+    hop_s=2.381e-05,
+    tensor_exposed=0.4767,
+    expert_exposed=0.9821,
     expert_hidden=0.6,
-    data_hidden=1.287,
-    gather_hidden=0.609,
-    experts=1.153,
-    route=7.925,
-    route_s=0.007643,
-    experts_a_year=1.218,
-    launch_s=0.0003916,
-    step_s=0.08894,
-    spread=0.003113,
-    neuron=0.7275,
+    data_hidden=1.293,
+    gather_hidden=0.6109,
+    experts=1.156,
+    route=7.872,
+    route_s=0.007637,
+    experts_a_year=1.22,
+    launch_s=0.0003914,
+    step_s=0.09502,
+    spread=0.003103,
+    neuron=0.7256,
     amd=0.95,
-    tpu=1.504,
-    sharded_old=0.1454,
+    tpu=1.497,
+    sharded_old=0.1458,
 )
 """Fitted on the open rows of 2026-11."""

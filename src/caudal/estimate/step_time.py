@@ -84,7 +84,7 @@ def _rates(c: Case, k: Constants) -> _Rates:
     low = c.peak_low * c.share_low * vendor * low_share
     # PyTorch's own attention stayed with FlashAttention-2 for longer.
     hopper = (c.is_hopper > 0) & (c.year < HOPPER_KERNELS_SINCE + np.where(c.is_eager > 0, 2.0, 0.0))
-    old = np.where(c.year < ATTENTION_KERNELS_SINCE, k.attention_old, 1.0)
+    old = np.where((c.year < ATTENTION_KERNELS_SINCE) & (c.is_neuron == 0), k.attention_old, 1.0)
     attention = bf16 * k.attention * old * np.where(hopper, k.attention_hopper, 1.0)
     return _Rates(bf16 * k.matmul, low, attention, c.memory_rate * 0.9)
 
