@@ -100,7 +100,7 @@ def weights(sources: np.ndarray) -> Vector:
 
 
 def fit(
-    columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants = PRIOR, rounds: int = 25
+    columns: Case, measured_s: Vector, sources: np.ndarray, start: Constants = PRIOR, rounds: int = 40
 ) -> Constants:
     """The constants that explain these rows best."""
     at = np.array([np.log(getattr(start, name)) for name in NAMES])
@@ -150,13 +150,11 @@ def leave_one_out(rows: Rows, groups: np.ndarray | None = None) -> Vector:
     """Estimated seconds of every row by constants that never saw its source (or its group)."""
     groups = rows.sources if groups is None else groups
     names = sorted(set(groups))
-    whole = fit(rows.columns, rows.measured_s, rows.sources)
     result = np.empty(len(rows.measured_s))
     for name in names:
         held = groups == name
-        constants = fit(
-            taken(rows.columns, ~held), rows.measured_s[~held], rows.sources[~held], whole, rounds=12
-        )
+        # From the priors, not from a fit of all rows: that one has seen what is held back.
+        constants = fit(taken(rows.columns, ~held), rows.measured_s[~held], rows.sources[~held])
         result[held] = step_time(taken(rows.columns, held), constants).total
     return result
 

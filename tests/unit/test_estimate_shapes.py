@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from caudal.catalog.architectures import KNOWN, architecture
 from caudal.catalog.chips import CHIPS, chip, close_names
 from caudal.domain.errors import UsageError
 from caudal.estimate.shapes import from_config, shape_of_size, size_of, with_experts_of_size
+
+PUBLISHED = Path(__file__).parents[2] / "bench" / "data" / "published"
 
 STATED = {  # billions: all, active; from the model cards' text
     "Llama 3.1 405B": (405.9, 405.9), "Llama-3-70B": (70.6, 70.6), "meta-llama/Llama-3.1-8B": (8.03, 8.03),
@@ -125,3 +129,32 @@ def test_chips_go_by_their_usual_spellings(said: str, name: str) -> None:
 def test_an_unknown_chip_is_not_guessed_but_neighbours_are_named() -> None:
     assert [chip(n) for n in ("", "H10", "H1000", "Z80", "100")] == [None] * 5
     assert "H100-80GB" in close_names("H10O-80GB")
+
+
+def test_chips_agree_with_the_open_table() -> None:
+    with (PUBLISHED / "accelerators.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 20
+    for row in rows:
+        known = chip(row["chip"])
+        assert known is not None, row["chip"]
+        for precision, column in (
+            ("bf16", "bf16_tflops_dense"),
+            ("fp8", "fp8_tflops_dense"),
+            ("fp4", "fp4_tflops_dense"),
+        ):
+            if row[column]:
+                assert known.peaks[precision] / 1e12 == pytest.approx(float(row[column]), rel=2e-3), row[
+                    "chip"
+                ]
+        for precision, column in (("bf16", "mamf_bf16_tflops"), ("fp8", "mamf_fp8_tflops")):
+            assert bool(row[column]) == (precision in known.achieved), row["chip"]
+        assert known.memory_bytes_per_s / 1e12 == pytest.approx(float(row["hbm_tb_s"])), row["chip"]
+        if row["scaleup_gb_s_unidir"]:
+            assert known.scaleup_bytes_per_s == float(row["scaleup_gb_s_unidir"]) * 1e9, row["chip"]
+        if row["scaleout_gbit_s_per_chip"]:
+            assert known.scaleout_bytes_per_s == float(row["scaleout_gbit_s_per_chip"]) * 1e9 / 8, row["chip"]
+        if row["scaleup_domain_chips"]:
+            assert known.scaleup_chips == int(row["scaleup_domain_chips"]), row["chip"]
+        if row["tdp_w"]:
+            assert known.watts == float(row["tdp_w"]), row["chip"]

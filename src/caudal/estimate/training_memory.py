@@ -27,8 +27,8 @@ LOGIT_BYTES = 6.0
 """In two bytes and, for the loss, in four; the gradient takes the place of what is done with."""
 GATHERED_BYTES = 6.0
 """Of FSDP's units: the weights of one in use and of the next, and the gradients of one."""
-LARGEST_UNIT = 2.5e9
-"""Parameters gathered at once: larger layers are cut into several units."""
+LARGEST_UNIT = 2e9
+"""Parameters gathered at once: larger layers are cut into several units (DeepSpeed's limit is 1e9 alive)."""
 FLASH_SINCE = 2022.5
 """FlashAttention (2205.14135) was published in May 2022; before, scores were stored."""
 
