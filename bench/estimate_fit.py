@@ -60,7 +60,7 @@ def read(path: Path = DATA / "training_points.csv") -> Rows:
             if not row["step_time_s"]:
                 continue
             try:
-                point = settled(point_of(row))
+                point = settled(point_of(row), PRIOR)
             except Missing as error:
                 print("skipped", row["id"], error, file=sys.stderr)
                 continue

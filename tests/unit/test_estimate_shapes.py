@@ -119,7 +119,8 @@ def test_every_chip_has_its_source_and_agrees_with_the_catalogue_of_devices() ->
     ("said", "name"),
     [("h100", "H100-80GB"), ("H100-80GB", "H100-80GB"), ("NVIDIA H100 SXM", "H100-80GB"), ("a100", "A100-80GB"),
      ("A100-SXM4-40GB", "A100-40GB"), ("trn1", "Trainium1"), ("trn2.48xlarge", "Trainium2"), ("MI300X", "MI300X"),
-     ("TPU v4", "TPUv4"), ("GB200 NVL72", "GB200"), ("B300", "B300"), ("MI355X", "MI355X"), ("maia 100", "Maia100")],
+     ("TPU v4", "TPUv4"), ("GB200 NVL72", "GB200"), ("B300", "B300"), ("MI355X", "MI355X"), ("maia 100", "Maia100"),
+     ("NVIDIA H100 80GB HBM3", "H100-80GB"), ("Trainium 2", "Trainium2"), ("AMD Instinct MI300X OAM", "MI300X")],
 )  # fmt: skip
 def test_chips_go_by_their_usual_spellings(said: str, name: str) -> None:
     found = chip(said)

@@ -216,13 +216,22 @@ CHIPS = (
 )  # fmt: skip
 
 
+DEVICES = {"H100-SXM": "H100-80GB", "H200": "H200-141GB", "V100-SXM2-32GB": "V100-32GB"}
+"""Names in `accelerators.py` of what goes by another one here."""
+
+
 def chip(name: str) -> Chip | None:
     """The chip of that name: ours, the catalogue of devices', or one of its usual spellings; None if unknown."""
     wanted = re.sub(
         r"^(nvidia|aws|amd instinct|amd|google|azure) ", "", name.strip().lower().replace("_", "-")
     )
+    plain = wanted.replace(" ", "")
+    device = accelerator(name.strip())
+    as_device = DEVICES.get(device.name, device.name) if device is not None else ""
     for known in CHIPS:
-        if wanted == known.name.lower() or (known.aliases and re.fullmatch(known.aliases, wanted)):
+        if known.name == as_device or known.name.lower() in (wanted, plain):
+            return known
+        if known.aliases and re.fullmatch(known.aliases, wanted):
             return known
     return None
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from caudal.domain.transformer import Transformer
-from caudal.estimate.case import Case, Job, Layout, Vector, case, peak
+from caudal.estimate.case import (
+    UNKNOWN_LINK_BYTES_PER_S,
+    Case,
+    Job,
+    Layout,
+    Vector,
+    achieved_share,
+    case,
+    peak,
+)
 from caudal.estimate.choose import settled
 from caudal.estimate.constants import FITTED, Constants
 from caudal.estimate.interval import half_width
@@ -93,6 +102,21 @@ def whole(point: Point) -> Point:
     return Point(point.job, found.layouts[0].layout, point.notes, point.open)
 
 
+def _guessed(job: Job) -> list[str]:
+    """What the catalogue does not know of the chip, and what was taken instead."""
+    which, notes = job.chip, []
+    if not which.achieved and not which.like and which.vendor not in ("AWS", "Google"):
+        share = achieved_share(which, job.precision)
+        notes.append(
+            f"nobody published what matrix products reach on {which.name}: taken as {share:.0%} of the peak"
+        )
+    if which.scaleup_bytes_per_s is None or which.scaleup_chips is None:
+        notes.append(
+            f"the links of {which.name} are not all published: taken as {UNKNOWN_LINK_BYTES_PER_S / 1e9:g} GB/s"
+        )
+    return notes
+
+
 def _one(point: Point, columns: Case, times: StepTime, allowed: Vector, at: int) -> Estimate:
     shape = times.total.shape
     cores = round(point.layout.chips / point.job.chips) if point.layout.chips > point.job.chips else 1
@@ -104,7 +128,7 @@ def _one(point: Point, columns: Case, times: StepTime, allowed: Vector, at: int)
     if not math.isfinite(seconds) or seconds <= 0:
         raise ArithmeticError(f"a step of {seconds} s")
     factor = math.exp(half_width(point.job, point.layout, point.open))
-    notes = list(point.notes)
+    notes = [*point.notes, *_guessed(point.job)]
     memory = value(times.memory.total) * cores
     room = float(allowed[at]) * cores
     if memory > room:

@@ -8,7 +8,7 @@ a search over a hundred thousand layouts. Decides nothing and knows no formulas 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -265,8 +265,3 @@ def grid(job: Job, layouts: dict[str, Vector]) -> Case:
     made.update(layouts)
     made["units"] = made["tp"] * made["pp"] * made["dp"] * made["cp"]
     return Case(**made)
-
-
-def with_columns(columns: Case, **changed: Vector) -> Case:
-    """The same with other columns."""
-    return replace(columns, **changed)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from caudal.estimate.case import Job, Layout, case
+from caudal.estimate.constants import FITTED, Constants
 from caudal.estimate.points import Point
 from caudal.estimate.step_time import step_time
 from caudal.estimate.training_memory import allowed_bytes, memory
@@ -23,7 +24,7 @@ def fits(job: Job, layout: Layout) -> bool:
     return bool((memory(columns).total <= allowed_bytes(columns))[0])
 
 
-def settled(point: Point) -> Point:
+def settled(point: Point, constants: Constants = FITTED) -> Point:
     """The same point with nothing open but, maybe, the layout."""
     if "layout" in point.open:
         return point
@@ -33,7 +34,7 @@ def settled(point: Point) -> Point:
     share = max(1, point.job.global_batch // point.layout.dp)
     sizes = [m for m in MICRO_BATCHES if share % m == 0]
     columns = case([(point.job, replace(point.layout, micro_batch=m)) for m in sizes])
-    times = step_time(columns)
+    times = step_time(columns, constants)
     possible = times.memory.total <= allowed_bytes(columns)
     cost = np.where(possible, times.total, np.inf)
     chosen = sizes[int(np.argmin(cost))] if possible.any() else sizes[0]
