@@ -253,7 +253,8 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
     tp, pp = tp or 1, pp or 1
     units = chips
     stated = tp * pp * (dp or 1) * cp
-    by_core = dp is not None and stated in (chips * 2, chips * 4, chips * 8)
+    # Of chips with logical cores some count the physical ones, twice as many.
+    by_core = dp is not None and stated in (chips * hardware.cores, chips * 8 if hardware.cores == 4 else 0)
     if hardware.cores > 1 and by_core:
         units = stated
     elif hardware.vendor == "AWS" and stated != chips:

@@ -85,7 +85,8 @@ def layer_activation_bytes(c: Case, recomputed_scores: Vector) -> Vector:
     tokens = c.micro_batch * c.seq / c.cp
     spread = np.where(c.sequence_parallel > 0, c.tp, 1.0)
     moe = c.moe_layers / c.layers
-    low = np.where(c.low > 0, 0.75, 1.0)  # inputs of matrix products are kept in one byte, others are not
+    # Transformer Engine keeps the inputs of matrix products in one byte; PyTorch keeps them as they came.
+    low = np.where((c.low > 0) & (c.is_eager + c.is_compiled == 0), 0.75, 1.0)
     norms = np.where(c.year < FLASH_SINCE, 10.0, 8.0) * c.hidden / spread
     attention = 2.0 * (c.q_width + 2 * c.kv_width + c.v_width) / c.tp * low
     # A plain activation keeps its input and its output; a gated one both inputs and the product, and unfused
