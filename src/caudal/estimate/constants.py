@@ -31,6 +31,8 @@ class Constants:
     """The same with the kernels before 2024, in parts of the above."""
     scores: float = 12.0
     """Passes over stored attention scores, forward and backward, before fused attention."""
+    sinks: float = 6.0
+    """The same where later software had no fused attention for a model's softmax."""
     elementwise: float = 1.0
     """Norms, residuals, activations: bytes moved, in parts of what fused kernels must move."""
     eager: float = 2.0
@@ -80,37 +82,38 @@ class Constants:
 
 
 FITTED = Constants(
-    matmul=0.8886,
-    matmul_low=0.993,
-    matmul_fp4=0.8489,
-    matmul_bytes=1.121,
-    quantise=1.489,
-    attention=0.7478,
-    attention_hopper=0.6291,
-    attention_old=0.5196,
-    scores=7.237,
-    elementwise=0.9956,
-    eager=1.145,
-    logits=14.58,
-    young=1.181,
-    up_share=0.8076,
-    out_share=0.6482,
-    hop_s=2.54e-05,
-    tensor_exposed=0.4585,
-    expert_exposed=0.9822,
+    matmul=0.8899,
+    matmul_low=0.9902,
+    matmul_fp4=0.8407,
+    matmul_bytes=1.142,
+    quantise=1.474,
+    attention=0.7427,
+    attention_hopper=0.6256,
+    attention_old=0.5233,
+    scores=9.405,
+    sinks=6.376,
+    elementwise=0.9407,
+    eager=1.201,
+    logits=15.14,
+    young=1.172,
+    up_share=0.792,
+    out_share=0.6462,
+    hop_s=2.615e-05,
+    tensor_exposed=0.4445,
+    expert_exposed=1.011,
     expert_hidden=0.6,
-    data_hidden=1.292,
-    gather_hidden=0.6082,
-    experts=1.155,
-    route=7.924,
-    route_s=0.007641,
-    experts_a_year=1.218,
-    launch_s=0.0003914,
-    step_s=0.093,
-    spread=0.003072,
-    neuron=0.7232,
+    data_hidden=1.28,
+    gather_hidden=0.6094,
+    experts=1.142,
+    route=8.436,
+    route_s=0.007618,
+    experts_a_year=1.211,
+    launch_s=0.0003918,
+    step_s=0.09347,
+    spread=0.003172,
+    neuron=0.7221,
     amd=0.95,
-    tpu=1.495,
-    sharded_old=0.1458,
+    tpu=1.488,
+    sharded_old=0.1462,
 )
 """Fitted on the open rows of 2026-11."""

@@ -134,7 +134,9 @@ def _attention(c: Case, k: Constants, r: _Rates, tokens: Vector) -> Vector:
     """Scores and values, forward (1) and backward (2.5), causal; stored scores before fused attention."""
     flops = 2 * (c.q_width + c.v_width) * (c.context + 64) * tokens / c.tp
     stored = (c.year < FLASH_SINCE) | ((c.sinks > 0) & (c.year < SINKS_SINCE))
-    unfused = 3 * 2 * flops / (r.bf16 * 0.7) + k.scores * 2.0 * c.heads * c.seq * tokens / c.tp / r.memory
+    passes = np.where(c.year < FLASH_SINCE, k.scores, k.sinks)
+    moved = passes * 2.0 * c.heads * c.seq * tokens / c.tp
+    unfused = 3 * 2 * flops / (r.bf16 * 0.7) + moved / r.memory
     return np.asarray(np.where(stored, unfused, 3.5 * flops / r.attention))
 
 
