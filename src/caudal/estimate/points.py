@@ -220,6 +220,9 @@ def point_of(row: Row) -> Point:
     layout = replace(layout, vp=_chunks(row, layout, model, software, batch, notes))
     if layout.dp * layout.micro_batch > batch and "layout" not in unknown:
         layout = replace(layout, micro_batch=max(1, batch // layout.dp))
+    if not (row.get("precision") or "").strip():
+        unknown.add("precision")
+        notes.append("precision not stated: taken as bf16")
     precision = precision_of(row.get("precision") or "")
     job = Job(model, hardware, chips, seq, batch, precision, software)
     return Point(job, layout, tuple(notes), frozenset(unknown))
