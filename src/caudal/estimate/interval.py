@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 from caudal.estimate.case import Job, Layout
 
-DENSE = 0.155
+DENSE = 0.145
 """Half width in logarithms: a dense model on a measured kind of chip, its layout stated."""
-EXPERTS = 0.33
+EXPERTS = 0.31
 SHARDED_OVER_NODES = 0.05
 """More, where weights are gathered over the slow network."""
 UNMEASURED_CHIP = 0.20
