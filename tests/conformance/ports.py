@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -23,8 +23,10 @@ from caudal.drivers.fake import FakeDriver, Script
 from caudal.drivers.local import LocalDriver
 from caudal.ports import Driver, Provider
 from caudal.providers.fake import FakeProvider, MachineTimes
+from caudal.providers.hosts import HostsProvider
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.own_hosts import own_hosts
 
 SITE = "north"
 
@@ -176,6 +178,19 @@ def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
 
 
+@contextmanager
+def hosts_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """Two machines of the team's own, each a real SSH server on loopback."""
+    with own_hosts(tmp_path / "hosts") as hosts, ExitStack() as closing:
+
+        def build() -> HostsProvider:
+            provider = hosts.provider()
+            closing.callback(provider.close)
+            return provider
+
+        yield ProviderCase(RealClock().sleep, 10.0, hosts.silence, build(), build, None)
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -183,4 +198,8 @@ def unreachable(call: Callable[[], object]) -> None:
 
 
 DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
-PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
+PROVIDERS: list[Any] = [
+    pytest.param(fake_provider, id="fake"),
+    pytest.param(local_provider, id="local"),
+    pytest.param(hosts_provider, id="hosts"),
+]
