@@ -67,7 +67,7 @@ class OwnHost:
         process.exit(done.returncode)
 
 
-class Noting(asyncssh.SSHServer):
+class Noting(asyncssh.SSHServer):  # type: ignore[misc]
     """Keeps the connections, so that they can be cut."""
 
     def __init__(self, host: OwnHost) -> None:

@@ -171,7 +171,7 @@ def test_release_ends_what_was_started_also_what_left_its_session(hosts: OwnHost
     provider = hosts.provider(bootstrap=lambda lease, host: SLEEPER)
     take(provider, "one", "lease-1")
     machine = provider.machines()[0]
-    assert machine.state is MachineState.PENDING and not machine.failed
+    assert machine.state is MachineState.RUNNING and not machine.failed
     node = next((hosts.hosts["one"].home / ".caudal" / "nodes").iterdir())
     until(lambda: (node / "child").exists() and (node / "child").read_text().strip())
     child, main = int((node / "child").read_text()), int((node / "log").read_text().split()[1])
@@ -197,10 +197,12 @@ def test_a_bootstrap_that_fails_says_why(hosts: OwnHosts) -> None:
 def test_a_bootstrap_that_ends_well_makes_a_node_and_runs_once(hosts: OwnHosts) -> None:
     provider = hosts.provider(bootstrap=lambda lease, host: f'echo {lease} >> "$HOME/ran"')
     take(provider, "one", "lease-1")
-    until(lambda: provider.machines()[0].state is MachineState.RUNNING)
+    ran = hosts.hosts["one"].home / ".caudal" / "nodes"
+    until(lambda: [f.read_text() for f in ran.glob("*/state")] == ["0\n"])
     take(provider, "one", "lease-1")
     time.sleep(0.3)
     assert (hosts.hosts["one"].home / "ran").read_text() == "lease-1\n"
+    assert not provider.machines()[0].failed
     provider.close()
 
 
@@ -209,7 +211,7 @@ def test_a_damaged_claim_is_nobodys_guess(hosts: OwnHosts, provider: HostsProvid
     hosts.hosts["one"].claim.write_text("[]")
     assert provider.listing().silent == {"north"}
     assert {o.id: o.available for o in provider.offers()}["own:one"] == 0
-    with pytest.raises(Failed, match="cut off|cannot be read"):
+    with pytest.raises(Failed, match="cannot be read"):
         read_claim("{", "one")
 
 

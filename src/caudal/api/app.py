@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from caudal.api import events, fleet, gangs, keys, metrics, models
+from caudal.api import events, fleet, gangs, keys, metrics, models, nodes
 from caudal.api.context import Context
 from caudal.api.door import Door
 from caudal.domain.errors import CaudalError, NotFound, UsageError
@@ -50,7 +50,7 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(CaudalError, _caudal_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for router in (fleet.router, gangs.router, events.router, models.router, keys.router):
+    for router in (fleet.router, gangs.router, nodes.router, events.router, models.router, keys.router):
         app.include_router(router, prefix=PREFIX)
     app.include_router(metrics.router)  # where Prometheus looks
     return app

@@ -14,6 +14,7 @@ from caudal.domain.fleet import Lease, LeaseState, Market, Offer
 from caudal.policy.board import Board
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
+from caudal.policy.unfit import against_offer
 
 ONE_NODE_PROVIDERS = frozenset({"local"})
 """Providers whose site is one share of one machine: a second node there would hold the same cores."""
@@ -75,6 +76,8 @@ class Buyer:
             return Reason("offer.none_left", f"no machine is left of offer {offer.id}")
         if self._one_node(offer.site) and any(x.site == offer.site for x in board.leases.values()):
             return Reason("offer.none_left", f"site {offer.site} is one node, and it is held")
+        if (unfit := against_offer(board, offer)) is not None:
+            return unfit
         for intent in board.failed:
             refused = not intent.error.startswith(("superseded", "not_listed"))
             if refused and isinstance(intent.action, AcquireNode) and intent.action.offer.id == offer.id:

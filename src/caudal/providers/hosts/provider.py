@@ -157,9 +157,14 @@ class HostsProvider:
         """See `ports.Checkup`."""
         try:
             found = self.health()
-            seen = self._look()
         except CaudalError as error:
-            found, seen = {host.name: error for host in self._spec.hosts}, {}
+            found = {host.name: error for host in self._spec.hosts}
+        last = {host.name: self._memory.last(host.name) for host in self._spec.hosts}
+        try:
+            last |= self._look()
+        except CaudalError:
+            pass  # said for each host already
+        seen = {name: said for name, said in last.items() if said is not None}
         return looked_over(self._spec.hosts, self._fleet, found, seen)
 
     def _is_ours(self, host: HostSpec, claim: Claim | None) -> bool:
@@ -262,13 +267,12 @@ class HostsProvider:
 
 def _machine(host: HostSpec, seen: Seen, *, silent: bool) -> Machine:
     assert seen.claim is not None
-    ready = not seen.claim.boots or seen.code == 0
-    failed = "" if ready or seen.code is None else seen.why or f"its bootstrap ended with code {seen.code}"
+    failed = "" if not seen.code else seen.why or f"its bootstrap ended with code {seen.code}"
     return Machine(
         id=f"{ID}-{host.name}-{seen.claim.mark}",
         site=host.site,
         machine_type=host.name,
-        state=MachineState.RUNNING if ready else MachineState.PENDING,
+        state=MachineState.RUNNING,  # as a cloud says it: of the bootstrap speaks the node itself
         lease_id=seen.claim.lease,
         address=host.address,
         silent=silent,
