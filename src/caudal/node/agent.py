@@ -18,7 +18,7 @@ from typing import Any
 
 from caudal.node.burn_in import Found, faults, look
 from caudal.node.control import Away, ControlApi, Refused
-from caudal.node.links import Answering, test_link
+from caudal.node.links import Answering, measured
 
 BEAT_S = 5.0
 JOIN_S = 300.0
@@ -71,7 +71,7 @@ class Agent:
 
     def _found(self) -> Found:
         found = look(self._folder)
-        tested = [(peer, test_link(peer)) for peer in self._config.get("peers", ())]
+        tested = [(peer, measured(peer)) for peer in self._config.get("peers", ())]
         return replace(
             found, links=tuple((peer, link.bytes_per_s if link else None) for peer, link in tested)
         )

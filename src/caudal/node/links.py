@@ -73,7 +73,7 @@ class Answering:
             self._room.release()
 
 
-def test_link(address: str, size: int = TEST_BYTES) -> Link | None:
+def measured(address: str, size: int = TEST_BYTES) -> Link | None:
     """Test the link to a peer; None where it does not answer."""
     host, _, port = address.rpartition(":")
     try:
