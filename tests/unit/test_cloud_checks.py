@@ -65,7 +65,7 @@ def test_aws_all_is_well(aws: Aws) -> None:
 
 
 def test_aws_names_the_missing_action(aws: Aws) -> None:
-    text = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/a is not authorized to perform: iam:PassRole on resource: x"
+    text = "User: arn:aws:iam::1:user/a is not authorized to perform: iam:PassRole on resource: x"
     aws.identity()
     aws.permissions("UnauthorizedOperation", text)
     aws.quotas.add_client_error("get_service_quota", "AccessDeniedException")

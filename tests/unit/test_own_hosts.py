@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,37 @@ def test_a_wrong_key_says_what_to_do(hosts: OwnHosts) -> None:
     found = provider.health()["one"]
     assert isinstance(found, NotAllowed) and "authorized_keys" in found.remedy
     provider.close()
+
+
+def test_a_damaged_ssh_configuration_is_said(hosts: OwnHosts) -> None:
+    (hosts.folder / "id").write_text("no key")
+    provider = hosts.provider()
+    with pytest.raises(Unreachable, match="does not let us in|cannot be used"):  # noqa: RUF043
+        provider.machines()
+    provider.close()
+
+
+def test_of_many_fleets_at_once_one_gets_the_host(hosts: OwnHosts) -> None:
+    """Eight fleets ask for one host at the same moment, five times over."""
+    providers = [hosts.provider(fleet=f"fleet-{number}") for number in range(8)]
+    wanted = next(o for o in providers[0].offers() if o.id == "own:one")
+    for turn in range(5):
+
+        def ask(number: int, lease: str = f"lease-{turn}") -> bool:
+            try:
+                providers[number].acquire(lease, wanted, f"token {number} {lease}")
+            except NoCapacity:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(ask, range(8)))
+        assert sum(won) == 1
+        winner = providers[won.index(True)]
+        assert [len(p.machines()) for p in providers] == [int(p is winner) for p in providers]
+        winner.release(winner.machines()[0].id)
+    for provider in providers:
+        provider.close()
 
 
 SLEEPER = """

@@ -66,16 +66,16 @@ def _aws(spec: ProviderSpec, region: str, site: SiteSpec) -> Sequence[Check]:
     try:
         session = boto3.Session(profile_name=spec.account or None, region_name=region)
         config = Config(connect_timeout=CALL_S, read_timeout=CALL_S, retries={"max_attempts": 1})
-        clients = [
+        sts, ec2, quotas = (
             session.client(name, config=config, endpoint_url=spec.endpoint or None)
             for name in ("sts", "ec2", "service-quotas")
-        ]
+        )
     except BotoCoreError as error:
         return [
             Check(f"aws {region}", "fail", str(error)[:200], "correct `account` (a profile) and `region`")
         ]
     kind = site.machine_types[0] if site.machine_types else "m5.large"
-    return AwsChecks(region, *clients, site.image, kind, time.time).checks()
+    return AwsChecks(region, sts, ec2, quotas, site.image, kind, time.time).checks()
 
 
 def _azure(spec: ProviderSpec, region: str) -> Sequence[Check]:

@@ -118,7 +118,7 @@ class AwsChecks:
         return Check(name, "ok", "allowed")
 
     def _quotas(self) -> list[Check]:
-        found = []
+        found: list[Check] = []
         for code, what in QUOTAS.items():
             name = f"aws {self.region} quota {code}"
             try:

@@ -23,6 +23,9 @@ KEEPALIVE_S = 3.0
 MAX_ANSWER_BYTES = 1 << 20
 T = TypeVar("T")
 
+SETTINGS = (asyncssh.ConfigParseError, asyncssh.KeyImportError, asyncssh.KeyEncryptionError)
+"""The user's own ssh configuration or key cannot be used: no other host is at fault for it."""
+
 
 class LoopThread:
     """An event loop in a thread of its own, for ports whose methods block."""
@@ -69,7 +72,7 @@ class Remote:
         try:
             async with asyncio.timeout(within_s + CONNECT_S):
                 return await self._run(script, given, within_s)
-        except (TimeoutError, OSError, asyncssh.Error) as error:
+        except (TimeoutError, OSError, asyncssh.Error, *SETTINGS) as error:
             await self.drop()
             raise self._explained(error) from error
 
@@ -132,6 +135,13 @@ class Remote:
                 where=self.where,
                 why=error.reason[:300],
                 remedy="put the public key into its ~/.ssh/authorized_keys, or load yours into the agent (ssh-add)",
+            )
+        if isinstance(error, SETTINGS):
+            return NotAllowed(
+                "the ssh configuration or a key of it cannot be used",
+                where=self.where,
+                why=str(error)[:300],
+                remedy="correct ~/.ssh/config; load an encrypted key into the agent (ssh-add)",
             )
         why = "no answer in time" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
         return Unreachable(
