@@ -259,8 +259,10 @@ class HostsProvider:
         return dict(zip(self._remotes, found, strict=True))
 
     async def _drop_all(self) -> None:
-        for task in self._looks.values():
+        looks = list(self._looks.values())
+        for task in looks:
             task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
         for remote in self._remotes.values():
             await remote.drop()
 
