@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.event import Event, Point
@@ -214,6 +214,26 @@ class Regional(Protocol):
 
     def listing(self) -> Listing:
         """The list of the regions that answer. Raises Unreachable where none does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One look at something that may stand in the way. `state`: `warn` works now and will hurt, `fail` does not work.
+    `said` is what was seen, in one line and without secrets; `remedy` what to do (empty where nothing is to be done)."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    said: str
+    remedy: str = ""
+
+
+@runtime_checkable
+class Checkup(Protocol):
+    """What a provider or a driver may be besides: one that can say what stands in its way (`caudal doctor`)."""
+
+    def checks(self) -> Sequence[Check]:
+        """Look, within seconds, and change nothing. Raises nothing: what cannot be seen is a check that says why."""
         ...
 
 

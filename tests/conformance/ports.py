@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -29,10 +29,12 @@ from caudal.providers.aws.provider import AwsProvider
 from caudal.providers.azure import AzureProvider
 from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
+from caudal.providers.hosts import HostsProvider
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
 from tests.support.aws import REGION, fresh_aws, reserved
 from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
+from tests.support.own_hosts import own_hosts
 from tests.support.ssh_server import ssh_server
 
 SITE = "north"
@@ -260,6 +262,19 @@ def aws_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 10.0, silence, build(), build, limit)
 
 
+@contextmanager
+def hosts_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """Two machines of the team's own, each a real SSH server on loopback."""
+    with own_hosts(tmp_path / "hosts") as hosts, ExitStack() as closing:
+
+        def build() -> HostsProvider:
+            provider = hosts.provider()
+            closing.callback(provider.close)
+            return provider
+
+        yield ProviderCase(RealClock().sleep, 10.0, hosts.silence, build(), build, None)
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -278,4 +293,5 @@ PROVIDERS: list[Any] = [
     pytest.param(local_provider, id="local"),
     pytest.param(azure_on_fake, id="azure"),
     pytest.param(aws_provider, id="aws"),
+    pytest.param(hosts_provider, id="hosts"),
 ]

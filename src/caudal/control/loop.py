@@ -15,6 +15,7 @@ from caudal.control.confirm import confirm
 from caudal.control.execute import Executor
 from caudal.control.guard import guard
 from caudal.control.launch import LaunchSettings
+from caudal.control.nodes import note_failures
 from caudal.control.observe import Observer
 from caudal.control.record import record
 from caudal.control.settings import Settings
@@ -86,6 +87,7 @@ class ControlLoop:
         epoch = self.lead()
         yield "led"
         snapshot = self._observer.observe(store.read())
+        note_failures(store, snapshot)
         yield "observed"
         decision = decide(snapshot, snapshot.at, self._rules())
         yield "decided"

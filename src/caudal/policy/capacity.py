@@ -18,6 +18,7 @@ from caudal.policy.budgets import spent
 from caudal.policy.contracts import against, rank, under_contracts
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
+from caudal.policy.unfit import against_offer
 
 ONE_NODE_PROVIDERS = frozenset({"local"})
 """Providers whose site is one share of one machine: a second node there would hold the same cores."""
@@ -100,6 +101,8 @@ class Buyer:
         signed = against(fleet, offer, board.leases.values(), board.now) if fleet else None
         if signed is not None:
             return signed
+        if (unfit := against_offer(board, offer)) is not None:
+            return unfit
         for intent in board.failed:
             refused = not intent.error.startswith(("superseded", "not_listed"))
             if refused and isinstance(intent.action, AcquireNode) and intent.action.offer.id == offer.id:

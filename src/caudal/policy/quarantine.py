@@ -18,7 +18,9 @@ def release_strays(board: Board) -> None:
         if since is None or machine.id in asked or not is_stray(board, machine):
             continue
         stray_s = board.now - since
-        if stray_s >= board.rules.quarantine_s and machine.state is not MachineState.STOPPING:
+        if machine.silent or machine.state is MachineState.STOPPING:
+            continue  # it cannot be asked now, or was
+        if stray_s >= board.rules.quarantine_s:
             text = f"machine {machine.id} carries the tag of {machine.lease_id}, which is no live lease"
             reason = Reason("machine.stray", text, {"quarantined_s": stray_s, "site": machine.site})
             board.choose(ReleaseMachine(machine.id, machine.site), machine.site, reason)

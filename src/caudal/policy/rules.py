@@ -54,6 +54,7 @@ class Rules:
     idle_release_s: float = 300.0
     leave_ahead_s: float = 150.0
     leave_margin_s: float = 10.0
+    unfit_retry_s: float = 900.0  # an offer whose machine failed its burn-in is left alone for so long
     intent_retry_base_s: float = 0.5
     intent_retry_max_s: float = 15.0
     intent_repeat_s: float = 20.0  # an issued intent whose effect is not seen is issued again after this
