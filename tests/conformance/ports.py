@@ -6,10 +6,11 @@ and how time passes: virtual for the fakes, real (and short) for the others.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from caudal.ports import Driver, Provider
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support import ray_site
 
 SITE = "north"
 
@@ -165,6 +167,35 @@ def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
     yield DriverCase(clock.sleep, 20.0, None, driver, real_spec, lambda: LocalDriver(SITE, root, RealClock()))
 
 
+_ray_sites = itertools.count(1)
+
+
+@contextmanager
+def ray_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Jobs of a real Ray cluster, the same for all tests; each has a site of its own on it."""
+    cluster = ray_site.SHARED.get()
+    site = f"{SITE}-{next(_ray_sites)}"
+    door = ray_site.through(cluster)
+    driver = cluster.driver(door.url, site)
+
+    def make_spec(gang_id: str, wish: Does) -> GangSpec:
+        asks = Resources(cpus=0.5, memory_bytes=64 << 20)
+        return replace(real_spec(gang_id, wish), site=site, lease_id="lease-1", resources=asks)
+
+    def silence(on: bool) -> None:
+        door.shut = on
+
+    try:
+        yield DriverCase(
+            RealClock().sleep, 60.0, silence, driver, make_spec, lambda: cluster.driver(door.url, site)
+        )
+        for status in driver.gangs():
+            driver.forget(status.gang_id)
+    finally:
+        driver.close()
+        door.close()
+
+
 @contextmanager
 def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     """This machine, shared out between two sites; each has one machine and never more."""
@@ -182,5 +213,14 @@ def unreachable(call: Callable[[], object]) -> None:
         call()
 
 
-DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
+RAY_MARKS = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ray_site.unusable()), reason=ray_site.unusable()),
+]
+DRIVERS: list[Any] = [
+    pytest.param(fake_driver, id="fake"),
+    pytest.param(local_driver, id="local"),
+    pytest.param(ray_driver, id="ray", marks=RAY_MARKS),
+]
 PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]

@@ -20,6 +20,7 @@ ENDED = "ended"  # exit_code, at, error
 LOST = "lost"  # at, error: its processes are gone, and how they ended is unknown
 REPEATED = "repeated"  # that gang has run before and was forgotten: nothing was started
 
+GANG_LABEL = "caudal.gang"
 SITE_LABEL = "caudal.site"
 TOKEN_LABEL = "caudal.token"
 EPOCH_LABEL = "caudal.epoch"
@@ -42,19 +43,24 @@ LEASE_SHARE = 0.001  # of a node's lease resource, of which it has 1: room for 1
 LEASE_PREFIX = "caudal-lease-"
 
 
+def job_id(site: str, gang_id: str) -> str:
+    """The submission id of a gang's job: with its site, so that several may share a cluster that is somebody's own."""
+    return f"caudal-{site}-{gang_id}"
+
+
 def lease_resource(lease_id: str) -> str:
     """The custom resource with which the node of a lease joins Ray."""
     return LEASE_PREFIX + re.sub(r"[^A-Za-z0-9_-]", "-", lease_id)
 
 
-def spec_message(gang_id: str, token: str) -> str:
+def spec_message(site: str, gang_id: str, token: str) -> str:
     """The package name under which a gang's spec, with its secrets, waits for its supervisor: a few seconds."""
-    return f"caudal-spec-{_safe(gang_id)}-{_safe(token)}.zip"
+    return f"caudal-spec-{_safe(f'{site}-{gang_id}-{token}')}.zip"
 
 
-def stop_message(gang_id: str) -> str:
+def stop_message(site: str, gang_id: str, token: str) -> str:
     """The package name under which a supervisor is told how soon its gang has to end."""
-    return f"caudal-stop-{_safe(gang_id)}.zip"
+    return f"caudal-stop-{_safe(f'{site}-{gang_id}-{token}')}.zip"
 
 
 def begun_key(site: str, gang_id: str) -> str:

@@ -78,7 +78,8 @@ def is_over(job: Mapping[str, Any]) -> bool:
 def status(job: Mapping[str, Any], said: Said, *, surely_gone: bool) -> GangStatus:
     """The gang's row. `surely_gone`: so much time has passed since its supervisor was first seen dead that its
     processes cannot live."""
-    gang_id, site = str(job["submission_id"]), str((job.get("metadata") or {}).get(names.SITE_LABEL, ""))
+    labels = job.get("metadata") or {}
+    gang_id, site = str(labels.get(names.GANG_LABEL, "")), str(labels.get(names.SITE_LABEL, ""))
     started_at = _number((said.started or {}).get("started_at"))
     if not is_over(job):
         state = GangState.RUNNING if said.started else GangState.STARTING

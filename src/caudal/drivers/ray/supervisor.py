@@ -52,7 +52,9 @@ def main(words: list[str]) -> int:
     kv.drop_message(spec_name)
     if said is None:
         return _say(names.ENDED, exit_code=names.CANNOT_START, error="its spec is not there (any more)")
-    return Supervisor(gang_id, json.loads(said), asked).run()
+    spec = json.loads(said)
+    asked.message = names.stop_message(str(spec["site"]), gang_id, str(spec["token"]))
+    return Supervisor(gang_id, spec, asked).run()
 
 
 def _say(kind: str, **more: Any) -> int:
@@ -69,18 +71,19 @@ class Asked:
     def __init__(self) -> None:
         self.now = False
         self.grace_s: float | None = None
+        self.message = ""  # where the driver says it
         self._next_look = 0.0
 
     def note(self, _number: int, _frame: FrameType | None) -> None:
         """SIGTERM's handler."""
         self.now = True
 
-    def look(self, gang_id: str) -> float | None:
+    def look(self) -> float | None:
         """A grace that is new since the last look: the first one, or a shorter one."""
         if not self.now and time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + ASK_EVERY_S
-        said = kv.message(names.stop_message(gang_id))
+        said = kv.message(self.message)
         if said is None and not self.now:
             return None
         self.now = True
@@ -112,7 +115,7 @@ class Supervisor:
         finally:
             if self._group is not None:
                 remove_placement_group(self._group)
-            kv.drop_message(names.stop_message(self._gang_id))
+            kv.drop_message(self._asked.message)
 
     def _run(self) -> int:
         site, token = str(self._spec["site"]), str(self._spec["token"])
@@ -149,7 +152,7 @@ class Supervisor:
         """Until it is over."""
         waiting = keeper.wait.remote(5.0)
         while True:
-            grace_s = self._asked.look(self._gang_id)
+            grace_s = self._asked.look()
             if grace_s is not None:
                 keeper.stop.remote(grace_s)
             ready, _ = ray.wait([waiting], timeout=LOOK_S)
@@ -187,7 +190,7 @@ class Supervisor:
         return self._group
 
     def _pause(self, until: float, why: str) -> None:
-        if self._asked.look(self._gang_id) is not None:
+        if self._asked.look() is not None:
             raise Over("it was to end before it had started", names.STOPPED_BEFORE)
         if time.monotonic() > until:
             raise Over(why, names.CANNOT_START)
@@ -196,7 +199,7 @@ class Supervisor:
     def _await(self, future: Any, limit_s: float, why: str) -> Any:
         until = time.monotonic() + limit_s
         while not ray.wait([future], timeout=LOOK_S)[0]:
-            if self._asked.look(self._gang_id) is not None:
+            if self._asked.look() is not None:
                 raise Over("it was to end before it had started", names.STOPPED_BEFORE)
             if time.monotonic() > until:
                 raise Over(why, names.CANNOT_START)
@@ -232,9 +235,10 @@ def _where(
     joined under a lease; else a node that has none. None, with why, where there is no such node (yet)."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     lease = names.lease_resource(lease_id)
-    if lease_id and any(lease in has for has in alive):
+    if any(lease in has for has in alive):
         return {lease: names.LEASE_SHARE}, ""
-    free = [has for has in alive if not any(name.startswith(names.LEASE_PREFIX) for name in has)]
+    leased = [has for has in alive if any(name.startswith(names.LEASE_PREFIX) for name in has)]
+    free = [has for has in alive if has not in leased or not lease_id]
     fitting = [has for has in free if all(has.get(name, 0) >= amount for name, amount in asks.items())]
     if not fitting:
         return None, f"no node has joined as {lease}, and none that is free of leases has {asks}"
