@@ -40,7 +40,9 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(bool(ray_site.unusable() or wan.unusable()), reason=ray_site.unusable() or wan.unusable()),
+    pytest.mark.skipif(
+        bool(ray_site.unusable() or wan.unusable()), reason=ray_site.unusable() or wan.unusable()
+    ),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +153,9 @@ class World:
         """The gang's row, if its site answers and it is in one of the states (none: in any)."""
         with suppress(Unreachable):
             rows = self.drivers[gang.site].gangs()
-            return next((r for r in rows if r.gang_id == gang.gang_id and (not states or r.state in states)), None)
+            return next(
+                (r for r in rows if r.gang_id == gang.gang_id and (not states or r.state in states)), None
+            )
         return None
 
     def until(self, holds: Callable[[], Any], limit_s: float = 60.0) -> Any:
@@ -227,7 +231,9 @@ def orphan(world: World) -> tuple[GangSpec, GangStatus, float]:
     gang = spec("orphan-0", "a-0", 1, SLEEPER)
     text = json.dumps(msgspec.to_builtins(gang))
     command = [sys.executable, "-c", STARTER, world.doors["a"].url, str(world.a.token_file), text]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}) as control:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    ) as control:
         assert control.stdout is not None and control.stdout.readline() == b"runs\n"
         control.kill()
     row = world.until(lambda: world.row(gang, GangState.RUNNING))
@@ -237,23 +243,30 @@ def orphan(world: World) -> tuple[GangSpec, GangStatus, float]:
 def test_a_gang_goes_to_the_node_of_its_lease_with_its_devices_and_no_secret_is_listed(
     world: World, orphan: object
 ) -> None:
-    show = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ.get('NEURON_RT_VISIBLE_CORES'), "
+    show = (
+        "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ.get('NEURON_RT_VISIBLE_CORES'), "
+    )
     show += "sorted(k for k in os.environ if k.startswith('RAY_')), os.nice(0), oct(os.stat('key').st_mode), "
     show += "open('key').read() == 'tops' + 'ecret', flush=True); import time; time.sleep(600)"
-    process = ProcessSpec(("{python}", "-c", show), env={"CUDA_VISIBLE_DEVICES": "7"}, files={"key": "topsecret"})
+    process = ProcessSpec(
+        ("{python}", "-c", show), env={"CUDA_VISIBLE_DEVICES": "7"}, files={"key": "topsecret"}
+    )
     gpu = spec("gpu-0", "a-1", 1, process, asks=Resources(1.0, 64 << 20, accelerators=1))
     core = spec("core-0", "b-0", 1, process, asks=Resources(1.0, 64 << 20, neuron_cores=2))
     pid = world.start(gpu).pids[0]
     assert pid in world.wan.pids("a2")
     world.start(core)
-    said = [
-        world.until(lambda g=gang: world.drivers[g.site].logs(g.gang_id).strip()) for gang in (gpu, core)
-    ]
+    said = [world.until(lambda g=gang: world.drivers[g.site].logs(g.gang_id).strip()) for gang in (gpu, core)]
     assert said[0] in ("0 None [] 0 0o100600 True", "1 None [] 0 0o100600 True")
-    assert said[1].split(" ")[1] in ("0,1", "1,2", "2,3", "0,2", "0,3", "1,3") and said[1].endswith("0o100600 True")
+    assert said[1].split(" ")[1] in ("0,1", "1,2", "2,3", "0,2", "0,3", "1,3") and said[1].endswith(
+        "0o100600 True"
+    )
     for name in ("a", "b"):
         jobs = world.drivers[name]._jobs
-        listed = [jobs._call("GET", path).text for path in ("/api/jobs/", "/api/v0/actors?detail=1", "/api/v0/tasks")]
+        listed = [
+            jobs._call("GET", path).text
+            for path in ("/api/jobs/", "/api/v0/actors?detail=1", "/api/v0/tasks")
+        ]
         listed += [jobs.output(job["submission_id"]) for job in jobs.all()]
         assert not any("topsecret" in text for text in listed)
     lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]

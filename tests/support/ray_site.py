@@ -141,13 +141,18 @@ class RaySite:
             size,
             token_file=str(self.token_file),
             node_address=address or self.address,
-            more=(*SMALL, f"--dashboard-agent-listen-port={free_ports(1)[0]}", f"--temp-dir={self.folder / 'n'}"),
+            more=(
+                *SMALL,
+                f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+                f"--temp-dir={self.folder / 'n'}",
+            ),
         )
         return self._start(lease_id, command, enter)
 
     def _start(self, name: str, command: list[str], enter: Sequence[str] | None) -> Node:
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"
+        ray_bin = env.get("CAUDAL_TEST_RAY_BIN", str(Path(sys.executable).parent))  # of another Ray than ours
+        env["PATH"] = f"{ray_bin}:{env.get('PATH', '')}"
         log = self.folder / f"{name}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

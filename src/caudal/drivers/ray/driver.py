@@ -20,7 +20,7 @@ from caudal.domain.errors import CaudalError, Failed, NotFound, Stale, Unreachab
 from caudal.domain.gang import GangSpec, GangStatus
 from caudal.drivers.ray import names
 from caudal.drivers.ray.commands import check_version
-from caudal.drivers.ray.jobs import Jobs, jobs_url
+from caudal.drivers.ray.jobs import Jobs
 from caudal.drivers.ray.package import code
 from caudal.drivers.ray.records import Said, is_over, parse, status, told
 
@@ -31,7 +31,8 @@ SETTLE_S = 3.0
 
 
 class RayDriver:
-    """Implements `ports.Driver` for one site. `address` is the Jobs URL, or the head's `host:port`.
+    """Implements `ports.Driver` for one site. `address` is the Jobs URL, or the head's `host:port`; where the head is
+    started on the site's first node, a call that says it, and is empty until that is known.
 
     `cut_s`: a gang's processes end when their node has had no answer from the head for so long. `place_s`: how long
     a gang may wait for room. `token_file` None: Ray's own chain.
@@ -40,7 +41,7 @@ class RayDriver:
     def __init__(
         self,
         site: str,
-        address: str,
+        address: str | Callable[[], str],
         *,
         token_file: Path | None = None,
         cut_s: float = names.CUT_S,
@@ -49,11 +50,14 @@ class RayDriver:
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.site = site
-        self._jobs = Jobs(jobs_url(address), f"site {site}", token_file)
+        say = address if callable(address) else lambda: str(address)
+        self._jobs = Jobs(say, f"site {site}", token_file)
         self._cut_s, self._place_s, self._log_cap_bytes = cut_s, place_s, log_cap_bytes
         self._steady = steady
         self._new_enough = False
-        self._said: dict[str, tuple[Any, Said]] = {}  # by gang: the job's start time, and what its supervisor said
+        self._said: dict[
+            str, tuple[Any, Said]
+        ] = {}  # by gang: the job's start time, and what its supervisor said
         self._over_since: dict[str, float] = {}  # when a gang's supervisor was first seen to be over
         self._forgotten: set[str] = set()  # and not deleted yet
 

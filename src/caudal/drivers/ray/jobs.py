@@ -7,7 +7,7 @@ nothing about what runs there. Knows nothing about gangs.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -52,15 +52,16 @@ def own_token() -> str:
 
 
 class Jobs:
-    """One head's Jobs API. `where` is what errors name."""
+    """One head's Jobs API. `address` is asked at every call: a site's head may not be there yet (then it is empty),
+    or be another machine than before. `where` is what errors name."""
 
-    def __init__(self, url: str, where: str, token_file: Path | None = None) -> None:
-        self.url = url
-        self._where = f"{where} ({url})"
+    def __init__(self, address: Callable[[], str], where: str, token_file: Path | None = None) -> None:
+        self._address = address
+        self._where = where
         self._token_file = token_file
         timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
         # Without `trust_env` no proxy of this machine's environment sees the token or the gangs' secrets.
-        self._http = httpx.Client(base_url=url, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(timeout=timeout, trust_env=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -141,10 +142,13 @@ class Jobs:
             raise self._silent("it is not Ray that answers there") from error
 
     def _call(self, method: str, path: str, *, fine: tuple[int, ...] = (), **more: Any) -> httpx.Response:
+        address = self._address()
+        if not address:
+            raise self._silent("the site has no head yet")
         token = self._token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with self._http.stream(method, path, headers=headers, **more) as answer:
+            with self._http.stream(method, jobs_url(address) + path, headers=headers, **more) as answer:
                 _take(answer)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._silent(str(error) or type(error).__name__) from error
@@ -172,7 +176,7 @@ class Jobs:
     def _silent(self, why: str) -> Unreachable:
         return Unreachable(
             "the Ray head does not answer",
-            where=self._where,
+            where=f"{self._where} ({self._address() or 'no address'})",
             why=why,
             remedy="check that `ray start --head` runs there and that its Jobs address is reached from here",
         )

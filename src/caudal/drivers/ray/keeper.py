@@ -128,7 +128,9 @@ class Keeper:
             }
             for process in self._spec["processes"]
         ]
-        known = {key: self._spec[key] for key in ("gang_id", "site", "node", "epoch", "token", "log_cap_bytes")}
+        known = {
+            key: self._spec[key] for key in ("gang_id", "site", "node", "epoch", "token", "log_cap_bytes")
+        }
         logs_dir = ray._private.worker._global_node.get_logs_dir_path()  # what Ray's log server reads
         return {**known, "mark": self._mark, "logs_dir": logs_dir, "processes": processes}
 
@@ -170,5 +172,7 @@ def _surroundings(environment: os._Environ[str]) -> dict[str, str]:
     """What the node's environment is to the gang's processes: all but Ray's own, which holds its token."""
     kept = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
     paths = [p for p in kept.pop("PYTHONPATH", "").split(os.pathsep) if p]
-    paths = [p for p in paths if not Path(p).resolve().is_relative_to(CODE) and "/site-packages/ray/" not in p]
+    paths = [
+        p for p in paths if not Path(p).resolve().is_relative_to(CODE) and "/site-packages/ray/" not in p
+    ]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)} if paths else kept

@@ -29,13 +29,15 @@ SENT = (
     "drivers/ray/shim.py",
     "drivers/ray/supervisor.py",
 )
-START = """import signal, sys
+START = """import os, signal, sys
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until somebody heeds it: Ray takes a second to import
 
 from caudal.drivers.ray.supervisor import main
 
-sys.exit(main(sys.argv[1:]))
+code = main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)  # all is said: leaving Ray politely takes most of a second, and its end is noticed all the same
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest that a zip can say: the same bytes whenever they are made
 

@@ -28,9 +28,7 @@ BEATS = 0  # the descriptor of standard input
 
 def uptime_s() -> float:
     """Seconds since boot, with the time that the machine slept."""
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from types import FrameType
 from typing import Any
@@ -124,7 +123,9 @@ class Supervisor:
         if not kv.put_once(names.begun_key(site, self._gang_id), token):
             return _say(names.REPEATED, exit_code=names.CANNOT_START)
         kv.put_once(names.fence_key(*lease, epoch), self._gang_id)  # first written, then looked at: of two
-        newest = int(kv.keys(names.fence_prefix(*lease))[-1].rpartition("/")[2])  # the older one sees the newer
+        newest = int(
+            kv.keys(names.fence_prefix(*lease))[-1].rpartition("/")[2]
+        )  # the older one sees the newer
         if newest > epoch:
             raise Over(f"epoch {epoch} of lease {lease[1] or lease[2]} is fenced by {newest}", names.FENCED)
         _say(names.BEGUN)
@@ -137,7 +138,9 @@ class Supervisor:
                 scheduling_strategy=strategy,
                 max_restarts=0,
                 max_concurrency=4,
-                runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},  # Ray's is 15, and children inherit it
+                runtime_env={
+                    "env_vars": {"RAY_worker_niceness": "0"}
+                },  # Ray's is 15, and children inherit it
             )
             .remote(self._spec)
         )
@@ -249,7 +252,3 @@ def _where(
 
 def _is_address(resource: str) -> bool:
     return resource.startswith("node:") and resource != "node:__internal_head__"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
