@@ -56,16 +56,16 @@ def test_a_jobs_api_for_everybody_is_refused() -> None:
     assert head_command("x", Resources(1), node_address="10.0.0.4", token_file="/t", jobs_host="10.0.0.4")
 
 
-@pytest.mark.parametrize("version", ["2.52.0", "2.60.0", "3.0.0.dev0"])
+@pytest.mark.parametrize("version", ["2.56.0", "2.60.0", "3.0.0.dev0"])
 def test_a_new_ray_is_taken(version: str) -> None:
     check_version(version, "site north")
 
 
-@pytest.mark.parametrize("version", ["2.51.9", "1.13.0", "", "nightly"])
+@pytest.mark.parametrize("version", ["2.55.1", "1.13.0", "", "nightly"])
 def test_an_old_or_unknown_ray_is_refused_with_what_to_do(version: str) -> None:
     with pytest.raises(Failed, match="too old") as caught:
         check_version(version, "site north")
-    assert "2.52" in caught.value.remedy and caught.value.where == "site north"
+    assert "2.56" in caught.value.remedy and caught.value.where == "site north"
 
 
 def test_the_bound_for_a_cut_off_node_is_longer_than_the_head_takes_to_give_it_up() -> None:

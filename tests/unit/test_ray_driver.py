@@ -104,7 +104,7 @@ def test_a_token_that_is_missing_or_wrong_is_said_without_showing_it(
 
 def test_an_old_ray_gets_nothing_to_start(answers: Callable[..., str]) -> None:
     error = raised(lambda: RayDriver("north", answers(200, {"ray_version": "2.9.3"})).start(SPEC, "t"))
-    assert type(error) is Failed and "too old" in error.what and "2.52" in error.remedy
+    assert type(error) is Failed and "too old" in error.what and "2.56" in error.remedy
 
 
 def test_an_answer_without_end_is_cut_off(

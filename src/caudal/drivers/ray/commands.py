@@ -16,8 +16,8 @@ from caudal.domain.errors import Failed, UsageError
 from caudal.domain.fleet import Resources
 from caudal.drivers.ray.names import lease_resource
 
-MIN_RAY = (2, 52)
-"""The first with token authentication (docs.ray.io, "Token authentication", read 2026-11)."""
+MIN_RAY = (2, 56)
+"""The oldest that was tried (2026-11). 2.51 and older have no tokens; 2.52.1 has, and refuses its own when logs are read."""
 
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -41,7 +41,7 @@ def check_version(version: str, where: str) -> None:
     raise Failed(
         f"Ray {version or '(unknown version)'} is too old",
         where=where,
-        why=f"Caudal needs Ray {oldest} or newer: older ones let anybody who reaches the head run anything",
+        why=f"Caudal needs Ray {oldest} or newer: older ones have no tokens, or do not heed them everywhere",
         remedy=f'install "ray[default]>={oldest}" on the site\'s machines and start its head again',
     )
 

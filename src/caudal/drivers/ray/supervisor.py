@@ -26,6 +26,7 @@ LOOK_S = 0.2
 START_S = 90.0  # until a keeper stands: a worker process, which imports Ray
 ASK_EVERY_S = 1.0  # how often it looks for a stop whose signal was lost
 DEFAULT_GRACE_S = 10.0
+NICE = {"RAY_worker_niceness": "0"}  # Ray's is 15, and what a worker starts inherits it
 
 Spec = dict[str, Any]
 
@@ -101,7 +102,6 @@ class Supervisor:
         self._spec = spec
         self._asked = asked
         self._group: PlacementGroup | None = None
-        self._started = False
 
     def run(self) -> int:
         """The whole life; returns the job's exit code."""
@@ -122,32 +122,33 @@ class Supervisor:
         epoch = int(self._spec["epoch"])
         if not kv.put_once(names.begun_key(site, self._gang_id), token):
             return _say(names.REPEATED, exit_code=names.CANNOT_START)
-        kv.put_once(names.fence_key(*lease, epoch), self._gang_id)  # first written, then looked at: of two
-        newest = int(
-            kv.keys(names.fence_prefix(*lease))[-1].rpartition("/")[2]
-        )  # the older one sees the newer
+        # First written, then looked at: of two starts at one time the older one sees the newer.
+        kv.put_once(names.fence_key(*lease, epoch), self._gang_id)
+        newest = int(kv.keys(names.fence_prefix(*lease))[-1].rpartition("/")[2])
         if newest > epoch:
             raise Over(f"epoch {epoch} of lease {lease[1] or lease[2]} is fenced by {newest}", names.FENCED)
         _say(names.BEGUN)
-        strategy = PlacementGroupSchedulingStrategy(self._place(), 0)
-        asks = _asks(self._spec)
+        group, asks = self._place(), _asks(self._spec)
         keeper = (
             ray.remote(Keeper)
             .options(
                 **_options(asks),
-                scheduling_strategy=strategy,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
                 max_restarts=0,
                 max_concurrency=4,
-                runtime_env={
-                    "env_vars": {"RAY_worker_niceness": "0"}
-                },  # Ray's is 15, and children inherit it
+                runtime_env={"env_vars": NICE},
             )
             .remote(self._spec)
         )
-        started = self._await(keeper.start.remote(), START_S, "its node did not start it")
+        starting = keeper.start.remote()
+        until = time.monotonic() + START_S
+        while not self._looks(keeper, starting):
+            if time.monotonic() > until:
+                ray.kill(keeper)  # whether it has started anything is not known: it is given up as lost
+                return self._lost("its node did not start it in time")
+        started = ray.get(starting)
         if "error" in started:
             raise Over(started["error"], started["exit_code"])
-        self._started = True
         _say(names.STARTED, **started)
         return self._watch(keeper)
 
@@ -155,19 +156,20 @@ class Supervisor:
         """Until it is over."""
         waiting = keeper.wait.remote(5.0)
         while True:
-            grace_s = self._asked.look()
-            if grace_s is not None:
-                keeper.stop.remote(grace_s)
-            ready, _ = ray.wait([waiting], timeout=LOOK_S)
-            if not ready:
+            if not self._looks(keeper, waiting):
                 continue
             end = ray.get(waiting)
             if end is None:
                 waiting = keeper.wait.remote(5.0)
-            elif end["exit_code"] is None:
-                return _say(names.LOST, **end)
             else:
-                return _say(names.ENDED, **end)
+                return _say(names.LOST if end["exit_code"] is None else names.ENDED, **end)
+
+    def _looks(self, keeper: Any, future: Any) -> bool:
+        """Pass on what the gang was asked; whether the keeper has answered within a moment."""
+        grace_s = self._asked.look()
+        if grace_s is not None:
+            keeper.stop.remote(grace_s)
+        return bool(ray.wait([future], timeout=LOOK_S)[0])
 
     def _lost(self, error: str) -> int:
         """The keeper is gone, with its node or alone. Its processes end when it dies, or when its node has had
@@ -185,8 +187,7 @@ class Supervisor:
             if where is not None:
                 break
             self._pause(until, why)
-        # CPU 0 is no bundle: a share of the node's own resource is, and it is there on every node
-        bundle = {**asks, **where} or {"CPU": 0.001}
+        bundle = {**asks, **where} or {"CPU": 0.001}  # an empty one is none
         self._group = placement_group([bundle], strategy="STRICT_PACK", name=self._gang_id)
         while not self._group.wait(LOOK_S):
             self._pause(until, f"no node has {bundle} free")
@@ -198,15 +199,6 @@ class Supervisor:
         if time.monotonic() > until:
             raise Over(why, names.CANNOT_START)
         time.sleep(LOOK_S)
-
-    def _await(self, future: Any, limit_s: float, why: str) -> Any:
-        until = time.monotonic() + limit_s
-        while not ray.wait([future], timeout=LOOK_S)[0]:
-            if self._asked.look() is not None:
-                raise Over("it was to end before it had started", names.STOPPED_BEFORE)
-            if time.monotonic() > until:
-                raise Over(why, names.CANNOT_START)
-        return ray.get(future)
 
 
 def _asks(spec: Spec) -> dict[str, float]:
