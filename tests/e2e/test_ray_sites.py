@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +110,7 @@ class World:
     """The WAN, its two sites, and a driver for each."""
 
     def __init__(self, stack: ExitStack) -> None:
+        self.since = time.time()
         self.wan = stack.enter_context(wan.Wan(["control", "a", "a2", "b"], delay_ms=5.0))
         self.a = stack.enter_context(RaySite("a", self.wan.address("a"), self.wan.enter("a")))
         self.b = stack.enter_context(RaySite("b", self.wan.address("b"), self.wan.enter("b")))
@@ -201,6 +203,11 @@ def says(code: str) -> ProcessSpec:
 
 
 SLEEPER = says("import time; time.sleep(600)")
+PARENT = says(
+    "import subprocess, sys, time; "
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+    "print(child.pid, flush=True); time.sleep(600)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -275,11 +282,14 @@ def test_a_gang_goes_to_the_node_of_its_lease_with_its_devices_and_no_secret_is_
 
 
 def test_a_killed_raylet_is_noticed_and_its_gang_runs_elsewhere(world: World) -> None:
-    gang = spec("lost-0", "a-1", 1, SLEEPER)
+    gang = spec("lost-0", "a-1", 1, PARENT)
     pid = world.start(gang).pids[0]
+    child = int(world.until(lambda: world.drivers["a"].logs("lost-0").strip()))
     killed_at = time.monotonic()
     world.a.nodes["a-1"].raylet().kill()
-    gone_s = world.until(lambda: not psutil.pid_exists(pid) and time.monotonic() - killed_at)
+    gone_s = world.until(
+        lambda: not any(map(psutil.pid_exists, (pid, child))) and time.monotonic() - killed_at
+    )
     lost = world.until(lambda: world.row(gang, GangState.LOST))
     lost_s = time.monotonic() - killed_at
     assert lost.exit_code is None
@@ -415,3 +425,12 @@ def test_the_next_control_process_adopts_what_ran_without_one(
     assert (found.state, found.pids, found.started_at) == (GangState.RUNNING, before.pids, before.started_at)
     print(f"its control process has been gone for {time.monotonic() - killed_at:.0f} s")
     world.end(gang)
+
+
+def test_no_gang_leaves_its_files_behind(world: World) -> None:
+    def left() -> list[Path]:
+        return [
+            p for p in Path(tempfile.gettempdir()).glob("caudal-gang-*") if p.stat().st_mtime > world.since
+        ]
+
+    world.until(lambda: not left(), 10.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from caudal.drivers import local_folder as files
+from caudal.drivers.processes import Identity, alive, send
 from caudal.drivers.ray import names
 from caudal.drivers.ray.shim import BOOT, uptime_s
 
@@ -85,10 +87,13 @@ class Held:
         path = self.folder / name
         return json.loads(path.read_text()) if path.exists() else None
 
-    def over(self) -> int:
+    def shim(self) -> Identity:
+        """Who it is."""
+        return Identity(*self.beating(lambda: self.read(files.SHIM))["shim"])
+
+    def over(self, shim: Identity) -> None:
         """Wait until the shim has left."""
-        assert self.process is not None
-        return self.process.wait(15.0)
+        self.beating(lambda: not alive(shim), beat=False)
 
 
 @pytest.fixture
@@ -99,8 +104,8 @@ def held(tmp_path: Path) -> Iterator[Held]:
         assert made.process.stdin is not None and made.process.stdout is not None
         made.process.kill()
         made.process.wait()
-        made.process.stdin.close()
         made.process.stdout.close()
+        made.process.stdin.close()  # and with it the shim
 
 
 FOREVER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -121,10 +126,11 @@ def test_it_lives_while_it_is_told_so(held: Held) -> None:
 def test_silence_ends_it_within_the_bound(held: Held) -> None:
     held.start(FOREVER)
     pid = held.pid()
-    silent_at = time.monotonic()
+    shim, silent_at = held.shim(), time.monotonic()
     held.beating(lambda: not psutil.pid_exists(pid), beat=False)
     assert time.monotonic() - silent_at < CUT_S + names.CUT_MARGIN_S
-    assert held.over() == 0 and held.read(files.EXIT)["exit_code"] == -9
+    held.over(shim)
+    assert not held.folder.exists()
 
 
 def test_answers_that_are_old_are_no_answers(held: Held) -> None:
@@ -139,21 +145,21 @@ def test_answers_that_are_old_are_no_answers(held: Held) -> None:
 
 def test_the_end_of_the_string_ends_it_at_once_with_its_secrets(held: Held) -> None:
     held.start(FOREVER, key="secret")
-    pid = held.pid()
+    pid, shim = held.pid(), held.shim()
     assert (held.folder / "key").stat().st_mode & 0o777 == 0o600
     assert held.process is not None and held.process.stdin is not None
     held.process.stdin.close()
     cut_at = time.monotonic()
     held.beating(lambda: not psutil.pid_exists(pid), beat=False)
     assert time.monotonic() - cut_at < 1.0
-    held.over()
+    held.over(shim)
     assert not held.folder.exists()
 
 
 def test_a_start_that_was_held_up_is_not_made(held: Held, tmp_path: Path) -> None:
     held.start(f"open({str(tmp_path / 'ran')!r}, 'w')", answered_at=uptime_s() - 2 * CUT_S)
-    held.over()
-    assert held.read(files.EXIT)["exit_code"] == names.CANNOT_START
+    end = held.beating(lambda: held.read(files.EXIT), beat=False)
+    assert end["exit_code"] == names.CANNOT_START
     assert not (tmp_path / "ran").exists()
 
 
@@ -163,7 +169,5 @@ def test_an_exit_code_is_kept_and_a_stop_is_graceful(held: Held) -> None:
     log = held.logs / names.log_file("a-0", 0)
     held.beating(lambda: "up" in log.read_text())
     (held.folder / files.STOP).write_text(json.dumps({"grace_s": 10.0}))
-    assert held.process is not None
-    held.process.terminate()
-    held.beating(lambda: held.process and held.process.poll() is not None)
-    assert held.read(files.EXIT)["exit_code"] == 143
+    send(held.shim(), signal.SIGTERM)
+    assert held.beating(lambda: held.read(files.EXIT))["exit_code"] == 143

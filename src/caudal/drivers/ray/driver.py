@@ -141,7 +141,7 @@ class RayDriver:
         else:
             raise NotFound(f"no gang {gang_id}", where=f"site {self.site}")
         texts = [self._tail(said.node, file, tail_bytes // max(1, len(said.logs))) for file in said.logs]
-        if not any(texts) and job is not None:
+        if not any(texts) and job is not None and (said.started is None or said.ended is not None):
             return _end(told(self._output(job)).encode(), tail_bytes)
         if len(texts) < 2:
             return "".join(texts)

@@ -17,16 +17,17 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 
 from caudal.drivers import local_folder as files
 from caudal.drivers.local_folder import Folder, Record
-from caudal.drivers.processes import marked, send
+from caudal.drivers.processes import Identity, alive, marked, send
 from caudal.drivers.ray import kv, names
 from caudal.drivers.ray.shim import BOOT, uptime_s
 
+LOOK_S = 0.05
 READY_S = 20.0  # a shim stands in 0.1 s; a machine that swaps takes longer
 DEVICES = ("CUDA_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 CODE = str(Path(__file__).resolve().parents[3])  # what holds the package that the driver sent
@@ -39,7 +40,6 @@ class Keeper:
         self._spec = spec
         self._site, self._gang_id = str(spec["site"]), str(spec["gang_id"])
         self._folder: Folder | None = None
-        self._shim: subprocess.Popen[bytes] | None = None
         self._answered_at = uptime_s()
         self._mark = os.urandom(16).hex()
         self._lock = threading.Lock()
@@ -73,16 +73,21 @@ class Keeper:
 
     def wait(self, timeout_s: float) -> dict[str, Any] | None:
         """How it ended; None where it lives after that long. `exit_code` None: nobody knows."""
-        assert self._folder is not None and self._shim is not None
-        try:
-            self._shim.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        assert self._folder is not None
+        until = time.monotonic() + timeout_s
+        while self._lives():
+            if time.monotonic() > until:
+                return None
+            time.sleep(LOOK_S)
         end = self._folder.read(files.EXIT)
         self._kill()
         shutil.rmtree(self._folder.path, ignore_errors=True)  # with the secrets; the logs lie elsewhere
         if end is None:
-            return {"exit_code": None, "at": time.time(), "error": "its shim died"}
+            return {
+                "exit_code": None,
+                "at": time.time(),
+                "error": "its node had no answer from the head for too long, or its shim died",
+            }
         return {"exit_code": end.get("exit_code"), "at": end.get("at"), "error": end.get("error", "")}
 
     def stop(self, grace_s: float) -> None:
@@ -91,16 +96,16 @@ class Keeper:
             if self._stop is not None:
                 grace_s = min(grace_s, max(0.0, self._stop["kill_at"] - time.time()))
             self._stop = {"grace_s": grace_s, "kill_at": time.time() + grace_s}
-            if self._folder is None or self._shim is None or self._shim.poll() is not None:
+            if self._folder is None or not self._lives():
                 return
             self._folder.write(files.STOP, self._stop)
-            self._shim.send_signal(signal.SIGTERM)
+            send(self._shim_of(), signal.SIGTERM)
 
     def _launch(self) -> None:
         # Not the session's own folder: its path may be too open, and Ray sweeps it.
         self._folder = gang = Folder(Path(tempfile.mkdtemp(prefix="caudal-gang-")))
         gang.write(files.SPEC, self._record(gang.path))
-        self._shim = subprocess.Popen(
+        launcher = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", BOOT, CODE, str(gang.path), *self._string()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -108,9 +113,20 @@ class Keeper:
             start_new_session=True,
             umask=0o077,
         )
-        threading.Thread(target=self._beat, daemon=True).start()
-        assert self._shim.stdout is not None
-        select.select([self._shim.stdout], [], [], READY_S)
+        assert launcher.stdin is not None and launcher.stdout is not None
+        threading.Thread(target=self._beat, args=(launcher.stdin,), daemon=True).start()
+        select.select([launcher.stdout], [], [], READY_S)
+        launcher.wait()  # it forked and left
+        launcher.stdout.close()
+
+    def _shim_of(self) -> Identity:
+        assert self._folder is not None
+        return Identity(*(self._folder.read(files.SHIM) or {}).get("shim", (0, "")))
+
+    def _lives(self) -> bool:
+        """Whether the shim has still something to say."""
+        assert self._folder is not None
+        return not self._folder.has(files.EXIT) and alive(self._shim_of())
 
     def _string(self) -> tuple[str, str]:
         return str(self._spec["cut_s"]), str(self._answered_at)
@@ -134,10 +150,9 @@ class Keeper:
         logs_dir = ray._private.worker._global_node.get_logs_dir_path()  # what Ray's log server reads
         return {**known, "mark": self._mark, "logs_dir": logs_dir, "processes": processes}
 
-    def _beat(self) -> None:
+    def _beat(self, string: IO[bytes]) -> None:
         """Ask the head whether the gang is still wanted there, and pass on when it was asked and answered."""
-        assert self._shim is not None and self._shim.stdin is not None
-        while self._shim.poll() is None:
+        while True:
             asked_at = uptime_s()
             try:
                 given_up = kv.get(names.lost_key(self._site, self._gang_id)) is not None
@@ -146,19 +161,16 @@ class Keeper:
                 continue
             try:
                 if given_up:
-                    self._shim.stdin.close()
+                    string.close()
                     return
-                self._shim.stdin.write(f"{asked_at}\n".encode())
-                self._shim.stdin.flush()
+                string.write(f"{asked_at}\n".encode())
+                string.flush()
             except OSError:
                 return  # it is over
             time.sleep(names.BEAT_S)
 
     def _kill(self) -> None:
         """Kill what is left of the gang, wherever it went."""
-        if self._shim is not None and self._shim.poll() is None:
-            self._shim.kill()
-            self._shim.wait()
         for _ in range(100):
             left = marked(f"{files.MARK}={self._mark}")
             if not left:

@@ -67,7 +67,7 @@ def parse(output: str) -> Said:
 def told(output: str) -> str:
     """Why a gang did not start or was lost, for people; empty where nothing is known."""
     said = parse(output)
-    return str((said.ended or {}).get("error", "")) or _last_words(output)
+    return _last_words(output) if said.ended is None else str(said.ended.get("error", ""))
 
 
 def is_over(job: Mapping[str, Any]) -> bool:

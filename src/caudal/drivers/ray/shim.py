@@ -34,6 +34,11 @@ def uptime_s() -> float:
 def main() -> None:
     """Be the shim of the folder's gang until it is over."""
     folder, cut_s, answered_at = sys.argv[2:5]
+    if os.fork():
+        os._exit(
+            0
+        )  # Ray kills its workers' own children by SIGKILL: then nobody would sweep up after the gang
+    os.setsid()
     os.umask(0o077)
     gang = Folder(Path(folder))
     lock = gang.lock()
@@ -43,7 +48,7 @@ def main() -> None:
     assert spec, "the keeper writes the spec before it starts a shim"
     shim = KeptShim(gang, spec, float(cut_s), float(answered_at))
     shim.run()
-    if not shim.kept:  # nobody is left to read how it ended, and the folder holds the gang's secrets
+    if shim.let_go:  # nobody is to read how it ended (it is lost), and the folder holds the gang's secrets
         shutil.rmtree(gang.path, ignore_errors=True)
 
 
@@ -55,6 +60,7 @@ class KeptShim(Shim):
         self.cut_s = cut_s
         self.answered_at = answered_at
         self.kept = True  # the keeper's end of the string is open
+        self.let_go = False  # ended because of the string
         os.set_blocking(BEATS, False)
 
     def _start_all(self) -> None:
@@ -79,6 +85,7 @@ class KeptShim(Shim):
             else:
                 self._take(descriptor)
         if not self.kept or self._cut_off():
+            self.let_go = True
             self._end(0.0)
 
     def _hear(self) -> None:
