@@ -46,9 +46,13 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest that a zip can say: the same bytes w
 def code() -> tuple[str, bytes]:
     """The package's name and its bytes."""
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(made, "w") as archive:
         for name in SENT:
-            archive.writestr(zipfile.ZipInfo(f"caudal/{name}", EPOCH), (PACKAGE / name).read_bytes())
-        archive.writestr(zipfile.ZipInfo(ENTRY, EPOCH), START)
+            _add(archive, f"caudal/{name}", (PACKAGE / name).read_bytes())
+        _add(archive, ENTRY, START.encode())
     data = made.getvalue()
     return f"caudal-site-{hashlib.sha256(data).hexdigest()[:32]}.zip", data
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name, EPOCH), data, zipfile.ZIP_DEFLATED)
