@@ -79,3 +79,9 @@ def test_the_package_is_the_same_whenever_it_is_made() -> None:
     package.code.cache_clear()
     assert package.code() == (name, data)
     assert name.endswith(".zip") and len(data) < 64 << 10
+
+
+def test_a_later_word_does_not_hide_a_shorter_grace() -> None:
+    said = [names.stop_message("north", "a@v2-0", "t", grace_s) for grace_s in (600.0, 0.3, 10.0)]
+    assert [names.grace_of(name) for name in sorted(said)] == [0.3, 10.0, 600.0]
+    assert all(name.startswith(names.stop_prefix("north", "a@v2-0", "t")) for name in said)

@@ -97,8 +97,8 @@ class RayDriver:
         job = self._job(gang_id)
         if job is None or is_over(job):
             return
-        message = names.stop_message(self.site, gang_id, str(_labels(job).get(names.TOKEN_LABEL, "")))
-        self._jobs.send(message, json.dumps({"grace_s": grace_s}).encode())
+        token = str(_labels(job).get(names.TOKEN_LABEL, ""))
+        self._jobs.send(names.stop_message(self.site, gang_id, token, grace_s), b"stop")
         self._jobs.stop(self._id(gang_id))
 
     def gangs(self) -> Sequence[GangStatus]:

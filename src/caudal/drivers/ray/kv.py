@@ -37,3 +37,9 @@ def message(name: str) -> bytes | None:
 def drop_message(name: str) -> None:
     """Forget a message."""
     internal_kv._internal_kv_del(f"gcs://{name}")
+
+
+def messages(prefix: str) -> list[str]:
+    """The names of the messages that begin so, sorted."""
+    found = internal_kv._internal_kv_list(f"gcs://{prefix}")
+    return sorted(bytes(key).decode().removeprefix("gcs://") for key in found)

@@ -58,9 +58,20 @@ def spec_message(site: str, gang_id: str, token: str) -> str:
     return f"caudal-spec-{_safe(f'{site}-{gang_id}-{token}')}.zip"
 
 
-def stop_message(site: str, gang_id: str, token: str) -> str:
-    """The package name under which a supervisor is told how soon its gang has to end."""
-    return f"caudal-stop-{_safe(f'{site}-{gang_id}-{token}')}.zip"
+def stop_prefix(site: str, gang_id: str, token: str) -> str:
+    """What the package names of a gang's stops begin with."""
+    return f"caudal-stop-{_safe(f'{site}-{gang_id}-{token}')}--"
+
+
+def stop_message(site: str, gang_id: str, token: str, grace_s: float) -> str:
+    """The package name by which a supervisor is told how soon its gang has to end. One for each grace: a later word
+    must not hide an earlier, shorter one. The first in order is the shortest."""
+    return f"{stop_prefix(site, gang_id, token)}{round(max(0.0, grace_s) * 1000):012d}.zip"
+
+
+def grace_of(message: str) -> float:
+    """The grace that a stop's name says."""
+    return int(message.rpartition("--")[2].removesuffix(".zip")) / 1000
 
 
 def begun_key(site: str, gang_id: str) -> str:

@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
     if said is None:
         return _say(names.ENDED, exit_code=names.CANNOT_START, error="its spec is not there (any more)")
     spec = json.loads(said)
-    asked.message = names.stop_message(str(spec["site"]), gang_id, str(spec["token"]))
+    asked.prefix = names.stop_prefix(str(spec["site"]), gang_id, str(spec["token"]))
     return Supervisor(gang_id, spec, asked).run()
 
 
@@ -71,7 +71,7 @@ class Asked:
     def __init__(self) -> None:
         self.now = False
         self.grace_s: float | None = None
-        self.message = ""  # where the driver says it
+        self.prefix = ""  # of the messages by which the driver says it
         self._next_look = 0.0
 
     def note(self, _number: int, _frame: FrameType | None) -> None:
@@ -83,11 +83,11 @@ class Asked:
         if not self.now and time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + ASK_EVERY_S
-        said = kv.message(self.message)
-        if said is None and not self.now:
+        said = kv.messages(self.prefix)
+        if not said and not self.now:
             return None
         self.now = True
-        grace_s = DEFAULT_GRACE_S if said is None else float(json.loads(said)["grace_s"])
+        grace_s = names.grace_of(said[0]) if said else DEFAULT_GRACE_S
         if self.grace_s is not None and grace_s >= self.grace_s:
             return None
         self.grace_s = grace_s
@@ -114,7 +114,8 @@ class Supervisor:
         finally:
             if self._group is not None:
                 remove_placement_group(self._group)
-            kv.drop_message(self._asked.message)
+            for message in kv.messages(self._asked.prefix):
+                kv.drop_message(message)
 
     def _run(self) -> int:
         site, token = str(self._spec["site"]), str(self._spec["token"])
