@@ -15,7 +15,7 @@ from caudal.domain.gang import Gang, Role
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 from caudal.policy.slots import Slot, base_of
-from caudal.policy.unfit import why_unfit
+from caudal.policy.unfit import joined, why_unfit
 
 GIB = float(1 << 30)
 
@@ -60,7 +60,7 @@ class Placer:
             return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
         ranked = sorted(fits, key=lambda lease: self._rank(slot, lease))
         best = ranked[0]
-        ready = best.state is LeaseState.ACTIVE
+        ready = not self._waits(best)
         reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
         rejected = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]] + rejected
         if not ready:
@@ -140,10 +140,14 @@ class Placer:
     def _rank(self, slot: Slot, lease: Lease) -> tuple[float | int | str, ...]:
         """Smallest is best. Nodes that are ready come first for all."""
         order = self._board.sites.index(lease.site)
-        waits = int(lease.state is not LeaseState.ACTIVE)
+        waits = int(self._waits(lease))
         if slot.role is not Role.REPLICA:
             return (waits, order, self._left(slot, lease), lease.node)
         return (waits, self._siblings(slot, lease.site), self._left(slot, lease), order, lease.node)
+
+    def _waits(self, lease: Lease) -> bool:
+        """Whether a node is still on its way."""
+        return lease.state is not LeaseState.ACTIVE or not joined(self._board, lease)
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
@@ -168,7 +172,7 @@ class Placer:
 
     def _advantage(self, slot: Slot, best: Lease, other: Lease) -> str:
         """The first thing in which one node is better than another, as a sentence."""
-        if (best.state is LeaseState.ACTIVE) != (other.state is LeaseState.ACTIVE):
+        if self._waits(best) != self._waits(other):
             return f"node {best.node} is ready, and {other.node} is still on its way"
         if slot.role is Role.REPLICA:
             here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)

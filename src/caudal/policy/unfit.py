@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from caudal.domain.decision import Reason, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Offer
-from caudal.domain.node import failed, subject
+from caudal.domain.node import failed, ready, subject
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 
@@ -18,7 +18,20 @@ def why_unfit(board: Board, lease: Lease) -> str:
     if report is not None and failed(report):
         return str(report.status.get("why") or "its burn-in failed")
     machine = machine_of(board, lease)
-    return machine.failed if machine else ""
+    if machine is not None and machine.failed:
+        return machine.failed
+    since = lease.active_at if lease.active_at is not None else board.now
+    if not joined(board, lease) and board.now - since >= board.rules.boot_s:
+        return f"it has not joined its site within {board.rules.boot_s:.0f} s"
+    return ""
+
+
+def joined(board: Board, lease: Lease) -> bool:
+    """Whether a node belongs to its site by its own word, where that takes one: a machine that runs is no node yet."""
+    fleet = board.snapshot.state.fleet
+    if fleet is None or not fleet.begins_ray(lease.site):
+        return True
+    return ready(board.reports.get(subject(lease.id)))
 
 
 def release_unfit(board: Board) -> None:
