@@ -53,9 +53,7 @@ def ray_token(secret: str, site: str) -> str:
     return _made(secret, f"ray cluster of {site}")
 
 
-def join(
-    store: Store, secret: str, lease_id: str, given: str, nonce: object, now: float
-) -> dict[str, str]:
+def join(store: Store, secret: str, lease_id: str, given: str, nonce: object, now: float) -> dict[str, str]:
     """Change a join token: the node's own, and where its site is a cluster that its nodes make up, `role` (head or
     node), `cluster_token` and `head` (empty until the head has said where it is: ask again). Raises Unauthorized (wrong,
     of another lease, expired), NotFound, Stale (used)."""

@@ -29,13 +29,16 @@ def ready(report: Report | None) -> bool:
     return report is not None and report.status.get("state") == READY
 
 
-def head_of(site: str, leases: Iterable[Lease], reports: Iterable[Report]) -> tuple[Lease, Mapping[str, Any]] | None:
+def head_of(
+    site: str, leases: Iterable[Lease], reports: Iterable[Report]
+) -> tuple[Lease, Mapping[str, Any]] | None:
     """The node that is (or is to be) the head of a site's own cluster, and what it last said; None where there is none.
     One that failed is none any more."""
     said = {r.gang_id: r for r in reports}
     for lease in sorted(leases, key=lambda x: (x.requested_at, x.id)):
         report = said.get(subject(lease.id))
-        if lease.live and lease.site == site and report is not None and not failed(report):
-            if report.status.get("role") == HEAD:
-                return lease, report.status
+        if not lease.live or lease.site != site or report is None or failed(report):
+            continue
+        if report.status.get("role") == HEAD:
+            return lease, report.status
     return None
