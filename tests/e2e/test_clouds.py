@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 REGION, ZONE = "eu-north-1", "eu-north-1a"
 CORES = len(os.sched_getaffinity(0))
 KIND = min(
-    (k for k in BY_NAME.values() if k.machine.resources.cpus > CORES + 1),
-    key=lambda k: (k.machine.resources.accelerators, k.machine.resources.cpus, k.name),
+    (k for k in BY_NAME.values() if k.machine_type.resources.cpus > CORES + 1),
+    key=lambda k: (k.computes, k.machine_type.resources.cpus, k.name),
 ).name
 
 FLEET = """\
@@ -87,7 +87,7 @@ def test_a_machine_is_rented_under_a_contract_billed_and_given_back(rents: tuple
     assert "tiny.worker.0-1" in nodes["there"]["gangs"]
     assert nodes["there"]["machine_type"] == KIND
     one.wait_for(
-        lambda: (one.home / "fakes" / "amazon" / "machines" / mine / "node" / "token").exists(),
+        lambda: (one.home / "fakes" / "amazon" / "machines" / mine / ".caudal" / "node" / "token").exists(),
         60,
         "the machine's own agent to have changed its join token",
     )
