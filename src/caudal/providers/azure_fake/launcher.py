@@ -20,6 +20,7 @@ import psutil
 
 from caudal.domain.errors import Failed
 from caudal.providers.azure_fake import TOKEN_VARIABLE
+from caudal.providers.fake_processes import end, recorded
 
 RECORD = "fake.json"
 LOG = "fake.log"
@@ -72,7 +73,7 @@ def start(state: Path, port: int = 0, *, boot_s: float = 0.5, delete_s: float = 
 
 def running(state: Path) -> tuple[str, str] | None:
     """The URL and the token of the fake that runs there and answers; None where none does."""
-    process, record = _recorded(state)
+    process, record = recorded(state / RECORD)
     if process is None:
         return None
     url, token = str(record["url"]), str(record["token"])
@@ -86,29 +87,10 @@ def running(state: Path) -> tuple[str, str] | None:
 
 def stop(state: Path) -> None:
     """End the fake that runs there, and with it its machines; none is fine. Returns when it is gone."""
-    process, _ = _recorded(state)
+    process, _ = recorded(state / RECORD)
     if process is not None:
-        try:
-            process.terminate()
-            process.wait(END_S)
-        except psutil.TimeoutExpired:
-            process.kill()  # its machines end with it
-            process.wait(END_S)
-        except psutil.NoSuchProcess:
-            pass  # it was quicker
+        end(process, END_S)
     (state / RECORD).unlink(missing_ok=True)
-
-
-def _recorded(state: Path) -> tuple[psutil.Process | None, dict[str, Any]]:
-    """The process that the record names, if it is still that one, and the record."""
-    try:
-        found = json.loads((state / RECORD).read_text())
-        process = psutil.Process(int(found["pid"]))
-        if process.create_time() == found["born"] and process.status() != psutil.STATUS_ZOMBIE:
-            return process, found
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        pass  # nobody wrote a record, or who did is gone
-    return None, {}
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
