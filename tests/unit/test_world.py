@@ -19,7 +19,7 @@ from caudal.composition.first_node import GONE_S, FirstNodeDriver
 from caudal.composition.world import build_world
 from caudal.control import nodes
 from caudal.domain.decision import StartGang
-from caudal.domain.errors import CaudalError, Unreachable, UsageError
+from caudal.domain.errors import CaudalError, SpecError, Unreachable, UsageError
 from caudal.domain.fleet import (
     ApiSpec,
     DriverSpec,
@@ -40,6 +40,7 @@ from caudal.node.cluster import Member
 from caudal.ports import Change, World
 from caudal.providers.azure_fake import launcher
 from caudal.providers.bootstrap import AWS_LIMIT_BYTES
+from caudal.spec import parse
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.identity import identity, known
@@ -144,6 +145,26 @@ def test_every_kind_is_built_and_closed(place: Home, store: SqlStore) -> None:
     for part in (*built.providers.values(), *built.drivers.values()):
         if isinstance(part, world.Closing):
             part.close()
+
+
+NODES = {
+    "https://x/c.whl": "wheel_sha256: the SHA-256",
+    "c.whl": "is no address that a machine can fetch",
+}
+
+
+@pytest.mark.parametrize("wheel", NODES)
+def test_what_nodes_are_made_of_is_checked_in_the_file(wheel: str) -> None:
+    with pytest.raises(SpecError, match=NODES[wheel]):
+        parse(f"type: fleet\nname: lab\nsites: [{{name: a}}]\nnodes: {{wheel: {wheel}}}\n", "fleet.yaml")
+    with pytest.raises(SpecError, match="there is none"):
+        parse(
+            f"type: fleet\nname: lab\nsites: [{{name: a}}]\nnodes: {{lock: /l.txt, lock_sha256: {SHA}}}\n",
+            "f",
+        )
+    text = f"type: fleet\nname: lab\nsites: [{{name: a}}]\nnodes: {{wheel: /c.whl, wheel_sha256: {SHA}}}\n"
+    (found,) = parse(text, "fleet.yaml")
+    assert isinstance(found, FleetSpec) and found.nodes == NodesSpec(wheel="/c.whl", wheel_sha256=SHA)
 
 
 # what a machine is told
