@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from caudal.domain.workload import StageSpec, TokenizerSpec, TrainSpec
 from caudal.store.blobs import open_blobs
-from caudal.train.codec import Encoder
+from caudal.train.codec import Encoder, decode
 from caudal.train.data.prepare import prepare
-from caudal.train.inner import TorchInner
+from caudal.train.inner import TorchInner, _torch
 from caudal.train.interface import IdRange, RunPlan, Stage, plan
 from caudal.train.layout import initial_state
 from caudal.train.outer import Outer
@@ -58,6 +59,13 @@ class Way:
     rate: float = 2**0.5
     rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5
+    gradients: bool = False  # in step: gradients are averaged, and one AdamW's step of them is said
+    sync_bits: int = 0  # 0: as `bits`
+    sync_late: int = 0
+    clip: str = "sites"  # "sites": each site's gradient is shortened; "mean": the mean
+    hand: str = (
+        "own"  # the moments that sites go on with: "own", of their own gradients, or "shared", of the mean
+    )
 
     def rate_at(self, done: float) -> float:
         """What sites multiply their rates by: the root of two in step, then `rate`, which goes from `rate_from` of the
@@ -108,6 +116,93 @@ def quantised(x: Any, levels: int) -> Any:
     return (q * scale).reshape(-1)[:n].astype(np.float32)
 
 
+_IN_STEP: dict[Any, Any] = {}
+
+
+def in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> int:
+    """The first part of the run, one step a round: gradients are averaged, AdamW is the coordinator's, and what it
+    says changes the state. Sites keep moments of their own gradients meanwhile. Returns how many ids are trained."""
+    key = (way.sync, way.sync_bits or way.bits, way.sync_late, way.clip)
+    if key not in _IN_STEP:
+        _IN_STEP[key] = _in_step(inners, run, outer, way)
+    done, state, moments, shared, steps = _IN_STEP[key]
+    outer.state[:] = state
+    outer.momentum[:] = 0
+    for inner, own in zip(inners, moments, strict=True):
+        inner.forget()
+        inner.load(state)
+        mine = inner._optimiser.state[inner._flat]
+        m, v = shared if way.hand == "shared" else own
+        mine["step"] = torch.tensor(float(steps))
+        mine["exp_avg"], mine["exp_avg_sq"] = torch.from_numpy(m.copy()), torch.from_numpy(v.copy())
+        inner._steps = steps
+    return int(done)
+
+
+def _in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> Any:
+    stage, done, bits = run.stages[0], 0, way.sync_bits or way.bits
+    state = outer.state.copy()
+    m, v, unsaid = np.zeros_like(state), np.zeros_like(state), np.zeros_like(state)
+    residuals = [np.zeros_like(state) for _ in inners]
+    decays = inners[0]._decays.numpy()
+    encoder, steps, waiting = Encoder(), 0, []
+    cut = run.fragments
+
+    def said(x: Any, residual: Any) -> Any:
+        if bits == 32:
+            return x
+        left = np.empty_like(x)
+        coded = [encoder.encode(x[a:b], residual[a:b], left[a:b], bits) for a, b in cut]
+        residual[:] = left
+        return np.concatenate([decode(c, b - a, bits) for c, (a, b) in zip(coded, cut, strict=True)])
+
+    while done / stage.ids < way.sync:
+        stop = min(stage.ids, done + SITES * stage.batch)
+        rate = learning_rate(stage, (done + stop) / 2 / stage.ids)
+        total = np.zeros_like(state)
+        for site, inner in enumerate(inners):
+            ids = range(done + site * stage.batch, min(stop, done + (site + 1) * stage.batch))
+            inner.load(state)
+            total += said(gradient(inner, ids, way.clip == "sites"), residuals[site]) * (
+                len(ids) / (stop - done)
+            )
+        if way.clip == "mean":
+            total *= min(1.0, 1.0 / (np.sqrt(np.sum(np.square(total, dtype=np.float64))) + 1e-6))
+        steps, done = steps + 1, stop
+        m += (total - m) * np.float32(0.1)
+        v += (total * total - v) * np.float32(0.01)
+        wanted = (
+            m / np.float32(1 - 0.9**steps) / (np.sqrt(v / np.float32(1 - 0.99**steps)) + np.float32(1e-8))
+        )
+        wanted += np.float32(stage.weight_decay) * decays * state
+        waiting.append(said(wanted * np.float32(-rate), unsaid))
+        if len(waiting) > way.sync_late:
+            state += waiting.pop(0)
+    for change in waiting:
+        state += change
+    moments = []
+    for inner in inners:
+        mine = inner._optimiser.state[inner._flat]
+        moments.append((mine["exp_avg"].numpy().copy(), mine["exp_avg_sq"].numpy().copy()))
+    return done, state, moments, (m, v), steps
+
+
+def gradient(inner: TorchInner, ids: range, clip: bool) -> Any:
+    """The mean gradient of these samples. The optimiser's moments learn of it, the parameters stay."""
+    batch = inner._samples[0].batch(ids)
+    loss = inner._model.loss(inner._flat, *_torch(batch))
+    loss.backward()
+    told = inner._flat.grad.numpy().copy()
+    norm = float(torch.nn.utils.clip_grad_norm_([inner._flat], 1.0))
+    if clip:
+        told *= min(1.0, 1.0 / (norm + 1e-6))
+    inner._optimiser.param_groups[0]["lr"] = 0.0
+    inner._optimiser.step()
+    inner._flat.grad = None
+    inner._steps += 1
+    return told
+
+
 def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -> float:
     """Sites that agree in this way; returns the loss of the state that they end with."""
     state = start_state.copy()
@@ -120,6 +215,8 @@ def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -
         inner.load(state)
     encoder = Encoder()
     rounds = 0
+    if way.gradients:
+        done = in_step(inners, run, outer, way)
     while done < stage.ids:
         rounds += done / stage.ids >= way.sync
         steps, late, outer_rate, momentum = way.at(done / stage.ids)

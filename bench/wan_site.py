@@ -71,6 +71,16 @@ class FixedInner:
         tokens = count * of.sample_tokens
         return InnerResult(self._params.copy(), tokens, 1.0, steps, time.monotonic() - started)
 
+    def gradient(
+        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+    ) -> InnerResult:
+        """Sleep through one batch."""
+        if between(0):
+            return InnerResult(self._params.copy(), 0, 1.0, 0, 0.0, stopped=True)
+        time.sleep(self._step_s)
+        tokens = sum(some.size for some in ids) * self._plan.stages[stage].sample_tokens
+        return InnerResult(self._params.copy(), tokens, 1.0, 1, self._step_s, gradient=self._moves)
+
     def evaluate(self) -> dict[str, float]:
         """Nothing is learnt."""
         return {"val_loss": 1.0}

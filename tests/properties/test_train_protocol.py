@@ -19,7 +19,8 @@ SETTINGS = st.builds(
     fragments=st.integers(1, 6),
     bits=st.sampled_from([8, 4]),
     overlap=st.booleans(),
-    sync_fraction=st.sampled_from([0.0, 0.25]),
+    sync_fraction=st.sampled_from([0.0, 0.25, 1.0]),
+    sync=st.sampled_from(["gradients", "parameters"]),
     quorum=st.integers(1, 2),
 )
 

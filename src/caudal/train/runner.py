@@ -157,6 +157,8 @@ def _compute(
             applied[shift.key] = step
         return stop.is_set() or (step > 0 and short.is_set())
 
+    if order.gradient:
+        return inner.gradient(order.stage, order.ids, order.progress, between), applied
     return inner.run(order.stage, order.ids, order.progress, between, order.rate), applied
 
 

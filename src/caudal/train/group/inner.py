@@ -91,6 +91,29 @@ class GroupInner:
             stopped=done < steps,
         )
 
+    def gradient(
+        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+    ) -> InnerResult:
+        """The gradient of one batch; see `Inner.gradient`."""
+        started = time.perf_counter()
+        if self._steps == 0:
+            self._fresh = stage > 0 or progress[0] > 0
+        if between(0):
+            return InnerResult(self._read(), 0, 0.0, 0, time.perf_counter() - started, stopped=True)
+        of = self._plan.stages[stage]
+        positions = [sample_id - of.first_id for some in ids for sample_id in range(some.start, some.stop)]
+        self._ranks.say({"do": "gradient", "stage": stage, "positions": positions})
+        self._steps += 1
+        total, counted, gradient = self._member.gradient(stage, positions)
+        return InnerResult(
+            params=self._read(),
+            tokens=len(positions) * of.sample_tokens,
+            loss=total / max(counted, 1),
+            steps=1,
+            seconds=time.perf_counter() - started,
+            gradient=gradient.numpy(),
+        )
+
     def _step(self, stage: int, positions: list[int], rate: float, weight_decay: float) -> tuple[float, int]:
         words = {"stage": stage, "positions": positions, "rate": rate, "weight_decay": weight_decay}
         self._ranks.say({"do": "step", **words})

@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caudal.domain.errors import UsageError
 from caudal.domain.workload import InnerSpec
+from caudal.train.adam import BETAS, EPSILON
 from caudal.train.base.layout import FOLDER, base_of, require_libraries
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.group.module import LlamaModule
-from caudal.train.inner import BETAS, EPSILON, GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
+from caudal.train.inner import GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
 from caudal.train.interface import DataManifest, Devices, RunPlan, trained_parameters
 from caudal.train.module import SharedModule
 
@@ -164,8 +165,15 @@ class Member:
     @torch.no_grad()
     def read(self) -> Tensor:
         """The whole state, [parameters], on the CPU."""
-        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self._model.ordered()]
-        return torch.cat([p.detach().float().cpu().reshape(-1) for p in whole])
+        return self._flat(self._model.ordered())
+
+    def _flat(self, each: Sequence[Tensor | None]) -> Tensor:
+        """Tensors of all parameters as one vector; one that is not there is zeros."""
+        whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in each]
+        parts = zip(whole, self._parts, strict=True)
+        return torch.cat(
+            [torch.zeros(p.size) if t is None else t.detach().float().cpu().reshape(-1) for t, p in parts]
+        )
 
     def forget(self) -> None:
         """Begin again without moments."""
@@ -182,6 +190,28 @@ class Member:
         self, stage: int, positions: Sequence[int], rate: float, weight_decay: float
     ) -> tuple[float, int]:
         """One step over these samples, each process with its part: (sum of losses, positions that counted)."""
+        figures = self._backward(stage, positions)
+        if figures[1]:
+            self._move(rate, weight_decay)
+        return figures
+
+    def gradient(self, stage: int, positions: Sequence[int]) -> tuple[float, int, Tensor]:
+        """As `step`, but the parameters stay, only the moments move. With the gradient, [parameters], on the CPU."""
+        total, counted = self._backward(stage, positions)
+        if not counted:
+            return 0.0, 0, torch.zeros(self.plan.parameters)
+        found = self._flat([parameter.grad for parameter in self._model.ordered()])
+        self._move(0.0, 0.0)
+        return total, counted, found
+
+    def _move(self, rate: float, weight_decay: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"], group["weight_decay"] = rate, weight_decay if group["decays"] else 0.0
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def _backward(self, stage: int, positions: Sequence[int]) -> tuple[float, int]:
+        """The gradient of these samples, shortened, at every process' parameters: as `step` says."""
         mine = positions[self.rank :: self.world]
         batches = [self._batch(stage, mine[k :: self._inner.accumulate], positions) for k in self._turns()]
         figures = self._summed([0.0, float(sum(len(b.targets) for b in batches))])
@@ -194,12 +224,7 @@ class Member:
                 # gradients are averaged over the processes; what is wanted is their sum over all that counts
                 (loss * (self.world / figures[1])).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        every = self._model.ordered()
-        torch.nn.utils.clip_grad_norm_(every, GRADIENT_NORM)
-        for group in self._optimiser.param_groups:
-            group["lr"], group["weight_decay"] = rate, weight_decay if group["decays"] else 0.0
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(self._model.ordered(), GRADIENT_NORM)
         return self._summed([float(total), 0.0])[0], int(figures[1])
 
     def _turns(self) -> range:

@@ -131,6 +131,8 @@ def follow(ranks: Ranks) -> NoReturn:
                 member.add(words["start"], ranks.share(torch.zeros(words["size"])))
             case "step":
                 member.step(words["stage"], words["positions"], words["rate"], words["weight_decay"])
+            case "gradient":
+                member.gradient(words["stage"], words["positions"])
             case "evaluate":
                 member.evaluate()
             case "read":

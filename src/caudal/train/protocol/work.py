@@ -28,7 +28,7 @@ class Work:
     waited_s: float = 0.0
     result: InnerResult | None = None
     applied: Applied = field(default_factory=dict)
-    learnt: Flat | None = None
+    learnt: Flat | None = None  # of a gradient, which moves nothing: no numbers
     payloads: list[bytearray] = field(default_factory=list)
     planned: int = 0
 
@@ -41,7 +41,7 @@ class Work:
     def held(self) -> Held:
         """What is offered of it to the next coordinator."""
         o = self.order
-        return Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate)
+        return Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate, o.gradient)
 
     def frames(self) -> list[Send]:
         """Its delta, one frame a fragment."""
