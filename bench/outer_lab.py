@@ -146,6 +146,7 @@ def _in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> 
     residuals = [np.zeros_like(state) for _ in inners]
     decays = inners[0]._decays.numpy()
     encoder, steps, waiting = Encoder(), 0, []
+    own = [np.zeros_like(state) for _ in inners]
     cut = run.fragments
 
     def said(x: Any, residual: Any) -> Any:
@@ -162,10 +163,11 @@ def _in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> 
         total = np.zeros_like(state)
         for site, inner in enumerate(inners):
             ids = range(done + site * stage.batch, min(stop, done + (site + 1) * stage.batch))
-            inner.load(state)
-            total += said(gradient(inner, ids, way.clip == "sites"), residuals[site]) * (
-                len(ids) / (stop - done)
-            )
+            here = state + own[site] if way.sync_late else state  # what it learnt itself it knows at once
+            inner.load(here)
+            found = gradient(inner, ids, way.clip == "sites", rate, stage.weight_decay)
+            own[site] = inner._flat.detach().numpy() - here
+            total += said(found, residuals[site]) * (len(ids) / (stop - done))
         if way.clip == "mean":
             total *= min(1.0, 1.0 / (np.sqrt(np.sum(np.square(total, dtype=np.float64))) + 1e-6))
         steps, done = steps + 1, stop
@@ -187,8 +189,8 @@ def _in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> 
     return done, state, moments, (m, v), steps
 
 
-def gradient(inner: TorchInner, ids: range, clip: bool) -> Any:
-    """The mean gradient of these samples. The optimiser's moments learn of it, the parameters stay."""
+def gradient(inner: TorchInner, ids: range, clip: bool, rate: float, weight_decay: float) -> Any:
+    """The mean gradient of these samples; a step of its own is taken, too."""
     batch = inner._samples[0].batch(ids)
     loss = inner._model.loss(inner._flat, *_torch(batch))
     loss.backward()
@@ -196,7 +198,9 @@ def gradient(inner: TorchInner, ids: range, clip: bool) -> Any:
     norm = float(torch.nn.utils.clip_grad_norm_([inner._flat], 1.0))
     if clip:
         told *= min(1.0, 1.0 / (norm + 1e-6))
-    inner._optimiser.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        inner._flat.addcmul_(inner._flat, inner._decays, value=-rate * weight_decay)
+    inner._optimiser.param_groups[0]["lr"] = rate
     inner._optimiser.step()
     inner._flat.grad = None
     inner._steps += 1

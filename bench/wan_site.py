@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,15 @@ class FixedInner:
         return InnerResult(self._params.copy(), tokens, 1.0, steps, time.monotonic() - started)
 
     def gradient(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
-        """Sleep through one batch."""
-        if between(0):
-            return InnerResult(self._params.copy(), 0, 1.0, 0, 0.0, stopped=True)
-        time.sleep(self._step_s)
-        tokens = sum(some.size for some in ids) * self._plan.stages[stage].sample_tokens
-        return InnerResult(self._params.copy(), tokens, 1.0, 1, self._step_s, gradient=self._moves)
+        """Sleep through the step."""
+        return replace(self.run(stage, ids, progress, between, rate), gradient=self._moves)
 
     def evaluate(self) -> dict[str, float]:
         """Nothing is learnt."""

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,21 +78,22 @@ class TinyInner:
         return InnerResult(self.params.copy(), tokens, loss, steps, time.monotonic() - started)
 
     def gradient(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
-        of = self.plan.stages[stage]
-        all_ids = [i for r in ids for i in range(r.start, r.stop)]
-        started = time.monotonic()
-        if between(0):
-            return InnerResult(self.params.copy(), 0, 1.0, 0, 0.0, stopped=True)
-        target = np.sin(np.arange(self.size, dtype=np.float32) + np.float32(sum(all_ids) % 7) / 7)
-        gradient = self.params - target
-        if self.poison == "all" or {str(i) for i in all_ids} & set(self.poison.split(",")):
-            gradient[:] = np.nan
-        time.sleep(self.step_s)
-        loss, tokens = float(np.mean(np.square(self.params + gradient * 0))), len(all_ids) * of.sample_tokens
-        took = time.monotonic() - started
-        return InnerResult(self.params.copy(), tokens, loss, 1, took, gradient=gradient)
+        before = self.params.copy()
+
+        def first(step: int) -> bool:
+            stop = between(step)
+            np.copyto(before, self.params)  # with what arrived before the step
+            return stop
+
+        result = self.run(stage, ids, progress, first, rate)
+        return replace(result, gradient=before - result.params)
 
     def evaluate(self) -> dict[str, float]:
         return {"val_loss": float(np.mean(np.square(self.params)))}

@@ -81,6 +81,18 @@ class TorchInner:
         rate: float = 1.0,
     ) -> InnerResult:
         """Take inner steps over exactly these samples; see `Inner.run`."""
+        return self._run(stage, ids, progress, between, rate, None)
+
+    def _run(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float,
+        into: Flat | None,
+    ) -> InnerResult:
+        """`into` becomes the gradient of the last step."""
         started = time.perf_counter()
         if self._steps == 0:
             self._fresh = stage > 0 or progress[0] > 0
@@ -95,7 +107,8 @@ class TorchInner:
                     break
                 batch = self._samples[stage].batch(positions[step * of.batch : (step + 1) * of.batch])
                 at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
-                total += self._step(batch, rate * learning_rate(of, at), of.weight_decay) * len(batch.targets)
+                now = rate * learning_rate(of, at)
+                total += self._step(batch, now, of.weight_decay, into) * len(batch.targets)
                 counted += len(batch.targets)
         return InnerResult(
             params=self._read(),
@@ -104,25 +117,20 @@ class TorchInner:
             steps=done,
             seconds=time.perf_counter() - started,
             stopped=done < steps,
+            gradient=into,
         )
 
     def gradient(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
-        """The gradient of one batch; see `Inner.gradient`."""
-        started = time.perf_counter()
-        if self._steps == 0:
-            self._fresh = stage > 0 or progress[0] > 0
-        if between(0):
-            return InnerResult(self._read(), 0, 0.0, 0, time.perf_counter() - started, stopped=True)
-        of = self._plan.stages[stage]
-        positions = [sample_id - of.first_id for some in ids for sample_id in range(some.start, some.stop)]
-        batch = self._samples[stage].batch(positions)
-        gradient: Flat = np.zeros(self.size, np.float32)
-        with _no_subnormals():
-            loss = self._step(batch, 0.0, 0.0, gradient)  # at a rate of nothing only the moments move
-        tokens = len(positions) * of.sample_tokens
-        return InnerResult(self._read(), tokens, loss, 1, time.perf_counter() - started, gradient=gradient)
+        """The step over one batch, with its gradient; see `Inner.gradient`."""
+        into: Flat = np.zeros(self.size, np.float32)
+        return self._run(stage, ids, progress, between, rate, into)
 
     def _read(self) -> Flat:
         params: Flat = self._flat.detach().numpy().copy()

@@ -248,11 +248,15 @@ class Inner(Protocol):
         ...
 
     def gradient(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
-        """The mean gradient over exactly these samples (one batch, or less), shortened as for a step of its own. The
-        parameters stay what they are; the optimiser's moments learn of it, and go on with it in `run`. `progress` and
-        `between` as in `run`, for a round of one step."""
+        """As `run`, over one batch or less, with the gradient that the step was made of: the mean over the samples,
+        shortened as the step's."""
         ...
 
     def evaluate(self) -> dict[str, float]:

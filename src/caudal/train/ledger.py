@@ -59,8 +59,8 @@ class Entry(msgspec.Struct, frozen=True):
     """A committed round. `state_sha256` is empty in rounds where it was not computed. `update_bytes` is the
     length of the update, all its fragments one after the other; `bits` what it is encoded in, as the deltas
     were; `fragments` where each begins and ends, in numbers. `skipped` were set aside before this round: they
-    stand in this commit and in no other. `gradients`: sites took no step, and AdamW's for the mean of their gradients is
-    the update. A round without sites changes nothing and only says so of the last ids."""
+    stand in this commit and in no other. `gradients`: sites sent these, and AdamW's step for their mean is the update.
+    A round without sites changes nothing and only says so of the last ids."""
 
     run: str
     round: int

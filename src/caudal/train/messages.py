@@ -119,8 +119,8 @@ class Ready(_Message, frozen=True):
 class Round(_Message, frozen=True):
     """Coordinator → site: train these ids. `waits`: begin when round - 1 is applied; else as soon as the
     round before is computed (its delta is cut when round - 1 is applied). `progress` is of the stage;
-    `rate` is what its learning rate is multiplied by. `evaluate`: evaluate the state first. `gradient`: take no step,
-    and send the mean gradient over the ids instead of what was learnt."""
+    `rate` is what its learning rate is multiplied by. `evaluate`: evaluate the state first. `gradient`: send
+    the gradient of the round's one step instead of what was learnt."""
 
     epoch: int
     round: int

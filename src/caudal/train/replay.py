@@ -148,10 +148,8 @@ class _Replay:
                     site.inner.add(self.plan.fragments[fragment][0], changes[fragment])
             return False
 
-        if entry.gradients:
-            result = site.inner.gradient(entry.stage, ids, part.progress, between)
-        else:
-            result = site.inner.run(entry.stage, ids, part.progress, between, part.rate)
+        work = site.inner.gradient if entry.gradients else site.inner.run
+        result = work(entry.stage, ids, part.progress, between, part.rate)
         local = result.params
         for fragment, at in enumerate(late):
             if at >= result.steps:
@@ -162,7 +160,7 @@ class _Replay:
         said = site.learnt
         if entry.gradients:
             assert result.gradient is not None
-            said, site.learnt = result.gradient, np.zeros_like(site.learnt)
+            said = result.gradient
         if site.of_gradients != entry.gradients:
             site.of_gradients = entry.gradients
             site.residual[:] = 0

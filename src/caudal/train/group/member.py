@@ -99,6 +99,7 @@ class Member:
         self._parts = trained_parameters(self.plan.shape, setup.manifest)
         self._model = _module(setup).to(self._device)
         self._wrapped = self._wrap(setup)
+        self.gradient = torch.zeros(0)
         self.forget()
         folder = Path(setup.folder)
         stages = range(len(self.plan.stages))
@@ -187,31 +188,12 @@ class Member:
     # ---- work ---------------------------------------------------------------------------------------------
 
     def step(
-        self, stage: int, positions: Sequence[int], rate: float, weight_decay: float
+        self, stage: int, positions: Sequence[int], rate: float, weight_decay: float, keep: bool = False
     ) -> tuple[float, int]:
-        """One step over these samples, each process with its part: (sum of losses, positions that counted)."""
-        figures = self._backward(stage, positions)
-        if figures[1]:
-            self._move(rate, weight_decay)
-        return figures
-
-    def gradient(self, stage: int, positions: Sequence[int]) -> tuple[float, int, Tensor]:
-        """As `step`, but the parameters stay, only the moments move. With the gradient, [parameters], on the CPU."""
-        total, counted = self._backward(stage, positions)
-        if not counted:
-            return 0.0, 0, torch.zeros(self.plan.parameters)
-        found = self._flat([parameter.grad for parameter in self._model.ordered()])
-        self._move(0.0, 0.0)
-        return total, counted, found
-
-    def _move(self, rate: float, weight_decay: float) -> None:
-        for group in self._optimiser.param_groups:
-            group["lr"], group["weight_decay"] = rate, weight_decay if group["decays"] else 0.0
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-
-    def _backward(self, stage: int, positions: Sequence[int]) -> tuple[float, int]:
-        """The gradient of these samples, shortened, at every process' parameters: as `step` says."""
+        """One step over these samples, each process with its part: (sum of losses, positions that counted). With
+        `keep` the gradient is in `gradient` then, [parameters], on the CPU."""
+        if keep:
+            self.gradient = torch.zeros(self.plan.parameters)
         mine = positions[self.rank :: self.world]
         batches = [self._batch(stage, mine[k :: self._inner.accumulate], positions) for k in self._turns()]
         figures = self._summed([0.0, float(sum(len(b.targets) for b in batches))])
@@ -224,7 +206,14 @@ class Member:
                 # gradients are averaged over the processes; what is wanted is their sum over all that counts
                 (loss * (self.world / figures[1])).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self._model.ordered(), GRADIENT_NORM)
+        every = self._model.ordered()
+        torch.nn.utils.clip_grad_norm_(every, GRADIENT_NORM)
+        if keep:
+            self.gradient = self._flat([parameter.grad for parameter in every])
+        for group in self._optimiser.param_groups:
+            group["lr"], group["weight_decay"] = rate, weight_decay if group["decays"] else 0.0
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
         return self._summed([float(total), 0.0])[0], int(figures[1])
 
     def _turns(self) -> range:

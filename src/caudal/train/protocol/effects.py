@@ -98,7 +98,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Take inner steps, or none and find the gradient (`gradient`); answer with `computed`, and before which step each
+    """Take inner steps, or (`gradient`) one with its gradient; answer with `computed`, and before which step each
     `Shift` meanwhile was applied."""
 
     lease: str

@@ -62,7 +62,7 @@ _NOTHING = 1e-20
 class Tempo:
     """How a round goes: inner steps per site, the outer optimiser's two numbers, and whether sites wait for
     its update before they go on. `rung` is the ladder's that it was made on (0: another coordinator's). `gradients`:
-    sites take no step and send gradients, of whose mean the coordinator takes one."""
+    sites send gradients, of whose mean the coordinator takes a step."""
 
     inner_steps: int
     learning_rate: float

@@ -50,8 +50,6 @@ from caudal.train.protocol.effects import (
 )
 from caudal.train.protocol.work import Applied, Work
 
-_NOTHING: Flat = np.zeros(0, np.float32)
-
 
 class Site:
     """One site for the life of its process. Inner steps and evaluations answer once, in the order in which
@@ -255,7 +253,7 @@ class Site:
             self._of_gradients = work.order.gradient
             self.residual[:] = 0  # other numbers' errors
         with np.errstate(invalid="ignore", over="ignore"):
-            work.learnt = _NOTHING if work.order.gradient else self._local - self.state
+            work.learnt = self._local - self.state
         said = work.result.gradient if work.order.gradient else work.learnt
         assert said is not None
         work.payloads = [
@@ -288,8 +286,7 @@ class Site:
         if not self._lost:
             if mine is not None:
                 assert mine.learnt is not None, "merged before it was cut"
-                if not mine.order.gradient:
-                    change -= mine.learnt[start:stop]
+                change -= mine.learnt[start:stop]
             out.append(self._shift((message.round, message.fragment), start, change))
         elif self.computing:
             out.append(StopCompute())

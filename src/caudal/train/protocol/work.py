@@ -28,7 +28,7 @@ class Work:
     waited_s: float = 0.0
     result: InnerResult | None = None
     applied: Applied = field(default_factory=dict)
-    learnt: Flat | None = None  # of a gradient, which moves nothing: no numbers
+    learnt: Flat | None = None
     payloads: list[bytearray] = field(default_factory=list)
     planned: int = 0
 

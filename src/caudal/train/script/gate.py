@@ -175,7 +175,12 @@ class Gate:
         return InnerResult(params, len(positions), total / len(positions), len(tickets), seconds)
 
     def gradient(
-        self, stage: int, ids: Sequence[IdRange], progress: tuple[float, float], between: Between
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
     ) -> InnerResult:
         """Not to be had of a script, whose loop steps by itself: `outer` plans no round that asks for it."""
         raise AssertionError("a script's loop was asked for a gradient")

@@ -174,8 +174,8 @@ def outer(
     shared out in batches of `batch` samples. `store` is the address of an object store that all sites reach
     (`file://`, `s3://`, `az://`, `gs://`); `host` the address at which this site can be reached by the others,
     for which `certificates` names a folder that `caudal certificates` made (loopback needs none).
-    `settings` are the outer optimisation's (`OuterSpec`; `scale_rate`, `grow` and `sync` cannot reach into a script). What is
-    yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
+    `settings` are the outer optimisation's (`OuterSpec`; `scale_rate`, `grow` and `sync` cannot reach into a script).
+    What is yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
     script's own; `run.steps` counts this site's steps. A dataset's samples go through the loop exactly once per
     epoch over all sites, but for those of steps that were lost with a site, which another trains again.
 
