@@ -152,7 +152,7 @@ class Ladder:
         """The share of their time that sites may wait. While they agree on gradients that is what makes `wait_share` of
         the whole run: every round there is worth more than later ones."""
         outer = self.outer
-        if self._warm and self._gradients and self._streams:
+        if self._warm and self._gradients and self.outer.overlap:
             return min(0.5, outer.wait_share / max(1e-3, outer.sync_fraction))
         return outer.wait_share
 
