@@ -1,7 +1,7 @@
 """What a way of agreeing costs in loss, without a network: sites in one process, with the real inner steps, codec and
 outer step, against synchronous DDP at equal tokens.
 
-    python bench/outer_lab.py '{"qsr": 4, "bits": 4, "late": 1}' '{"inner_steps": 10}' ...
+    python bench/outer_lab.py '{"qsr": 4, "bits": 4, "late": 1}' '{"inner_steps": 10, "gradients": false}' ...
 
 Each argument is one way, as JSON; see `Way`. SHAPE=small|middle, TOKENS, SEED, DATA (builtin:tinyworld or a text file).
 The last line is one JSON object. A round's update is applied `late` steps into the next round, as over a link that takes
@@ -24,9 +24,9 @@ import torch
 
 from caudal.domain.workload import StageSpec, TokenizerSpec, TrainSpec
 from caudal.store.blobs import open_blobs
-from caudal.train.codec import Encoder, decode
+from caudal.train.codec import Encoder
 from caudal.train.data.prepare import prepare
-from caudal.train.inner import TorchInner, _torch
+from caudal.train.inner import TorchInner
 from caudal.train.interface import IdRange, RunPlan, Stage, plan
 from caudal.train.layout import initial_state
 from caudal.train.outer import Outer
@@ -59,13 +59,10 @@ class Way:
     rate: float = 2**0.5
     rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5
-    gradients: bool = False  # in step: gradients are averaged, and one AdamW's step of them is said
-    sync_bits: int = 0  # 0: as `bits`
-    sync_late: int = 0
-    clip: str = "sites"  # "sites": each site's gradient is shortened; "mean": the mean
-    hand: str = (
-        "own"  # the moments that sites go on with: "own", of their own gradients, or "shared", of the mean
-    )
+    gradients: bool = True  # in step; else parameters
+    sync_bits: int = 0  # of gradients; 0: as `bits`
+    sync_late: int = 0  # 1: of gradients, whether the next is computed before the last update is there
+    hand: str = "own"  # the moments that sites go on with: of their `own` gradients, or the `shared` ones
 
     def rate_at(self, done: float) -> float:
         """What sites multiply their rates by: the root of two in step, then `rate`, which goes from `rate_from` of the
@@ -116,101 +113,57 @@ def quantised(x: Any, levels: int) -> Any:
     return (q * scale).reshape(-1)[:n].astype(np.float32)
 
 
-_IN_STEP: dict[Any, Any] = {}
-
-
 def in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> int:
-    """The first part of the run, one step a round: gradients are averaged, AdamW is the coordinator's, and what it
-    says changes the state. Sites keep moments of their own gradients meanwhile. Returns how many ids are trained."""
-    key = (way.sync, way.sync_bits or way.bits, way.sync_late, way.clip)
-    if key not in _IN_STEP:
-        _IN_STEP[key] = _in_step(inners, run, outer, way)
-    done, state, moments, shared, steps = _IN_STEP[key]
-    outer.state[:] = state
-    outer.momentum[:] = 0
-    for inner, own in zip(inners, moments, strict=True):
-        inner.forget()
-        inner.load(state)
-        mine = inner._optimiser.state[inner._flat]
-        m, v = shared if way.hand == "shared" else own
-        mine["step"] = torch.tensor(float(steps))
-        mine["exp_avg"], mine["exp_avg_sq"] = torch.from_numpy(m.copy()), torch.from_numpy(v.copy())
-        inner._steps = steps
-    return int(done)
-
-
-def _in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> Any:
-    stage, done, bits = run.stages[0], 0, way.sync_bits or way.bits
-    state = outer.state.copy()
-    m, v, unsaid = np.zeros_like(state), np.zeros_like(state), np.zeros_like(state)
-    residuals = [np.zeros_like(state) for _ in inners]
-    decays = inners[0]._decays.numpy()
-    encoder, steps, waiting = Encoder(), 0, []
-    own = [np.zeros_like(state) for _ in inners]
-    cut = run.fragments
-
-    def said(x: Any, residual: Any) -> Any:
-        if bits == 32:
-            return x
-        left = np.empty_like(x)
-        coded = [encoder.encode(x[a:b], residual[a:b], left[a:b], bits) for a, b in cut]
-        residual[:] = left
-        return np.concatenate([decode(c, b - a, bits) for c, (a, b) in zip(coded, cut, strict=True)])
-
+    """The first part of the run, a step a round, on gradients. With `sync_late` a site computes the next while the
+    update that the last one became part of is on its way: what it learnt itself it knows at once. Returns how many ids
+    are trained."""
+    stage, done, bits, encoder = run.stages[0], 0, way.sync_bits or way.bits, Encoder()
+    residuals, owns = ([np.zeros_like(outer.state) for _ in inners] for _ in range(2))
+    known = outer.state.copy()  # at sites
     while done / stage.ids < way.sync:
-        stop = min(stage.ids, done + SITES * stage.batch)
-        rate = learning_rate(stage, (done + stop) / 2 / stage.ids)
-        total = np.zeros_like(state)
+        begin, stop = done, min(stage.ids, done + SITES * stage.batch)
+        progress = (done / stage.ids, stop / stage.ids)
+        parts = []
         for site, inner in enumerate(inners):
-            ids = range(done + site * stage.batch, min(stop, done + (site + 1) * stage.batch))
-            here = state + own[site] if way.sync_late else state  # what it learnt itself it knows at once
+            ids = IdRange(done, min(stop, done + stage.batch))
+            if ids.size == 0:
+                continue
+            done = ids.stop
+            here = known + owns[site]
             inner.load(here)
-            found = gradient(inner, ids, way.clip == "sites", rate, stage.weight_decay)
-            own[site] = inner._flat.detach().numpy() - here
-            total += said(found, residuals[site]) * (len(ids) / (stop - done))
-        if way.clip == "mean":
-            total *= min(1.0, 1.0 / (np.sqrt(np.sum(np.square(total, dtype=np.float64))) + 1e-6))
-        steps, done = steps + 1, stop
-        m += (total - m) * np.float32(0.1)
-        v += (total * total - v) * np.float32(0.01)
-        wanted = (
-            m / np.float32(1 - 0.9**steps) / (np.sqrt(v / np.float32(1 - 0.99**steps)) + np.float32(1e-8))
-        )
-        wanted += np.float32(stage.weight_decay) * decays * state
-        waiting.append(said(wanted * np.float32(-rate), unsaid))
-        if len(waiting) > way.sync_late:
-            state += waiting.pop(0)
-    for change in waiting:
-        state += change
-    moments = []
+            result = inner.gradient(0, [ids], progress, lambda _: False)
+            if way.sync_late:
+                owns[site] = result.params - here
+            left = np.empty_like(here)
+            coded = [
+                encoder.encode(result.gradient[a:b], residuals[site][a:b], left[a:b], bits)
+                for a, b in run.fragments
+            ]
+            residuals[site] = left
+            parts.append((ids.size / (stop - begin), coded))
+        if way.sync_late:
+            known = outer.state.copy()
+        rate = learning_rate(stage, sum(progress) / 2)
+        updates = [
+            outer.merge_gradients(f, [(w, coded[f]) for w, coded in parts], rate, stage.weight_decay, bits)
+            for f in range(len(run.fragments))
+        ]
+        outer.take(b"".join(updates), 0.0, bits, gradients=True)
+        if not way.sync_late:
+            known = outer.state.copy()
     for inner in inners:
-        mine = inner._optimiser.state[inner._flat]
-        moments.append((mine["exp_avg"].numpy().copy(), mine["exp_avg_sq"].numpy().copy()))
-    return done, state, moments, (m, v), steps
-
-
-def gradient(inner: TorchInner, ids: range, clip: bool, rate: float, weight_decay: float) -> Any:
-    """The mean gradient of these samples; a step of its own is taken, too."""
-    batch = inner._samples[0].batch(ids)
-    loss = inner._model.loss(inner._flat, *_torch(batch))
-    loss.backward()
-    told = inner._flat.grad.numpy().copy()
-    norm = float(torch.nn.utils.clip_grad_norm_([inner._flat], 1.0))
-    if clip:
-        told *= min(1.0, 1.0 / (norm + 1e-6))
-    with torch.no_grad():
-        inner._flat.addcmul_(inner._flat, inner._decays, value=-rate * weight_decay)
-    inner._optimiser.param_groups[0]["lr"] = rate
-    inner._optimiser.step()
-    inner._flat.grad = None
-    inner._steps += 1
-    return told
+        inner.load(outer.state)
+        if way.hand == "shared":
+            mine, adam = inner._optimiser.state[inner._flat], outer.adam
+            mine["exp_avg"].copy_(torch.from_numpy(adam._first))
+            mine["exp_avg_sq"].copy_(torch.from_numpy(adam._second))
+    return done
 
 
 def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -> float:
     """Sites that agree in this way; returns the loss of the state that they end with."""
     state = start_state.copy()
-    outer = Outer(state, np.zeros_like(state), run.fragments)
+    outer = Outer(state, np.zeros_like(state), run.fragments, run.undecayed)
     stage, done = run.stages[0], 0
     residuals = [np.zeros_like(state) for _ in inners]
     shifts: list[Any] = [None for _ in inners]
