@@ -27,9 +27,9 @@ def release_unfit(board: Board) -> None:
     for lease in list(board.leases.values()):
         if lease.state is not LeaseState.ACTIVE or not (why := why_unfit(board, lease)):
             continue
-        if any(g.lease_id == lease.id for g in board.gangs.values()):
+        if board.gangs.on(lease.id):
             continue
-        if any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values()):
+        if any(board.alive(g.id) for g in board.over.on(lease.id)):
             continue
         text = f"node {lease.node} is given back: {why}"
         data = {"why": why, "offer": lease.offer_id, "site": lease.site}
