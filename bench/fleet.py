@@ -48,6 +48,7 @@ from harness import figure, finish
 GIB = 1 << 30
 SITES = ("north", "south", "east", "west")
 REPLICAS = 8
+RUNS = "runs at " + ", ".join(sorted(SITES))
 KIND = MachineType("m8", Resources(cpus=8.0, memory_bytes=32 * GIB, accelerators=8))
 ASKED = Resources(cpus=4.0, memory_bytes=8 * GIB, accelerators=4)
 
@@ -61,7 +62,9 @@ def world(nodes: int, workloads: int) -> Snapshot:
     for number in range(workloads):
         name = f"service-{number:04d}"
         model = ServedModel("small", source="pypi:small==1", replicas=REPLICAS, resources=ASKED)
-        rows.append(Workload(name, ServiceSpec(name, (model,)), True, 1, WorkloadState.RUNNING, "", 0.0, 0.0))
+        rows.append(
+            Workload(name, ServiceSpec(name, (model,)), True, 1, WorkloadState.RUNNING, RUNS, 0.0, 0.0)
+        )
         for index in range(REPLICAS):
             lease = leases[(number * REPLICAS + index) % nodes]
             slot = replica_slot(name, "small", index, 1, 1)

@@ -60,6 +60,10 @@ class Board:
         ordered = sorted(state.gangs, key=lambda g: (g.slot, g.incarnation))
         self.gangs = GangTable(g for g in ordered if g.ended_at is None)
         self.over = GangTable(g for g in ordered if g.ended_at is not None)
+        self._free: dict[
+            str, tuple[tuple[int, int], Resources]
+        ] = {}  # by lease, as of its gangs' last change
+        self.changed_leases = 0  # how often leases were put in, or changed
         self.status: dict[str, GangStatus] = _statuses(snapshot)
         self.reports: Mapping[str, Report] = {r.gang_id: r for r in state.reports}
         self.open: list[Intent] = sorted((i for i in state.intents if i.open), key=_id)
@@ -129,12 +133,17 @@ class Board:
     def free(self, lease: Lease) -> Resources:
         """What is left of a node: taken are its gangs, those being stopped too, and those that are over in
         the books while their processes still live."""
+        stamp = (self.gangs.changed.get(lease.id, 0), self.over.changed.get(lease.id, 0))
+        known = self._free.get(lease.id)
+        if known is not None and known[0] == stamp:
+            return known[1]
         left = lease.machine_type.resources
         for gang in self.gangs.on(lease.id):
             left = left.minus(gang.resources)
         for gang in self.over.on(lease.id):
             if self.alive(gang.id):
                 left = left.minus(gang.resources)
+        self._free[lease.id] = (stamp, left)
         return left
 
     def alive(self, gang_id: str) -> bool:
@@ -168,6 +177,7 @@ class Board:
 
     def set_lease(self, lease: Lease) -> None:
         """Count on a lease being like this; one that has ended holds nothing any more."""
+        self.changed_leases += 1
         if lease.state is LeaseState.ENDED:
             self.leases.pop(lease.id, None)
         else:
