@@ -23,6 +23,7 @@ from caudal.domain.decision import (
 )
 from caudal.domain.fleet import Lease, LeaseState, Machine, Resources
 from caudal.domain.gang import Gang, GangStatus, Report, Role
+from caudal.domain.node import failed
 from caudal.domain.snapshot import Snapshot
 from caudal.domain.workload import Workload
 from caudal.policy.contracts import leaves_at
@@ -66,6 +67,7 @@ class Board:
         self.changed_leases = 0  # how often leases were put in, or changed
         self.status: dict[str, GangStatus] = _statuses(snapshot)
         self.reports: Mapping[str, Report] = {r.gang_id: r for r in state.reports}
+        self.failed_nodes = {r.gang_id: r for r in state.reports if failed(r)}  # by their reports' subject
         self.open: list[Intent] = sorted((i for i in state.intents if i.open), key=_id)
         self.failed: list[Intent] = sorted((i for i in state.intents if i.state == "failed"), key=_id)
         self.machines: dict[str, Machine] = {m.id: m for m in sorted(snapshot.machines, key=_id)}

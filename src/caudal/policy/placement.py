@@ -91,7 +91,18 @@ class Placer:
         if not fits:
             return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
         siblings = {site: self._siblings(slot, site) for site in {lease.site for lease in fits}}
-        ranked = nsmallest(MOST_TOLD + 1, fits, key=lambda lease: self._rank(slot, lease, siblings))
+        order = {site: place for place, site in enumerate(board.sites)}
+        unused: dict[tuple[object, ...], float] = {}  # most nodes of a type are as full as many others
+
+        def rank(lease: Lease) -> tuple[float | int | str, ...]:
+            free = self.free(lease)
+            like = (lease.machine_type.name, free.cpus, free.memory_bytes, free.accelerators)
+            left = unused.get(like)
+            if left is None:
+                left = unused[like] = self._left(slot, lease)
+            return self._rank(slot, lease, siblings[lease.site], order[lease.site], left)
+
+        ranked = nsmallest(MOST_TOLD + 1, fits, key=rank)
         best = ranked[0]
         ready = best.state is LeaseState.ACTIVE
         reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
@@ -190,13 +201,14 @@ class Placer:
             for s in none
         ]
 
-    def _rank(self, slot: Slot, lease: Lease, siblings: Mapping[str, int]) -> tuple[float | int | str, ...]:
+    def _rank(
+        self, slot: Slot, lease: Lease, siblings: int, order: int, left: float
+    ) -> tuple[float | int | str, ...]:
         """Smallest is best. Nodes that are ready come first for all."""
-        order = self._board.sites.index(lease.site)
         waits = int(lease.state is not LeaseState.ACTIVE)
         if slot.role is not Role.REPLICA:
-            return (waits, order, self._left(slot, lease), lease.node)
-        return (waits, siblings[lease.site], self._left(slot, lease), order, lease.node)
+            return (waits, order, left, lease.node)
+        return (waits, siblings, left, order, lease.node)
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
