@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from typing import Any
 
 import psutil
 import uvicorn
@@ -46,7 +47,7 @@ from caudal.drivers.processes import identify
 from caudal.ports import Driver, Holder, Provider, World
 from caudal.providers.local import LocalProvider
 from caudal.store.atomic import write_atomic
-from caudal.store.authority import ensure_certificates
+from caudal.store.authority import AUTHORITY, ensure_certificates, ensure_door
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.models import ModelStore
@@ -55,6 +56,9 @@ from caudal.store.state import SqlStore, open_store
 Spec = FleetSpec | TrainSpec | ServiceSpec
 
 API_START_S = 20.0
+
+CONTROL = "control"
+"""The name in the API's certificate."""
 
 
 class SystemClock:
@@ -131,6 +135,10 @@ def _lead(store: SqlStore, holder: Holder, clock: SystemClock, ttl_s: float) -> 
         return store.lead(holder, clock.now(), ttl_s)
 
 
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _listen(host: str, port: int, what: str, key: str) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -175,16 +183,32 @@ class Control:
             self._listener = _listen(self.fleet.api.host, self.fleet.api.port, "the control API", "api.port")
             undo.callback(self._listener.close)
             self._check_gateway_port(specs)
-            self.url = f"http://{self.fleet.api.host}:{self._listener.getsockname()[1]}"
+            api = self.fleet.api
+            self.url = (
+                f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{self._listener.getsockname()[1]}"
+            )
             wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
             self.changes = apply(self.store, wished, self.clock.now())
             undo.pop_all()
         loop = ControlLoop(self.world, holder, self.settings, self._launch(), ThreadBackground())
         self.runner = Runner(loop, on_lost=self._lost)
         self._server = uvicorn.Server(
-            uvicorn.Config(self._app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+            uvicorn.Config(
+                self._app(),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                **self._tls(),
+            )
         )
         self._api = threading.Thread(target=self._serve, name="api", daemon=True)
+
+    def _tls(self) -> dict[str, Any]:
+        """What uvicorn is told of the API's certificate, where it has one."""
+        if not self.fleet.api.tls:
+            return {}
+        certificate, key = ensure_door(self.place.certificates, CONTROL, self.fleet.api.host)
+        return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
     def start(self) -> None:
         """Serve and loop, in threads. Returns when the API answers."""
@@ -284,6 +308,8 @@ class Control:
             gateway=self.fleet.gateway,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
             gateway_dir=str(self.place.root),
+            elsewhere=frozenset(site.name for site in self.fleet.sites if site.driver != "local"),
+            ca_file=str(self.place.certificates / AUTHORITY) if self.fleet.api.tls else "",
         )
 
     def _app(self) -> FastAPI:
@@ -297,8 +323,11 @@ class Control:
                 version=caudal.__version__,
                 poke=self.runner.poke,
                 hosts=LOOPBACK | {self.fleet.api.host},
+                public=self.fleet.api.host not in LOOPBACK,
             )
         )
+        if self.fleet.api.host not in LOOPBACK:
+            return app  # the page is for this machine: it shows all, and asks for no token
         if importlib.util.find_spec("nicegui"):
             gateway = f"http://{self.fleet.gateway.host}:{self.fleet.gateway.port}"
             page.mount(app, self.url, gateway)

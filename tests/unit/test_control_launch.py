@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from caudal.control.launch import gang_spec, run_token
+from caudal.control.launch import gang_spec
+from caudal.control.tokens import gang_of, gang_token, run_token
 from caudal.domain.errors import Failed
-from caudal.domain.gang import GangSpec
+from caudal.domain.gang import GangSpec, Role
+from caudal.store.authority import ensure_certificates
 from tests.unit.control_world import LAUNCH, RUN, SERVICE, Bench
 
 
@@ -67,14 +71,56 @@ def test_every_gang_knows_where_to_report_and_no_secret_is_handed_on(bench: Benc
     assert "s3cret" not in repr(LAUNCH)
 
 
+def test_a_gang_on_another_machine_carries_what_it_needs_and_no_secret(bench: Bench, tmp_path: Path) -> None:
+    ensure_certificates(tmp_path, ["north", "south"])
+    state = bench.store.read()
+    settings = replace(
+        LAUNCH,
+        elsewhere=frozenset({"north", "south"}),
+        certificates=str(tmp_path),
+        ca_file=str(tmp_path / "ca.pem"),
+        gateway_dir="/here",
+    )
+    for gang in bench.live():
+        with pytest.raises(Failed, match="no address yet"):
+            gang_spec(gang, state, settings)
+        spec = gang_spec(gang, state, settings, "10.0.0.7")
+        process = spec.processes[0]
+        assert (
+            process.env["CAUDAL_TOKEN_FILE"] == "{dir}/token"
+            and process.env["CAUDAL_CA_FILE"] == "{dir}/ca.pem"
+        )
+        assert set(process.files) == {
+            "config.json",
+            "token",
+            "ca.pem",
+            f"{gang.site}.pem",
+            f"{gang.site}.key",
+        }
+        assert gang_of("s3cret", process.files["token"].strip()) == gang.id
+        assert "s3cret" not in str(process) and str(tmp_path) not in str(process)
+        told = config(spec)
+        if gang.role is Role.GATEWAY:
+            assert told["host"] == "127.0.0.1" and str(told["state_file"]).startswith("~/")
+        else:
+            assert told["host"] == "10.0.0.7" and told["cache_dir"] == "~/.cache/caudal"
+        assert told.get("certificates", ".") == "."
+
+
+def test_a_gangs_token_is_its_own() -> None:
+    token = gang_token("a", "starter.worker.0-1")
+    assert gang_of("a", token) == "starter.worker.0-1"
+    for wrong in (token[:-1], token.replace("0-1", "0-2"), "", ":", gang_token("b", "starter.worker.0-1")):
+        assert gang_of("a", wrong) == ""
+    assert gang_of("", gang_token("", "x")) == ""
+
+
 def test_tokens_differ_by_run_generation_and_secret() -> None:
     tokens = {run_token(*x) for x in [("a", "r", 1), ("a", "r", 2), ("a", "q", 1), ("b", "r", 1)]}
     assert len(tokens) == 4 and run_token("a", "r", 1) in tokens
 
 
 def test_a_gang_of_a_spec_that_has_changed_is_not_started(bench: Bench) -> None:
-    from dataclasses import replace
-
     state = bench.store.read()
     gang = next(g for g in state.gangs if g.slot == "starter.coordinator")
     with pytest.raises(Failed):

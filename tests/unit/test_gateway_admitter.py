@@ -354,3 +354,24 @@ def test_a_keys_rate_and_budget_at_the_gateway(tmp_path: Path) -> None:
         assert (status, body["error"]["code"]) == (429, "insufficient_quota") and len(replica.requests) == 3
 
     scenario_with_one(tmp_path, 4, scenario)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/tokenize", "/v1/detokenize"])
+def test_counting_tokens_is_held_to_a_keys_rate_too(tmp_path: Path, path: str) -> None:
+    async def scenario(one: Gateway, replica: MockReplica) -> None:
+        digest = hashlib.sha256(f"{SECRET_PREFIX}rated".encode()).hexdigest()
+        limits = KeyLimits(requests_per_minute=1, models=("m",))
+        one.callers.update(KeyTable((KeyRow("rated", "rated", digest, limits, 0.0, 0),)))
+        field = {"tokens": [1]} if "detok" in path else {"input": "a"}
+
+        async def ask(model: str) -> int:
+            head = f"authorization: Bearer {SECRET_PREFIX}rated\r\n"
+            status: int = parsed(await raw(one, post({"model": model, **field}, path, headers=head)))[0]
+            return status
+
+        assert await ask("other") == 404
+        assert await ask("m") == 503  # what this replica says is no answer to it
+        assert await ask("m") == 429
+        assert one.router.in_flight("m") == 0
+
+    scenario_with_one(tmp_path, 4, scenario)

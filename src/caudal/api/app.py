@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from caudal.api import events, fleet, gangs, keys, metrics, models
-from caudal.api.context import Context
+from caudal.api.context import Context, guard_reading
 from caudal.api.door import Door
 from caudal.domain.errors import CaudalError, NotFound, UsageError
 
@@ -41,9 +41,9 @@ def create_app(context: Context) -> FastAPI:
     app = FastAPI(
         title="Caudal control API",
         version=context.version,
-        docs_url="/api/docs",
+        docs_url=None if context.public else "/api/docs",
         redoc_url=None,
-        openapi_url="/api/openapi.json",
+        openapi_url=None if context.public else "/api/openapi.json",
     )
     app.state.context = context
     app.add_middleware(Door, hosts=context.hosts)
@@ -51,6 +51,7 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     for router in (fleet.router, gangs.router, events.router, models.router, keys.router):
-        app.include_router(router, prefix=PREFIX)
-    app.include_router(metrics.router)  # where Prometheus looks
+        app.include_router(router, prefix=PREFIX, dependencies=[Depends(guard_reading)])
+    app.include_router(keys.for_gateways, prefix=PREFIX)
+    app.include_router(metrics.router, dependencies=[Depends(guard_reading)])  # where Prometheus looks
     return app

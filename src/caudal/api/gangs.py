@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query
 
-from caudal.api.context import Context, context, guard_body, guard_token
+from caudal.api.context import Context, context, guard_body, guard_gang, guard_token
 from caudal.api.views import ListView, live_gangs
 from caudal.control import reports
 from caudal.control.routes import Routes, routes
@@ -22,7 +22,7 @@ def gangs(ctx: Ctx) -> ListView:
     return ListView(shape="gangs/1", items=list(live_gangs(ctx.store.read())))
 
 
-@router.post("/gangs/{gang_id}/report", dependencies=[Depends(guard_token), Depends(guard_body)])
+@router.post("/gangs/{gang_id}/report", dependencies=[Depends(guard_gang), Depends(guard_body)])
 def report(gang_id: str, ctx: Ctx, body: Annotated[dict[str, Any], Body()]) -> dict[str, bool]:
     """Take a gang's report (telemetry/report.py says what is in it). Somebody waits for a model that is asked to wake."""
     reports.accept(ctx.store, gang_id, body, ctx.clock.now())
@@ -31,7 +31,7 @@ def report(gang_id: str, ctx: Ctx, body: Annotated[dict[str, Any], Body()]) -> d
     return {"taken": True}
 
 
-@router.get("/routes", dependencies=[Depends(guard_token)])
+@router.get("/routes", dependencies=[Depends(guard_gang)])
 def current_routes(ctx: Ctx, gateway: Annotated[str, Query(max_length=200)] = "") -> Routes:
     """The replicas that answer, for gateways. `gateway` is the gang that asks: what others have in flight leaves
     its own requests out."""

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from caudal.api.context import Context, context, guard_body, guard_token
+from caudal.api.context import Context, context, guard_body, guard_gang, guard_token
 from caudal.api.views import KeyView, ListView, NewKeyView, key_view, usage_views
 from caudal.control import keys as control_keys
 from caudal.control.keys import GatewayKeys
 from caudal.domain.key import ANONYMOUS, HOUR_S, SECRET_PREFIX, KeyLimits, Slo, Usage, UsageBatch, UsageHour
 
 router = APIRouter(tags=["keys"], dependencies=[Depends(guard_token)])
+for_gateways = APIRouter(tags=["keys"], dependencies=[Depends(guard_gang)])
 Ctx = Annotated[Context, Depends(context)]
 
 SECRET_BYTES = 32
@@ -131,14 +132,14 @@ def usage(
     return ListView(shape="usage/1", items=usage_views(ctx.store.usage(since, until, key_id), known))
 
 
-@router.get("/gateway/keys")
+@for_gateways.get("/gateway/keys")
 def gateway_keys(ctx: Ctx) -> GatewayKeys:
     """The keys that open the front door now, for gateways."""
     keys, now = ctx.store.api_keys(), ctx.clock.now()
     return control_keys.for_gateways(keys, now, control_keys.spent_this_month(ctx.store, keys, now))
 
 
-@router.post("/gateway/usage", dependencies=[Depends(guard_body)])
+@for_gateways.post("/gateway/usage", dependencies=[Depends(guard_body)])
 def add_usage(
     ctx: Ctx, batches: Annotated[list[Batch], Body(embed=True, max_length=MAX_BATCHES)]
 ) -> dict[str, int]:

@@ -35,6 +35,7 @@ VERBS = {
     "replay": "Train a run's rounds again from its ledger and compare every byte.",
     "certificates": "Make certificates for sites, for scripts that train over several machines.",
     "stores": "Repair or promote a store, where everything is kept in several.",
+    "plan": "Say which contracts to sign for the months ahead; judge an offer that came in.",
     "schema": "Print the JSON Schema of fleet, train and service files.",
     "doctor": "Check this machine and this state directory.",
     "version": "Print the version.",

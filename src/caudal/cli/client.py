@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, from_dict
+from caudal.store.authority import AUTHORITY
 from caudal.store.home import Home
 
 PREFIX = "/api/v1"
@@ -43,6 +45,20 @@ def _text(file: Path) -> str:
         return ""
 
 
+def _trusted(home: Home) -> ssl.SSLContext:
+    """The fleet's own authority. Raises ControlAway where its file is not there."""
+    file = home.certificates / AUTHORITY
+    try:
+        return ssl.create_default_context(cafile=str(file))
+    except OSError as error:
+        raise ControlAway(
+            "the certificate of the fleet's authority cannot be read",
+            where=str(file),
+            why=str(error),
+            remedy="copy it from the state directory of the control process, or name that one with --home",
+        ) from error
+
+
 class Client:
     """Calls the control API of one state directory. Raises the errors that it answers; ControlAway where
     none answers."""
@@ -56,6 +72,7 @@ class Client:
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=timeout_s,
             trust_env=False,
+            verify=_trusted(home) if self.url.startswith("https:") else True,
         )
 
     def get(self, path: str, **query: Any) -> Any:

@@ -53,11 +53,13 @@ class Executor:
         self._still_leads = still_leads
         self._leader_epoch = 0
         self._pulling: set[str] = set()
+        self._addresses: dict[str, str] = {}  # of machines, by lease
 
     def run(self, state: State, snapshot: Snapshot, leader_epoch: int) -> Iterator[str]:
         """Yields before and after every call, and after every outcome that was written down. Raises
         LostLeadership or StateHeld where another process leads."""
         self._leader_epoch = leader_epoch
+        self._addresses = {m.lease_id: m.address for m in snapshot.machines if m.lease_id}
         for intent in sorted((i for i in state.intents if i.open), key=lambda i: i.id):
             void = _void(intent, state)
             if void:
@@ -127,7 +129,8 @@ class Executor:
         action = intent.action
         if isinstance(action, StartGang):
             row = next(g for g in state.gangs if g.id == action.gang.id)
-            self._driver(row.site).start(gang_spec(row, state, self._launch), intent.token)
+            spec = gang_spec(row, state, self._launch, self._addresses.get(row.lease_id, ""))
+            self._driver(row.site).start(spec, intent.token)
         elif isinstance(action, StopGang):
             try:
                 self._driver(_site_of_stop(intent, action, state)).stop(action.gang_id, action.grace_s)

@@ -1,29 +1,35 @@
 """What a driver is asked to start for a gang: modules to run, their configuration, their surroundings.
 
-Knows the configuration files of all roles; knows nothing about where they run or whether they should.
+Knows the configuration files of all roles; knows nothing about where they run or whether they should. A gang on this
+machine is told where things lie here; one on another machine gets its own copies of what it needs (a token that is good
+for it alone, its site's certificates) as files of its own, and never the secret.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from caudal.control.tokens import gang_token, run_token
 from caudal.domain.errors import Failed
 from caudal.domain.fleet import GatewaySpec
 from caudal.domain.gang import Gang, GangSpec, ProcessSpec, Role
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
 from caudal.policy.slots import gateway_number
-from caudal.telemetry.report import REPORT_URL, TOKEN_FILE
+from caudal.store.authority import AUTHORITY, site_files
+from caudal.telemetry.report import CA_FILE, REPORT_URL, TOKEN_FILE
 
 HOST = "127.0.0.1"
 CONFIG = "config.json"
+TOKEN = "token"
+CACHE_ELSEWHERE = "~/.cache/caudal"
+STATE_ELSEWHERE = "~/.local/share/caudal"
 
 MODULES = {
     Role.COORDINATOR: "caudal.train.coordinator",
@@ -48,29 +54,66 @@ class LaunchSettings:
     gateway: GatewaySpec | None = None
     gateway_state_file: str = ""
     gateway_dir: str = ""
+    elsewhere: frozenset[str] = frozenset()  # sites whose machines are not this one
+    ca_file: str = ""  # of the control API's certificate, where it is called over TLS
 
 
-def run_token(secret: str, run: str, generation: int) -> str:
-    """The token that the coordinator and the workers of a run share: made, so that nothing has to be kept."""
-    message = f"caudal run {run} generation {generation}"
-    return hmac.new(secret.encode(), message.encode(), hashlib.sha256).hexdigest()
-
-
-def gang_spec(gang: Gang, state: State, settings: LaunchSettings) -> GangSpec:
-    """What to start for a gang. Raises Failed where the books no longer hold what it is for."""
+def gang_spec(gang: Gang, state: State, settings: LaunchSettings, address: str = "") -> GangSpec:
+    """What to start for a gang; `address` is its machine's, where that is not this one. Raises Failed where the books no
+    longer hold what it is for, or the machine has no address yet."""
     threads = max(1, int(gang.resources.cpus))
+    elsewhere = gang.site in settings.elsewhere
+    if elsewhere and not address:
+        raise Failed(f"the machine of {gang.id} has no address yet", remedy="nothing: it is tried again")
+    config = dict(_config(gang, state, settings, threads))
+    files = {}
+    if elsewhere:
+        config |= _at(config, address)
+        files = _carried(gang, settings)
+    files[CONFIG] = json.dumps(config, sort_keys=True, indent=1)
     process = ProcessSpec(
         argv=("{python}", "-m", MODULES[gang.role], "{dir}/" + CONFIG),
-        env=_env(gang, settings, threads),
-        files={CONFIG: json.dumps(_config(gang, state, settings, threads), sort_keys=True, indent=1)},
+        env=_env(gang, settings, threads, elsewhere),
+        files=files,
     )
     return GangSpec(gang.id, gang.site, gang.node, gang.epoch, (process,), gang.resources, gang.lease_id)
 
 
-def _env(gang: Gang, settings: LaunchSettings, threads: int) -> dict[str, str]:
+def _at(config: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """What differs for a gang on another machine: paths are its user's own or beside its configuration."""
+    told: dict[str, Any] = {}
+    if (
+        "routes_url" not in config
+    ):  # a gateway listens where the fleet says; all others where their machine is
+        told["host"] = address
+    if "cache_dir" in config:
+        told["cache_dir"] = CACHE_ELSEWHERE
+    if config.get("certificates"):
+        told["certificates"] = "."
+    if "state_file" in config:
+        told["state_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/routes.json"
+        told["keys_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/keys.json"
+        told["usage_dir"] = f"{STATE_ELSEWHERE}/usage" if config["usage_dir"] else ""
+    return told
+
+
+def _carried(gang: Gang, settings: LaunchSettings) -> dict[str, str]:
+    """The files that a gang on another machine is given, readable by its user only."""
+    files = {TOKEN: gang_token(settings.secret, gang.id) + "\n"}
+    if settings.certificates:
+        folder = Path(settings.certificates)
+        certificate, key = site_files(folder, gang.site)
+        for file in (folder / AUTHORITY, certificate, key):
+            files[file.name] = file.read_text()
+    return files
+
+
+def _env(gang: Gang, settings: LaunchSettings, threads: int, elsewhere: bool) -> dict[str, str]:
+    ca_file = ("{dir}/" + AUTHORITY if elsewhere else settings.ca_file) if settings.ca_file else ""
     return {
         REPORT_URL: f"{settings.api_url}/api/v1/gangs/{gang.id}/report",
-        TOKEN_FILE: settings.token_file,
+        TOKEN_FILE: "{dir}/" + TOKEN if elsewhere else settings.token_file,
+        **({CA_FILE: ca_file} if ca_file else {}),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # several gangs share a node: a waiting thread must not spin
         "PYTHONUNBUFFERED": "1",

@@ -189,10 +189,13 @@ class GatewaySpec:
 
 @dataclass(frozen=True, slots=True)
 class ApiSpec:
-    """Where the control API and the web page listen."""
+    """Where the control API and the web page listen. `host` other than this machine's own loopback is for fleets with
+    other machines: it takes `tls`, with a certificate by the fleet's own authority; then reading takes the token, too,
+    and the web page stays away."""
 
     host: str = "127.0.0.1"
     port: int = 8600
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

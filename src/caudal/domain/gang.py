@@ -87,9 +87,9 @@ class GangStatus:
 class ProcessSpec:
     """One process of a gang.
 
-    In `argv`, `{python}` stands for the interpreter and `{dir}` for the gang's own directory; the driver
-    fills both in. `files` (name → text) are written there, readable by the owner only, before the start:
-    configuration and secrets go there, never onto the command line.
+    In `argv` and in the values of `env`, `{python}` stands for the interpreter and `{dir}` for the gang's own
+    directory; the driver fills both in. `files` (name → text) are written there, readable by the owner only, before
+    the start: configuration and secrets go there, never onto the command line.
     """
 
     argv: tuple[str, ...]

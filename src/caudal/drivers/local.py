@@ -178,7 +178,7 @@ class LocalDriver:
             "processes": [
                 {
                     "argv": [_fill(argument, folder) for argument in process.argv],
-                    "env": dict(process.env),
+                    "env": {name: _fill(value, folder) for name, value in process.env.items()},
                     "files": dict(process.files),
                 }
                 for process in spec.processes

@@ -152,11 +152,11 @@ class App:
 
     async def _tokenize(self, exchange: Exchange) -> None:
         _require_json(exchange)
-        exchange.respond(200, await self._short_calls.tokenize(exchange.request.body))
+        exchange.respond(200, await self._short_calls.tokenize(exchange))
 
     async def _detokenize(self, exchange: Exchange) -> None:
         _require_json(exchange)
-        exchange.respond(200, await self._short_calls.detokenize(exchange.request.body))
+        exchange.respond(200, await self._short_calls.detokenize(exchange))
 
     async def _openapi(self, exchange: Exchange) -> None:
         exchange.respond(200, openapi_document())
@@ -217,7 +217,8 @@ class App:
     def metrics_text(self) -> bytes:
         """What this process counts, for a scrape."""
         rows = [(m.id, m.ready, self._router.in_flight(m.id)) for m in self._router.models()]
-        return self._metrics.render(self._connections(), rows, self._callers.wrong) + self._spending.render()
+        counted = self._metrics.render(self._connections(), rows, self._callers.wrong, self._router.hedged)
+        return counted + self._spending.render()
 
 
 def _described(model: ModelRoutes) -> dict[str, object]:

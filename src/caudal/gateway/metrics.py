@@ -73,8 +73,15 @@ class Metrics:
         """It said nothing for so long before it went on."""
         self._pause.observe(seconds)
 
-    def render(self, connections: int, models: Iterable[tuple[str, int, int]], wrong_keys: int = 0) -> bytes:
-        """The text for a scrape; `models` are (id, replicas ready, requests in flight)."""
+    def render(
+        self,
+        connections: int,
+        models: Iterable[tuple[str, int, int]],
+        wrong_keys: int = 0,
+        hedged: int = 0,
+    ) -> bytes:
+        """The text for a scrape; `models` are (id, replicas ready, requests in flight), `hedged` how many requests
+        were sent to a second replica."""
         out = PrometheusText()
         out.family(names.GATEWAY_REQUESTS, "counter")
         for (model, status), count in sorted(self.answers.items()):
@@ -83,6 +90,7 @@ class Metrics:
             (names.GATEWAY_RETRIES, self.retries),
             (names.GATEWAY_BROKEN_STREAMS, self.broken_streams),
             (names.GATEWAY_WRONG_KEYS, wrong_keys),
+            (names.GATEWAY_HEDGES, hedged),
         ):
             out.family(name, "counter")
             out.sample(name, count)

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from caudal.gateway.upstream import UpstreamFailed, parse_address
 from caudal.gateway.upstream_pool import UpstreamPool
+from caudal.telemetry.report import CA_FILE
 
 log = logging.getLogger("caudal.gateway")
 
@@ -42,7 +43,7 @@ class Poller(Generic[T]):
         query: str = "",
     ) -> None:
         self._what = what
-        self._address = parse_address(url)
+        self._address = parse_address(url, os.environ.get(CA_FILE, ""))
         self._query = query
         self._token_file = token_file
         self._state_file = state_file

@@ -75,7 +75,15 @@ class GatewayConfig(msgspec.Struct, frozen=True):
 def read_config(path: Path) -> GatewayConfig:
     """Raises UsageError where the file cannot be used."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=GatewayConfig)
+        read = msgspec.json.decode(path.read_bytes(), type=GatewayConfig)
+        return msgspec.structs.replace(
+            read,
+            **{
+                name: str(Path(value).expanduser())
+                for name in ("state_file", "keys_file", "usage_dir")
+                if (value := getattr(read, name))
+            },
+        )
     except (OSError, msgspec.DecodeError) as error:
         remedy = "Give the path of a JSON file with host, port, routes_url, state_file, site and gang."
         raise UsageError(
@@ -108,6 +116,7 @@ class Gateway:
         self.usage = usage_journal(config.usage_url, config.usage_dir, config.gang, token_file)
         self.spending = Spending(Path(config.state_file).with_name(SPENDING), time.time)
         self.spans = span_sender(config.traces, config.gang, config.site)
+        admitter = Admitter(self.router.capacity, now, self.metrics.admission, share=place.processes)
         generations = Generations(
             self.router,
             self._pool,
@@ -116,7 +125,7 @@ class Gateway:
             wait_s,
             self.usage.record,
             tracing=Tracing(self.spans.add) if self.spans is not None else None,
-            admitter=Admitter(self.router.capacity, now, self.metrics.admission, share=place.processes),
+            admitter=admitter,
         )
         self.app = App(
             self.router,
@@ -124,7 +133,7 @@ class Gateway:
             self.metrics,
             lambda: self.server.connections,
             self.callers,
-            ShortCalls(self.router, self._pool, wait_s),
+            ShortCalls(self.router, self._pool, wait_s, admitter, self.usage.record),
             ResponseStore(Path(config.state_file).parent / "responses"),
             self.spending,
         )

@@ -1,4 +1,5 @@
-"""Embeddings and tokens: requests whose answer is short, over the same replicas as generations."""
+"""Embeddings and tokens: requests whose answer is short, over the same replicas as generations, and admitted as they
+are: counting tokens is work, too, and counts against its key."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from caudal.gateway import engine_dialects
+from caudal.gateway.account import Account, Record
+from caudal.gateway.admitter import Admitter
 from caudal.gateway.engine_dialects import Question
 from caudal.gateway.engine_request import RETRY_STATUSES
 from caudal.gateway.events import NotEvents
@@ -32,6 +35,7 @@ from caudal.gateway.openai_errors import ApiError, engine_error, model_not_found
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
+from caudal.gateway.wishes import wishes
 
 Text = Annotated[str, Meta(min_length=1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1, max_length=1_000_000)]
@@ -120,13 +124,23 @@ def _base64(vector: array[float]) -> str:
 class ShortCalls:
     """Asks replicas what is answered at once."""
 
-    def __init__(self, router: Router, pool: UpstreamPool, wait_s: float) -> None:
+    def __init__(
+        self,
+        router: Router,
+        pool: UpstreamPool,
+        wait_s: float,
+        admitter: Admitter,
+        record: Record = lambda *_: None,
+    ) -> None:
         self._router = router
         self._pool = pool
         self._wait_s = wait_s
+        self._admitter = admitter
+        self._record = record
 
-    async def tokenize(self, body: bytes) -> bytes:
+    async def tokenize(self, exchange: Exchange) -> bytes:
         """`{"model", "tokens", "count"}`. Raises ApiError."""
+        body = exchange.request.body
         request = decode(_TOKENIZE, body)
         if (request.input is None) == (request.messages is None):
             raise ApiError(400, "invalid_value", "Give either 'input' or 'messages'.", param="input")
@@ -147,30 +161,46 @@ class ShortCalls:
                     question = engine_dialects.tokenize_text(ticket.engine, ticket.model, text)
             return await self._ask(ticket, question, list, "tokens")
 
-        tokens = await self._carried_out(request.model, cost, ask)
+        tokens = await self._carried_out(exchange, request.model, cost, ask)
         return msgspec.json.encode({"model": request.model, "tokens": tokens, "count": len(tokens)})
 
-    async def detokenize(self, body: bytes) -> bytes:
+    async def detokenize(self, exchange: Exchange) -> bytes:
         """`{"model", "text"}`. Raises ApiError."""
-        request = decode(_DETOKENIZE, body)
+        request = decode(_DETOKENIZE, exchange.request.body)
 
         async def ask(ticket: Ticket) -> str:
             question = engine_dialects.detokenize(ticket.engine, ticket.model, request.tokens)
             return await self._ask(ticket, question, str, "content", "prompt")
 
-        text = await self._carried_out(request.model, len(request.tokens), ask)
+        text = await self._carried_out(exchange, request.model, len(request.tokens), ask)
         return msgspec.json.encode({"model": request.model, "text": text})
 
-    async def _carried_out(self, model: str, tokens: int, ask: Callable[[Ticket], Awaitable[T]]) -> T:
-        """Ask one replica, and another where that fails."""
+    async def _carried_out(
+        self, exchange: Exchange, model: str, tokens: int, ask: Callable[[Ticket], Awaitable[T]]
+    ) -> T:
+        """Ask a replica, once the caller's request is admitted, on the caller's account."""
+        caller, path = exchange.caller, exchange.request.path
         routes = self._router.model(model)
-        if routes is None:
+        if routes is None or not caller.may_use(model):
             raise model_not_found(model)
         if routes.replicas and all(replica.external is not None for replica in routes.replicas):
             message = (
                 f"The model {model!r} is served by a provider: only the fleet's own replicas count tokens."
             )
             raise ApiError(400, "invalid_value", message, param="model")
+        call = Call(path, model, False, tokens, exchange.request.body, "input", prompt_tokens=tokens)
+        slo, deadline_s = wishes(exchange.request.headers, call.body)
+        with Account(self._record, caller.id, model, self._router.asked(model)):
+            permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
+            try:
+                answer = await self._asked(model, tokens, ask)
+                permit.reply_tokens = 0
+                return answer
+            finally:
+                permit.done()
+
+    async def _asked(self, model: str, tokens: int, ask: Callable[[Ticket], Awaitable[T]]) -> T:
+        """Ask one replica, and another where that fails."""
         tried: frozenset[str] = frozenset()
         why = ""
         for _ in range(MAX_ATTEMPTS):

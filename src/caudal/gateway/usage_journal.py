@@ -20,6 +20,7 @@ from pathlib import Path
 from caudal.domain.key import Usage, UsageBatch, UsageHour, hour_of, summed
 from caudal.gateway.usage_file import SUFFIX, JournalFile, left_behind
 from caudal.gateway.usage_lines import body_of, line_of, parts
+from caudal.telemetry.report import tls_context
 
 log = logging.getLogger("caudal.gateway")
 
@@ -202,7 +203,7 @@ class ControlSender:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token()}"}
         try:
             request = urllib.request.Request(self._url, data=body, headers=headers)
-            with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            with urllib.request.urlopen(request, timeout=ANSWER_S, context=tls_context()) as answer:
                 taken = answer.status == 200 and b'"taken"' in answer.read(1000)
                 why = "" if taken else f"it answers {answer.status}"
         except (OSError, http.client.HTTPException, ValueError) as error:

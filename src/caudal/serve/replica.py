@@ -115,7 +115,7 @@ def _path(engine: str, record: ModelRecord, folder: Path) -> Path:
 
 def start(config: ReplicaConfig, engine: Engine) -> None:
     """Bring the engine to the point where it has generated a token. Raises CaudalError."""
-    store = ModelStore(open_blobs(config.blobs_url), Path(config.cache_dir))
+    store = ModelStore(open_blobs(config.blobs_url), Path(config.cache_dir).expanduser())
     record = store.get(config.model, config.version)
     engine.start(launch_of(config, record, store.materialise(record)))
     if not engine.healthy():

@@ -42,11 +42,14 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
     _distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
     _check_traces(spec.gateway.traces, tree, problems)
     for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
+        if door == "api" and spec.api.tls and _is_address(host):
+            continue
         if not _is_loopback(host):
             problems.add(
                 tree.at([door, "host"]),
                 f"host: {host!r} is not this machine's own address (127.0.0.1, ::1 or localhost); "
-                "to be reached from elsewhere, put a proxy with TLS in front",
+                "to be reached from elsewhere, "
+                + ("set `tls: true` and an IP address" if door == "api" else "put a proxy with TLS in front"),
             )
     if spec.gateway.port == spec.api.port:
         problems.add(tree.at(["gateway", "port"]), f"port: the gateway and the api both have {spec.api.port}")
@@ -217,6 +220,13 @@ def _distinct(what: str, names: Iterable[str], tree: Located, key: str, problems
         if count > 1:
             last = len(listed) - 1 - listed[::-1].index(name)
             problems.add(tree.at([key, last]), f"{key}: {count} times the same {what} {name!r}")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -51,7 +51,7 @@ def load(path: Path | str) -> list[Spec]:
     problems = Problems()
     found: list[tuple[Spec, Located]] = []
     for file in files:
-        found += _parse(_read(file), str(file), file.resolve().parent, problems)
+        found += _parse(read_text(file), str(file), file.resolve().parent, problems)
     _check_names(found, problems)
     problems.raise_if_any()
     return [spec for spec, _ in found]
@@ -104,7 +104,8 @@ def _plain_value(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A file of the user's as text, within limits. Raises NotFound, SpecError."""
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_TEXT_BYTES + 1)

@@ -9,35 +9,36 @@ import typing
 from decimal import Decimal
 from typing import Any
 
+from caudal.domain.demand import DemandSpec, QuoteSpec
 from caudal.spec.build import hints
 from caudal.spec.files import TYPES
 from caudal.spec.limits import NAME_PATTERN, NAMES, RANGES
 from caudal.spec.units import COUNT_PATTERN, SIZE_PATTERN
+
+ALL: dict[str, type] = {**TYPES, "demand": DemandSpec, "quote": QuoteSpec}
 
 MONEY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,10})?$"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> dict[str, Any]:
-    """One schema for `type: fleet`, `train` and `service`."""
+    """One schema for `type: fleet`, `train`, `service`, `demand` and `quote`."""
     definitions: dict[str, Any] = {}
-    for name, cls in TYPES.items():
+    for name, cls in ALL.items():
         _table(cls, definitions, kind=name)
     branches = [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
             "then": {"$ref": f"#/$defs/{cls.__name__}"},
         }
-        for name, cls in TYPES.items()
+        for name, cls in ALL.items()
     ]
     return {
         "$schema": DIALECT,
-        "title": "Caudal: a fleet, a run or a service",
+        "title": "Caudal: a fleet, a run, a service, a demand or a quote",
         "type": "object",
         "required": ["type"],
-        "properties": {
-            "type": {"enum": list(TYPES), "description": "Which of the three the file describes."}
-        },
+        "properties": {"type": {"enum": list(ALL), "description": "Which of them the file describes."}},
         "allOf": branches,
         "$defs": definitions,
     }

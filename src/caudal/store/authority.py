@@ -7,6 +7,7 @@ only looked at. A site's certificate names the site as its DNS name.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -114,7 +115,29 @@ def _make_authority(folder: Path) -> None:
     _write(folder / AUTHORITY, builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
 
 
-def _make_site(folder: Path, site: str, authority: x509.Certificate) -> None:
+def ensure_door(folder: Path, name: str, address: str) -> tuple[Path, Path]:
+    """Have a certificate for a door that listens at an IP address, which stands in it beside the name; returns where it
+    and its key lie. Call `ensure_certificates` first. Raises UsageError where the authority is not ours to sign with
+    and there is none for that address."""
+    path, key_path = site_files(folder, name)
+    wanted = ipaddress.ip_address(address)
+    if path.exists() and not _ends_soon(_read(path)):
+        names = _read(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if wanted in names.get_values_for_type(x509.IPAddress):
+            return path, key_path
+    if not (folder / AUTHORITY_KEY).exists():
+        raise UsageError(
+            f"there is no certificate of {name} for {address}",
+            where=str(path),
+            remedy=f"issue one by your authority, with the IP address {address} among its alternative names",
+        )
+    _make_site(folder, name, _read(folder / AUTHORITY), (x509.IPAddress(wanted),))
+    return path, key_path
+
+
+def _make_site(
+    folder: Path, site: str, authority: x509.Certificate, more: tuple[x509.GeneralName, ...] = ()
+) -> None:
     issuer = _authority_key(folder / AUTHORITY_KEY)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
@@ -123,7 +146,7 @@ def _make_site(folder: Path, site: str, authority: x509.Certificate) -> None:
     builder = builder.add_extension(_usage(signs=False), critical=True)
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(site)]), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(site), *more]), critical=False)
     above = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())  # type: ignore[arg-type]
     certificate = builder.add_extension(above, critical=False).sign(issuer, hashes.SHA256())
     path, key_path = site_files(folder, site)

@@ -6,6 +6,7 @@ GATEWAY_REQUESTS = "caudal_gateway_requests_total"
 GATEWAY_RETRIES = "caudal_gateway_retries_total"
 GATEWAY_BROKEN_STREAMS = "caudal_gateway_broken_streams_total"
 GATEWAY_WRONG_KEYS = "caudal_gateway_wrong_keys_total"
+GATEWAY_HEDGES = "caudal_gateway_hedges_total"
 GATEWAY_RESCUES = "caudal_gateway_rescues_total"
 GATEWAY_RESCUE_PAUSE = "caudal_gateway_rescue_pause_seconds"
 GATEWAY_FIRST_BYTE = "caudal_gateway_first_byte_seconds"
@@ -56,6 +57,7 @@ HELP = {
     GATEWAY_REQUESTS: "Answers given, by model and HTTP status.",
     GATEWAY_RETRIES: "Requests that were sent to a replica again because one failed before its first byte.",
     GATEWAY_BROKEN_STREAMS: "Answers that a replica's failure cut off in the middle.",
+    GATEWAY_HEDGES: "Requests that were sent to a second replica, the first being slow to begin.",
     GATEWAY_WRONG_KEYS: "Keys that were looked at and are none of this fleet's.",
     GATEWAY_RESCUES: "Streams that lost their replica, by how they ended: whole, impossible or failed.",
     GATEWAY_RESCUE_PAUSE: "Seconds from a replica's failure to the next bytes of the answer.",

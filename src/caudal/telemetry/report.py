@@ -24,9 +24,11 @@ are kept here until the control API has taken them.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
+import ssl
 import threading
 import time
 import urllib.request
@@ -39,7 +41,10 @@ REPORT_URL = "CAUDAL_REPORT_URL"
 """Environment variable: the full address to post to, `http://HOST:PORT/api/v1/gangs/GANG/report`."""
 
 TOKEN_FILE = "CAUDAL_TOKEN_FILE"
-"""Environment variable: the file that holds the control API's secret."""
+"""Environment variable: the file that holds the control API's secret, or the token of this gang alone."""
+
+CA_FILE = "CAUDAL_CA_FILE"
+"""Environment variable: the authority of the control API's certificate; not set: the API is called in the clear."""
 
 URGENT = ("ready", "error", "waking")
 """Keys whose change is told at once."""
@@ -48,6 +53,18 @@ AT_MOST_EVERY_S = 0.2
 
 MAX_POINTS_KEPT = 100_000
 MAX_POINTS_SENT = 1_000
+
+
+@functools.cache
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)
+
+
+def tls_context() -> ssl.SSLContext | None:
+    """What the control API is called with: it trusts the fleet's authority alone. None: in the clear, on loopback. Raises
+    OSError where the authority's file cannot be used."""
+    ca_file = os.environ.get(CA_FILE, "")
+    return _trusting(ca_file) if ca_file else None
 
 
 class Reporter:
@@ -114,7 +131,7 @@ class Reporter:
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._token()}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=2.0):
+            with urllib.request.urlopen(request, timeout=2.0, context=tls_context()):
                 pass
         except (OSError, http.client.HTTPException):
             return  # the control process is away: what is kept here is sent when it is back

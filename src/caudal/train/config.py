@@ -68,9 +68,12 @@ C = TypeVar("C", bound=GangConfig)
 
 
 def read_config(path: Path, kind: type[C]) -> C:
-    """The file, checked. Raises UsageError."""
+    """The file, checked; the folder of certificates may be named from where the file lies. Raises UsageError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        read = msgspec.json.decode(path.read_bytes(), type=kind)
+        cache = str(Path(read.cache_dir).expanduser())
+        beside = str(path.parent / read.certificates) if read.certificates else ""
+        return msgspec.structs.replace(read, cache_dir=cache, certificates=beside)
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(
             "the configuration cannot be read",
