@@ -28,7 +28,7 @@ NAMES = tuple(asdict(PRIOR))
 QUANTITIES = ("throughput", "ttft", "tpot")
 TIGHT = {
     "matmul": 0.12, "memory": 0.1, "kv": 0.2, "matmul_fp4": 0.25, "experts": 0.3, "old": 0.08, "occupied": 0.08,
-    "attention": 0.3, "links": 0.25, "amd": 0.25, "elementwise": 0.25, "layer_s": 0.3, "host_s": 0.3,
+    "attention": 0.3, "links": 0.25, "amd": 0.25, "elementwise": 0.25, "layer_s": 0.3, "host_s": 0.3, "reduce_s": 0.3, "expert_layer_s": 0.3, "burst": 0.3, "launch_s": 0.35,
 }  # fmt: skip
 LOOSE = 0.5
 ROBUST = 0.2
@@ -77,7 +77,15 @@ def read(path: Path = DATA / "serving_points.csv") -> Rows:
                 measured.append(value)
                 sources.append(row["source_id"])
                 ids.append(row["id"])
-    return Rows(questions, columns(questions), np.array(at), np.array(kind), np.array(measured), np.array(sources), ids)
+    return Rows(
+        questions,
+        columns(questions),
+        np.array(at),
+        np.array(kind),
+        np.array(measured),
+        np.array(sources),
+        ids,
+    )
 
 
 def taken(rows: Rows, chosen: np.ndarray) -> Rows:
@@ -118,15 +126,25 @@ def fit(rows: Rows, start: Serving = PRIOR, rounds: int = 40) -> Serving:
     def residuals(logs: Vector) -> Vector:
         return np.asarray(np.log(estimated(rows, constants_of(logs)) / rows.measured))
 
-    return constants_of(_solve(residuals, np.log([getattr(start, name) for name in NAMES]), prior, width, by_row, rounds))
+    return constants_of(
+        _solve(residuals, np.log([getattr(start, name) for name in NAMES]), prior, width, by_row, rounds)
+    )
 
 
 def _solve(
-    residuals: Callable[[Vector], Vector], at: Vector, prior: Vector, width: Vector, by_row: Vector, rounds: int
+    residuals: Callable[[Vector], Vector],
+    at: Vector,
+    prior: Vector,
+    width: Vector,
+    by_row: Vector,
+    rounds: int,
 ) -> Vector:
     def cost(logs: Vector) -> float:
         r = residuals(logs) / ROBUST
-        return float((by_row * (np.sqrt(1 + r**2) - 1) * 2).sum() + PRIOR_WEIGHT * (((logs - prior) / width) ** 2).sum())
+        return float(
+            (by_row * (np.sqrt(1 + r**2) - 1) * 2).sum()
+            + PRIOR_WEIGHT * (((logs - prior) / width) ** 2).sum()
+        )
 
     damping, now = 1e-2, cost(at)
     for _ in range(rounds):
@@ -158,8 +176,6 @@ def left_out(rows: Rows, groups: np.ndarray | None = None) -> Vector:
     for name in sorted(set(groups)):
         held = groups == name
         found = fit(taken(rows, ~held))
-        if "--show" in sys.argv:
-            print(name, {n: float("%.3g" % getattr(found, n)) for n in NAMES})
         result[held] = estimated(taken(rows, held), found)
     return result
 
@@ -174,7 +190,9 @@ def _show(rows: Rows, guess: Vector, title: str) -> None:
     print(f"== {title}")
     for number, quantity in enumerate(QUANTITIES):
         mine = rows.kind == number
-        print(f"  {quantity}: balanced {balanced(error[mine], rows.sources[mine]):.3f} pooled {np.median(error[mine]):.3f}")
+        print(
+            f"  {quantity}: balanced {balanced(error[mine], rows.sources[mine]):.3f} pooled {np.median(error[mine]):.3f}"
+        )
         for name in sorted(set(rows.sources[mine])):
             s = mine & (rows.sources == name)
             print(f"    {name:22s} n={s.sum():3d} median {np.median(error[s]):.3f} bias {np.median(log[s]):+.3f} "
@@ -186,7 +204,9 @@ def _show_rows(rows: Rows, constants: Serving) -> None:
     total = made.iteration.total
     for line, at in enumerate(rows.at):
         q = rows.questions[at]
-        parts = sorted(((float(v[at] / total[at]), n) for n, v in made.iteration.items.items()), reverse=True)[:6]
+        parts = sorted(
+            ((float(v[at] / total[at]), n) for n, v in made.iteration.items.items()), reverse=True
+        )[:6]
         print(f"{rows.ids[line]:26s} {QUANTITIES[rows.kind[line]]:10s} {np.log(guess[line] / rows.measured[line]):+.2f} "
               f"{guess[line]:.4g}/{rows.measured[line]:.4g} {q.model.name} {q.chip.name} tp{q.tp} {q.isl}/{q.osl} "
               f"B{made.sequences[at]:.0f} of {made.most_sequences[at]:.0f} it {total[at] * 1e3:.1f}ms pre {made.prefill_s[at] * 1e3:.0f}ms "

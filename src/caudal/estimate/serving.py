@@ -56,7 +56,9 @@ def _pick(c: Columns, neuron: float, other: float) -> Vector:
     return np.asarray(np.where(c.is_neuron > 0, neuron, other))
 
 
-def iteration(c: Columns, k: Serving, sequences: Vector, prompt_tokens: Vector, *, mean: bool = False) -> Iteration:
+def iteration(
+    c: Columns, k: Serving, sequences: Vector, prompt_tokens: Vector, *, mean: bool = False
+) -> Iteration:
     """One iteration that decodes a token of each of `sequences` and prefills `prompt_tokens`, in a replica.
 
     `mean` is over an answer's tokens instead of its median token: compiled graphs read a cache in powers of two.
@@ -72,7 +74,9 @@ def iteration(c: Columns, k: Serving, sequences: Vector, prompt_tokens: Vector, 
     rate = c.rate_bf16 * _pick(c, k.neuron_matmul, k.attention)
     reading = c.kv_read * (c.kv_mean if mean else 1.0) / (c.memory_rate * _pick(c, k.neuron_kv, k.kv))
     cached = sequences * _roof(reading, c.attention_flops / rate)
-    asked = prompt_tokens * c.prefill_attention_flops / (c.rate_bf16 * _pick(c, k.neuron_attention, k.attention))
+    asked = (
+        prompt_tokens * c.prefill_attention_flops / (c.rate_bf16 * _pick(c, k.neuron_attention, k.attention))
+    )
     moved = tokens * c.elementwise_token * k.elementwise + sequences * c.logits_sequence * k.logits
     computing = plain + routed + cached + asked + moved / memory
     links = c.comm_rate * _pick(c, k.neuron_links, k.links)
@@ -102,7 +106,9 @@ def stepping(c: Columns, k: Serving, sequences: Vector) -> Iteration:
     share = np.clip(prompts, 1e-9, 1.0)
     bare = iteration(c, k, sequences, np.zeros_like(sequences))
     mixed = iteration(c, k, sequences, sequences * c.isl / c.osl / share)
-    return Iteration({name: (1 - share) * bare.items[name] + share * mixed.items[name] for name in bare.items})
+    return Iteration(
+        {name: (1 - share) * bare.items[name] + share * mixed.items[name] for name in bare.items}
+    )
 
 
 def most_sequences(c: Columns) -> Vector:
@@ -110,7 +116,9 @@ def most_sequences(c: Columns) -> Vector:
     by_memory = c.free / np.maximum(c.kv_hold, 1.0)
     ranks = np.where(c.is_spread > 0, c.group, 1.0)
     step = MOST_STEP_TOKENS * ranks / (1 + c.isl / c.osl)
-    engine = np.where(c.is_decode > 0, 256.0 * c.group, np.minimum(MOST_SEQUENCES * ranks, np.maximum(step, 1.0)))
+    engine = np.where(
+        c.is_decode > 0, 256.0 * c.group, np.minimum(MOST_SEQUENCES * ranks, np.maximum(step, 1.0))
+    )
     return np.asarray(np.minimum(by_memory, engine))
 
 
@@ -155,22 +163,20 @@ def served(c: Columns, k: Serving) -> Served:
     prompts = np.minimum(MOST_STEP_TOKENS * c.group / np.maximum(c.isl, 1.0), 1e6)
     only = prompts * c.isl / _prompt(c, k, prompts)
     into = np.where(c.is_prefill > 0, only, out * c.isl / c.osl)
-    return Served(
-        out * c.replicas, into * c.replicas, ttft, tpot, flight, most, used, step, one
-    )
+    return Served(out * c.replicas, into * c.replicas, ttft, tpot, flight, most, used, step, one)
 
 
 def _waiting(c: Columns, k: Serving, flight: Vector, one: Vector, tpot: Vector) -> Vector:
     """Time to the first token: the prompt's own prefill, the iteration under way, and prompts in front.
 
-    A closed loop's clients begin together and stay together for a while: a part of them waits for each other.
+    A closed loop's clients begin together and drift apart: with n of them a request finds between none (spread over
+    the cycle) and half of the others (in step) in front of it. Taken as the geometric middle, about sqrt(n).
     """
-    ahead = np.maximum(flight - 1, 0.0)
     ranks = np.where(c.is_spread > 0, c.group, 1.0)
     several = np.maximum(1.0, MOST_STEP_TOKENS * ranks / np.maximum(c.isl, 1.0))
     each = _prompt(c, k, several) / several
-    together = k.burst * ahead / 2 * each
-    part = np.clip(flight * each / np.maximum(c.osl * tpot + each, 1e-9), 0.0, 0.9)
-    queue = one * part / (2 * (1 - part))
-    closed = one + tpot / 2 + np.where(c.is_qps > 0, 0.0, together) + queue
-    return np.asarray(closed + k.split_s * c.is_split)
+    part = np.clip(flight * each / np.maximum(c.osl * tpot + each, 1e-9), 0.0, 0.95)
+    queue = np.maximum(each, one / 2) * part / (1 - part)
+    together = k.burst * (np.sqrt(np.maximum(flight, 1.0)) - 1) * one
+    waiting = np.where(c.is_qps > 0, queue, together)
+    return np.asarray(one + tpot / 2 + waiting + k.split_s * c.is_split)

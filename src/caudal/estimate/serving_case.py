@@ -90,7 +90,10 @@ class Question:
             return False
         if self.ep > self.tp:
             return True
-        crowded = self.load in ("max", "decode", "prefill") or self.batch / max(1.0, self.replicas) >= 32 * self.group
+        crowded = (
+            self.load in ("max", "decode", "prefill")
+            or self.batch / max(1.0, self.replicas) >= 32 * self.group
+        )
         repeated = bool(self.model.kv_lora) or self.model.kv_heads < self.tp
         return crowded and repeated and self.engine != "neuron"
 
@@ -237,7 +240,11 @@ def row(q: Question) -> dict[str, float]:
     """One question as plain numbers."""
     model, which = q.model, q.chip
     weights = _weights(q)
-    whole = weights["weights"] + weights["expert_weights"] + (0 if model.tied else model.vocab * model.hidden * 2 / q.group)
+    whole = (
+        weights["weights"]
+        + weights["expert_weights"]
+        + (0 if model.tied else model.vocab * model.hidden * 2 / q.group)
+    )
     room = which.memory_bytes / q.cores * MEMORY_SHARE
     moved = model.layers * model.hidden * 2.0 / (q.group if q.spread else 1)
     moved += model.moe_layers * model.top_k * model.hidden * 2.0 * 0.4 / q.group

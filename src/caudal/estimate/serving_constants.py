@@ -16,7 +16,7 @@ class Serving:
     """Matrix products, of what large ones reach alone."""
     matmul_fp4: float = 0.6
     """The same in fp4, in parts of the above."""
-    experts: float = 0.5
+    experts: float = 0.42
     """Grouped products of experts, in parts of plain ones."""
     memory: float = 0.8
     """Of the memory's rate, reading weights."""
@@ -40,12 +40,12 @@ class Serving:
     """Scheduling and sampling, once an iteration."""
     sequence_s: float = 2e-6
     """The host's part that grows with the sequences in an iteration."""
-    launch_s: float = 2e-4
+    launch_s: float = 3e-4
     """Launching a layer in prefill, which no graph holds."""
     occupied: float = 0.9
     """Of the sequences that fit, in flight on average."""
-    burst: float = 0.3
-    """Part of a closed loop's clients that begin together."""
+    burst: float = 1.0
+    """Prompts in front of one in a closed loop, in parts of sqrt(clients) - 1."""
     old: float = 1.08
     """What all costs more in an engine a year older."""
     amd: float = 1.5
@@ -71,33 +71,33 @@ class Serving:
 
 
 FITTED = Serving(
-    matmul=0.8613,
-    matmul_fp4=0.5215,
-    experts=0.4463,
-    memory=0.7723,
-    kv=0.8468,
-    attention=0.7019,
-    links=0.5647,
-    elementwise=11.81,
-    logits=5.974,
-    layer_s=1.806e-05,
-    expert_layer_s=1.613e-05,
-    reduce_s=1.05e-05,
-    host_s=0.001004,
-    sequence_s=2.051e-06,
-    launch_s=0.0003322,
-    occupied=0.8852,
-    burst=0.3955,
-    old=1.074,
-    amd=1.447,
-    neuron_matmul=0.7428,
-    neuron_memory=0.6911,
+    matmul=0.8605,
+    matmul_fp4=0.5091,
+    experts=0.3747,
+    memory=0.7743,
+    kv=0.8602,
+    attention=0.7069,
+    links=0.5675,
+    elementwise=11.42,
+    logits=5.98,
+    layer_s=1.82e-05,
+    expert_layer_s=1.856e-05,
+    reduce_s=8.886e-06,
+    host_s=0.0009996,
+    sequence_s=2.062e-06,
+    launch_s=0.0003231,
+    occupied=0.8754,
+    burst=1.17,
+    old=1.089,
+    amd=1.432,
+    neuron_matmul=0.7385,
+    neuron_memory=0.6913,
     neuron_kv=0.5047,
-    neuron_links=0.4142,
+    neuron_links=0.4109,
     neuron_layer_s=0.000161,
-    overlap=0.8253,
-    neuron_attention=0.05986,
+    overlap=0.9784,
+    neuron_attention=0.05977,
     neuron_launch_s=0.0003,
-    split_s=0.1082,
+    split_s=0.08252,
 )
 """Fitted on the open rows of 2026-11."""

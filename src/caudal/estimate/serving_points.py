@@ -23,7 +23,7 @@ LONGEST = 4_000_000
 MOST = 1_000_000
 
 
-def numbers_of(text: str, model: Transformer, engine: str) -> Numbers:
+def numbers_of(text: str, model: Transformer, engine: str, which: Chip) -> Numbers:
     """How weights, cache and matrix products are kept, from how tables write it: `FP16/w:int8`, `fp8`, `w4a16`."""
     said = text.lower().replace(" ", "").replace("_", "-")
     act, _, weight = said.partition("/w:")
@@ -32,7 +32,13 @@ def numbers_of(text: str, model: Transformer, engine: str) -> Numbers:
         return Numbers(0.53, kv, "bf16", 0.53)
     if "fp4" in said or "w4a8" in said:
         # The usual checkpoints quantise the experts alone; the cache is fp8.
-        return Numbers(0.5625, 1.0, "fp4", 0.5625 if not model.experts else 1.06)
+        # Chips without such units multiply in bf16: then it is the weights alone.
+        beside = 0.5625 if not model.experts else 1.06
+        return (
+            Numbers(0.5625, 1.0, "fp4", beside)
+            if "fp4" in which.peaks
+            else Numbers(0.5625, kv, "bf16", beside)
+        )
     if weight:
         low = 1.0 if re.search(r"8", weight) else 2.0
         return Numbers(low, kv, "fp8" if "8" in act and low == 1.0 else "bf16", low)
@@ -90,7 +96,8 @@ def load_of(row: Row) -> tuple[str, float, float]:
         return "prefill", batch, qps
     if "decode" in text and "disagg" not in text:
         return "decode", batch, qps
-    if "static" in text or text.startswith(("batch", "real time", "realtime", "latency")):
+    alone = "latency" in text and "conc" not in text and batch > 0
+    if alone or "static" in text or text.startswith(("batch", "real time", "realtime")):
         return "static", batch or 1.0, qps
     if qps and not batch:
         return "qps", batch, qps
@@ -168,14 +175,14 @@ def placed(
     return chips, tp, ep
 
 
-def question_of(row: Row) -> Question:
-    """The whole row; raises `Missing`."""
+def question_of(row: Row, model: Transformer | None = None) -> Question:
+    """The whole row; raises `Missing`. `model` stands in for the row's."""
     notes: list[str] = []
     unknown: set[str] = set()
     which = chip_of(row)
-    model = model_of(row, notes)
+    model = model or model_of(row, notes)
     engine, year = engine_of(row.get("engine") or "", row.get("engine_version") or "", which)
-    numbers = numbers_of(row.get("precision") or "", model, engine)
+    numbers = numbers_of(row.get("precision") or "", model, engine, which)
     load, batch, qps = load_of(row)
     isl, osl = lengths_of(row, load, notes)
     chips, tp, ep = placed(row, model, which, numbers, notes, unknown)
