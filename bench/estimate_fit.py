@@ -28,7 +28,7 @@ NAMES = tuple(asdict(PRIOR))
 TIGHT = {
     "matmul": 0.06, "matmul_low": 0.06, "matmul_fp4": 0.25, "matmul_bytes": 0.15, "attention": 0.25,
     "attention_old": 0.12, "attention_hopper": 0.2, "scores": 0.3, "elementwise": 0.3, "eager": 0.3,
-    "logits": 0.25, "young": 0.08, "up_share": 0.15, "out_share": 0.2, "hop_s": 0.4, "tensor_exposed": 0.4,
+    "sinks": 0.25, "logits": 0.25, "young": 0.08, "up_share": 0.15, "out_share": 0.2, "hop_s": 0.4, "tensor_exposed": 0.4,
     "expert_exposed": 0.15, "expert_hidden": 0.1, "data_hidden": 0.2, "gather_hidden": 0.2, "experts": 0.08,
     "experts_a_year": 0.15, "route_s": 0.5, "launch_s": 0.5, "step_s": 0.25, "neuron": 0.3, "amd": 0.1, "tpu": 0.3,
 }  # fmt: skip

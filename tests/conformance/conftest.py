@@ -10,8 +10,9 @@ import pytest
 
 from caudal.store.state import SqlStore, open_store
 from tests.support.postgres import new_schema, postgres
+from tests.support.slurm import slurm
 
-__all__ = ["postgres"]  # a fixture
+__all__ = ["postgres", "slurm"]  # fixtures
 
 _numbers = itertools.count(1)
 

@@ -6,6 +6,7 @@ and how time passes: virtual for the fakes, real (and short) for the others.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +18,20 @@ from typing import Any
 import pytest
 
 from caudal.domain.errors import Unreachable
-from caudal.domain.fleet import MachineType, Market, Offer, Resources, SiteSpec
+from caudal.domain.fleet import MachineType, Market, Offer, Resources, SiteSpec, SlurmSpec
 from caudal.domain.gang import GangSpec, ProcessSpec
 from caudal.drivers.fake import FakeDriver, Script
-from caudal.drivers.local import LocalDriver
+from caudal.drivers.local import PACKAGE_ROOT, LocalDriver
+from caudal.drivers.slurm.driver import SlurmDriver
+from caudal.drivers.slurm.hosts import Here, OverSsh
 from caudal.ports import Driver, Provider
+from caudal.providers.azure import AzureProvider
+from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
+from tests.support.ssh_server import ssh_server
 
 SITE = "north"
 
@@ -76,6 +83,8 @@ class DriverCase(Case):
     driver: Driver
     make_spec: Callable[[str, Does], GangSpec]
     again: Callable[[], Driver]
+    grace_s: float = 0.3
+    """A grace that outlasts a few calls of this driver."""
 
 
 @dataclass
@@ -137,7 +146,8 @@ def fake_provider(tmp_path: Path) -> Iterator[ProviderCase]:
 
 
 PROGRAM = """
-import signal, sys, time
+import os, signal, sys, time
+assert os.path.samefile(os.environ["OWN_FOLDER"], os.path.dirname(__file__)), "{dir} is filled in, in env too"
 prints, runs_s, code, heeds = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 signal.signal(signal.SIGTERM, (lambda *_: sys.exit(143)) if heeds else signal.SIG_IGN)
 print(prints, flush=True)
@@ -153,7 +163,7 @@ def real_spec(gang_id: str, wish: Does) -> GangSpec:
     """A gang of one real process that does it."""
     arguments = (wish.prints, str(wish.runs_s), str(wish.exit_code), str(wish.heeds_stop))
     files = {"program.py": PROGRAM, **wish.files}
-    process = ProcessSpec(("{python}", "{dir}/program.py", *arguments), files=files)
+    process = ProcessSpec(("{python}", "{dir}/program.py", *arguments), {"OWN_FOLDER": "{dir}"}, files)
     return GangSpec(gang_id, SITE, f"{SITE}-0", 1, (process,))
 
 
@@ -163,6 +173,37 @@ def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
     clock, root = RealClock(), tmp_path / "gangs"
     driver = LocalDriver(SITE, root, clock)
     yield DriverCase(clock.sleep, 20.0, None, driver, real_spec, lambda: LocalDriver(SITE, root, RealClock()))
+
+
+@contextmanager
+def slurm_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Jobs of a real Slurm on this machine, which the fixture `slurm` has started. It is never silent here:
+    test_slurm.py takes its slurmctld away."""
+    spec = SlurmSpec(folder=str(tmp_path / "shared"))
+
+    def build() -> SlurmDriver:
+        return SlurmDriver(SITE, spec, Here())
+
+    yield DriverCase(RealClock().sleep, 30.0, None, build(), real_spec, build, grace_s=1.0)
+
+
+@contextmanager
+def slurm_driver_over_ssh(tmp_path: Path) -> Iterator[DriverCase]:
+    """The same by way of the system's ssh and a server on loopback, which can refuse to answer."""
+    python = (
+        tmp_path / "python"
+    )  # `-I` would leave out the sources that are tested, where another Caudal is installed
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -I ] && shift\nPYTHONPATH={PACKAGE_ROOT} exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o700)
+    spec = SlurmSpec(folder=str(tmp_path / "shared"), python=str(python))
+    with ssh_server(tmp_path / "ssh") as server:
+
+        def build() -> SlurmDriver:
+            return SlurmDriver(SITE, spec, OverSsh(server.address, str(python), server.options))
+
+        yield DriverCase(RealClock().sleep, 60.0, server.silence, build(), real_spec, build, grace_s=3.0)
 
 
 @contextmanager
@@ -176,11 +217,44 @@ def local_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 5.0, None, build(), build, lambda machines: None)
 
 
+@contextmanager
+def azure_on_fake(tmp_path: Path) -> Iterator[ProviderCase]:
+    """The real SDK against the fake of Azure, which is one process for all tests."""
+    fake = fake_azure()
+    reserve(fake, 5)
+
+    def build() -> AzureProvider:
+        return azure_provider(fake, RealClock(), markets=("reserved",))
+
+    def silence(on: bool) -> None:
+        fake.admin("fault", {"kind": "refuse", "status": 503}) if on else fake.admin("calm", {})
+
+    yield ProviderCase(
+        RealClock().sleep, 10.0, silence, build(), build, lambda machines: reserve(fake, machines)
+    )
+
+
+def reserve(fake: FakeAzure, machines: int) -> None:
+    """Have that many machines in the contract's capacity reservation."""
+    rows = [{"name": "one", "size": SIZE, "capacity": machines}]
+    fake.admin("reserve", {"group_id": GROUP_ID, "location": LOCATION, "reservations": rows})
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
         call()
 
 
-DRIVERS: list[Any] = [pytest.param(fake_driver, id="fake"), pytest.param(local_driver, id="local")]
-PROVIDERS: list[Any] = [pytest.param(fake_provider, id="fake"), pytest.param(local_provider, id="local")]
+DRIVERS: list[Any] = [
+    pytest.param((fake_driver, None), id="fake"),
+    pytest.param((local_driver, None), id="local"),
+    pytest.param((slurm_driver, "slurm"), id="slurm", marks=pytest.mark.cluster),
+    pytest.param((slurm_driver_over_ssh, "slurm"), id="slurm-ssh", marks=pytest.mark.cluster),
+]
+"""Each with the fixture that has to be up first, if any."""
+PROVIDERS: list[Any] = [
+    pytest.param(fake_provider, id="fake"),
+    pytest.param(local_provider, id="local"),
+    pytest.param(azure_on_fake, id="azure"),
+]

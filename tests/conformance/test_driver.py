@@ -16,7 +16,10 @@ from tests.conformance.ports import DRIVERS, Does, DriverCase, unreachable
 
 @pytest.fixture(params=DRIVERS)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DriverCase]:
-    with request.param(tmp_path) as built:
+    build, needs = request.param
+    if needs:
+        request.getfixturevalue(needs)
+    with build(tmp_path) as built:
         yield built
         if built.silence:
             built.silence(False)
@@ -106,8 +109,8 @@ def test_a_stopped_gang_ends_by_itself(case: DriverCase) -> None:
 def test_one_that_does_not_heed_is_killed_after_the_grace(case: DriverCase) -> None:
     start(case, "a-0", Does(heeds_stop=False, prints="up"))
     case.until(lambda: "up" in case.driver.logs("a-0"))
-    case.driver.stop("a-0", 0.3)
-    case.pass_time(0.1)
+    case.driver.stop("a-0", case.grace_s)
+    case.pass_time(case.grace_s / 3)
     assert seen(case, "a-0", GangState.RUNNING), "killed before the grace was over"
     assert over(case, "a-0").exit_code == -9
 
@@ -115,7 +118,7 @@ def test_one_that_does_not_heed_is_killed_after_the_grace(case: DriverCase) -> N
 def test_stop_returns_at_once_and_may_be_repeated(case: DriverCase) -> None:
     start(case, "a-0", Does(heeds_stop=False, prints="up"))
     case.until(lambda: "up" in case.driver.logs("a-0"))
-    case.driver.stop("a-0", 0.3)
+    case.driver.stop("a-0", case.grace_s)
     case.driver.stop("a-0", 600.0)
     assert over(case, "a-0").exit_code == -9
 

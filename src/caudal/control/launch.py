@@ -76,7 +76,12 @@ def gang_spec(gang: Gang, state: State, settings: LaunchSettings, address: str =
         env=_env(gang, settings, threads, elsewhere),
         files=files,
     )
-    return GangSpec(gang.id, gang.site, gang.node, gang.epoch, (process,), gang.resources, gang.lease_id)
+    return GangSpec(
+        *(gang.id, gang.site, gang.node, gang.epoch, (process,)),
+        resources=gang.resources,
+        lease_id=gang.lease_id,
+        role=gang.role,
+    )
 
 
 def _at(config: Mapping[str, Any], address: str) -> dict[str, Any]:

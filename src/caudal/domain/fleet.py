@@ -94,13 +94,36 @@ class ProviderSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SlurmSpec:
+    """What Slurm is told about our jobs; empty: its own defaults. Those that begin with `service_` hold for replicas and
+    gateways, the others for training (and for services, where theirs are empty).
+
+    `folder` and `python` are paths on the host where Slurm's commands are called, and the same on all nodes: a folder
+    on a file system that they share (default: `.caudal/slurm` in the home directory), and an interpreter that has
+    Caudal (default: `.caudal/venv/bin/python` there over SSH, else the one that runs this). `requeue`: Slurm may start
+    a gang again by itself after a preemption or a dead node; else Caudal starts another one.
+    """
+
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    service_partition: str = ""
+    service_qos: str = ""
+    folder: str = ""
+    python: str = ""
+    requeue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DriverSpec:
     """What runs processes at a site. `address`: the Ray head's (`host:port`, or its Jobs URL), or the host on which
-    Slurm's commands are called over SSH; empty: started on the site's first node (Ray), or called here (Slurm)."""
+    Slurm's commands are called over SSH (as ssh names it: `me@login`); empty: started on the site's first node (Ray), or
+    called here (Slurm)."""
 
     name: str
     kind: Literal["local", "ray", "slurm"]
     address: str = ""
+    slurm: SlurmSpec = field(default_factory=SlurmSpec)
 
 
 @dataclass(frozen=True, slots=True)

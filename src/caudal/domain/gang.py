@@ -67,7 +67,8 @@ class GangState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class GangStatus:
     """One row of a driver's own list. `exit_code` is the first non-zero one of its processes; a signal is
-    negative (-9), as in Python's subprocess."""
+    negative (-9), as in Python's subprocess. `why` is the driver's own word for what it waits for, or for what
+    ended it from outside; empty where there is nothing to say."""
 
     gang_id: str
     state: GangState
@@ -76,6 +77,7 @@ class GangStatus:
     started_at: float | None = None
     ended_at: float | None = None
     pids: tuple[int, ...] = ()
+    why: str = ""
 
     @property
     def alive(self) -> bool:
@@ -108,6 +110,7 @@ class GangSpec:
     processes: tuple[ProcessSpec, ...]
     resources: Resources = field(default_factory=Resources)
     lease_id: str = ""  # of the node: what its machine is tagged with
+    role: Role | None = None  # None: a driver treats it as training
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,10 +252,13 @@ class Shim:
             except BlockingIOError:
                 pass  # someone out of reach holds the other end
 
+    def _code(self, in_order: list[int]) -> int:
+        return exit_code(in_order, self.stopping)
+
     def _finish(self, error: str) -> None:
         codes = {pid: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids}
         in_order = [codes[pid] for pid in [*self.ended, *(p for p in self.pids if p not in self.ended)]]
-        code = CANNOT_START if error else exit_code(in_order, self.stopping)
+        code = CANNOT_START if error else self._code(in_order)
         record = {
             "lost": False,
             "site": self.spec["site"],

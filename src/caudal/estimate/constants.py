@@ -31,6 +31,8 @@ class Constants:
     """The same with the kernels before 2024, in parts of the above."""
     scores: float = 12.0
     """Passes over stored attention scores, forward and backward, before fused attention."""
+    sinks: float = 6.0
+    """The same where later software had no fused attention for a model's softmax."""
     elementwise: float = 1.0
     """Norms, residuals, activations: bytes moved, in parts of what fused kernels must move."""
     eager: float = 2.0
@@ -80,37 +82,38 @@ class Constants:
 
 
 FITTED = Constants(
-    matmul=0.8886,
-    matmul_low=0.993,
-    matmul_fp4=0.8489,
-    matmul_bytes=1.121,
-    quantise=1.489,
-    attention=0.7478,
-    attention_hopper=0.6291,
-    attention_old=0.5196,
-    scores=7.237,
-    elementwise=0.9956,
-    eager=1.145,
-    logits=14.58,
-    young=1.181,
-    up_share=0.8076,
-    out_share=0.6482,
-    hop_s=2.54e-05,
-    tensor_exposed=0.4585,
-    expert_exposed=0.9822,
+    matmul=0.8899,
+    matmul_low=0.9907,
+    matmul_fp4=0.8445,
+    matmul_bytes=1.14,
+    quantise=1.477,
+    attention=0.7432,
+    attention_hopper=0.6257,
+    attention_old=0.5229,
+    scores=9.403,
+    sinks=6.375,
+    elementwise=0.9446,
+    eager=1.197,
+    logits=15.17,
+    young=1.172,
+    up_share=0.793,
+    out_share=0.6451,
+    hop_s=2.633e-05,
+    tensor_exposed=0.4428,
+    expert_exposed=1.01,
     expert_hidden=0.6,
-    data_hidden=1.292,
-    gather_hidden=0.6082,
-    experts=1.155,
-    route=7.924,
-    route_s=0.007641,
-    experts_a_year=1.218,
-    launch_s=0.0003914,
-    step_s=0.093,
-    spread=0.003072,
-    neuron=0.7232,
+    data_hidden=1.284,
+    gather_hidden=0.6097,
+    experts=1.142,
+    route=8.429,
+    route_s=0.007618,
+    experts_a_year=1.211,
+    launch_s=0.0003918,
+    step_s=0.09368,
+    spread=0.003158,
+    neuron=0.7217,
     amd=0.95,
-    tpu=1.495,
-    sharded_old=0.1458,
+    tpu=1.487,
+    sharded_old=0.1464,
 )
 """Fitted on the open rows of 2026-11."""

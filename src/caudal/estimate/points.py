@@ -220,6 +220,9 @@ def point_of(row: Row) -> Point:
     layout = replace(layout, vp=_chunks(row, layout, model, software, batch, notes))
     if layout.dp * layout.micro_batch > batch and "layout" not in unknown:
         layout = replace(layout, micro_batch=max(1, batch // layout.dp))
+    if not (row.get("precision") or "").strip():
+        unknown.add("precision")
+        notes.append("precision not stated: taken as bf16")
     precision = precision_of(row.get("precision") or "")
     job = Job(model, hardware, chips, seq, batch, precision, software)
     return Point(job, layout, tuple(notes), frozenset(unknown))
@@ -250,25 +253,12 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
         else:
             unknown.add("layout")
             notes.append("layout not stated: the best that was found")
+    elif dp and not (tp and pp):
+        rest = max(1, chips // ((tp or pp or 1) * dp * cp))
+        tp, pp = tp or rest, pp or rest
+        notes.append(f"tp {tp} x pp {pp} taken from the chips")
     tp, pp = tp or 1, pp or 1
-    units = chips
-    stated = tp * pp * (dp or 1) * cp
-    # Of chips with logical cores some count the physical ones, twice as many.
-    by_core = dp is not None and stated in (chips * hardware.cores, chips * 8 if hardware.cores == 4 else 0)
-    if hardware.cores > 1 and by_core:
-        units = stated
-    elif hardware.vendor == "AWS" and stated != chips:
-        units = chips * hardware.cores
-    inside = tp * pp * cp
-    if inside > units:
-        raise Missing(f"tp x pp x cp = {inside} is more than {units} chips")
-    if dp is None or inside * dp != units:
-        if dp is not None:
-            notes.append(f"dp {dp} does not fit {units} devices: taken as {units // inside}")
-            unknown.add("contradicted")
-        dp = max(1, units // inside)
-    if dp * inside != units:
-        raise Missing(f"tp x pp x cp = {inside} does not divide {units} chips")
+    units, dp = _ranks(hardware, chips, tp * pp * cp, cp, dp, unknown, notes)
     micro = count(row, "micro_batch")
     if micro is None:
         unknown.add("micro_batch")
@@ -279,7 +269,30 @@ def _layout(row: Row, hardware: Chip, software: Software, notes: list[str]) -> t
     sequence = tp > 1 and software.year >= 2022.4
     recompute = recompute_of(row.get("recompute") or "")
     made = Layout(tp, pp, dp, ep, cp, 1, zero, shard, micro or 1, recompute, sequence)
+    assert made.chips == units
     return made, chips, unknown
+
+
+def _ranks(
+    hardware: Chip, chips: int, inside: int, cp: int, dp: int | None, unknown: set[str], notes: list[str]
+) -> tuple[int, int]:
+    """Devices (chips, or their cores where the layout counts those), and data-parallel ranks on them."""
+    units, stated = chips, inside * (dp or 1)
+    # Of chips with logical cores some count the physical ones, twice as many.
+    by_core = dp is not None and stated in (chips * hardware.cores, chips * 8 if hardware.cores == 4 else 0)
+    if hardware.cores > 1 and by_core:
+        units = stated
+    elif hardware.vendor == "AWS" and stated != chips:
+        units = chips * hardware.cores
+    if inside > units:
+        raise Missing(f"tp x pp x cp = {inside} is more than {units} chips")
+    if units % inside:
+        raise Missing(f"tp x pp x cp = {inside} does not divide {units} chips")
+    taken = units // inside
+    if dp is not None and dp != taken and dp != taken * cp:  # some tables count cp in dp
+        notes.append(f"dp {dp} does not fit {units} devices: taken as {taken}")
+        unknown.add("contradicted")
+    return units, taken
 
 
 def _chunks(

@@ -27,6 +27,8 @@ MOST_TENSOR = 64
 SHORTEST_PART = 1024
 """Tokens of a sequence that context parallelism leaves on a chip at least."""
 INTERLEAVED = 8
+MOST_WASTE = 1.15
+"""Uneven stages are tried while the fullest has no more than this of the mean."""
 MOST_LAYOUTS = 2_000_000
 
 
@@ -75,7 +77,7 @@ def _inside(job: Job, units: int) -> Iterable[tuple[int, int, int]]:
         if model.heads % tp or units % tp:
             continue
         for pp in _divisors(units // tp, model.layers):
-            if model.layers % pp and (model.layers + 2) % pp:
+            if -(-model.layers // pp) * pp > MOST_WASTE * model.layers:
                 continue
             for cp in context:
                 if units % (tp * pp * cp) == 0:
@@ -91,6 +93,8 @@ def _expert_ways(job: Job, inside: int) -> list[int]:
 def _chunks(layers: int, pp: int) -> list[int]:
     """Virtual stages that come out even, embedding and head counting as a layer each where plain layers do not."""
     if pp == 1:
+        return [1]
+    if layers % pp and (layers + 2) % pp:
         return [1]
     whole = layers if layers % pp == 0 else layers + 2
     return _divisors(whole // pp, INTERLEAVED)

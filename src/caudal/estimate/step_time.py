@@ -21,6 +21,7 @@ from caudal.estimate.training_memory import (
     expert_tp,
     local_parameters,
     memory,
+    stage_layers,
 )
 
 HOPPER_KERNELS_SINCE = 2024.5
@@ -134,7 +135,9 @@ def _attention(c: Case, k: Constants, r: _Rates, tokens: Vector) -> Vector:
     """Scores and values, forward (1) and backward (2.5), causal; stored scores before fused attention."""
     flops = 2 * (c.q_width + c.v_width) * (c.context + 64) * tokens / c.tp
     stored = (c.year < FLASH_SINCE) | ((c.sinks > 0) & (c.year < SINKS_SINCE))
-    unfused = 3 * 2 * flops / (r.bf16 * 0.7) + k.scores * 2.0 * c.heads * c.seq * tokens / c.tp / r.memory
+    passes = np.where(c.year < FLASH_SINCE, k.scores, k.sinks)
+    moved = passes * 2.0 * c.heads * c.seq * tokens / c.tp
+    unfused = 3 * 2 * flops / (r.bf16 * 0.7) + moved / r.memory
     return np.asarray(np.where(stored, unfused, 3.5 * flops / r.attention))
 
 
@@ -221,14 +224,6 @@ def _optimizer(c: Case, r: _Rates) -> Vector:
     return np.asarray(28.0 * np.where(c.zero >= 1, over, plain + experts) / (0.7 * r.memory))
 
 
-def _stage_layers(c: Case) -> Vector:
-    """Layers of the fullest stage. Where layers do not come out even, embedding and head count as one each."""
-    chunks = c.pp * c.vp
-    even = np.abs(c.layers / c.pp - np.round(c.layers / c.pp)) < 1e-6
-    rounded = np.ceil((c.layers + 2) / chunks) * c.vp
-    return np.where(even | (c.pp <= 1), c.layers / c.pp, np.minimum(rounded, np.ceil(c.layers / c.pp)))
-
-
 def step_time(c: Case, k: Constants = FITTED) -> StepTime:
     """Seconds per item of every case."""
     m = memory(c)
@@ -237,7 +232,7 @@ def step_time(c: Case, k: Constants = FITTED) -> StepTime:
     tokens = c.micro_batch * c.seq / c.cp
     batches = np.maximum(c.batch / (c.dp * c.micro_batch), 1.0)
     moe = c.moe_layers / c.layers
-    layers = _stage_layers(c)
+    layers = stage_layers(c)
     again = 1 + m.recomputed / 3
     projections, dense = _dense_layer(c, k, r, tokens)
     grouped, route = _experts(c, k, r, tokens)

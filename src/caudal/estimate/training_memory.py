@@ -56,12 +56,18 @@ FEW_EXPERTS = 16
 """Up to so many (Grok-1, Mixtral, DBRX) recipes split each expert over the tensor-parallel ranks."""
 
 
+def stage_layers(c: Case) -> Vector:
+    """Layers of the fullest pipeline stage."""
+    return np.asarray(np.ceil(c.layers / c.pp - 1e-9))
+
+
 def local_parameters(c: Case) -> tuple[Vector, Vector]:
     """Parameters of the fullest pipeline stage on one unit, before sharding over data: shared ones, experts'."""
     per_layer = c.attention_parameters / c.tp
     dense_ffn = c.matrices * c.hidden * c.ffn / c.tp
     shared = (c.matrices * c.hidden * c.shared_ffn + c.hidden * c.experts) / c.tp
-    stage, moe_stage = c.layers / c.pp, c.moe_layers / c.pp
+    stage = stage_layers(c)
+    moe_stage = stage * c.moe_layers / c.layers
     table = c.vocab * c.hidden / c.tp
     tables = np.where(c.pp > 1, 1.0, np.where(c.tied > 0, 1.0, 2.0))
     plain = stage * per_layer + (stage - moe_stage) * dense_ffn + moe_stage * shared + tables * table
@@ -120,7 +126,7 @@ def memory(c: Case) -> Memory:
     )
     optimizer = OPTIMIZER_BYTES * np.where(c.zero >= 1, over, whole)
     tokens = c.micro_batch * c.seq / c.cp
-    layers = c.layers / c.pp
+    layers = stage_layers(c)
     logits = LOGIT_BYTES * tokens * c.vocab / c.tp
     gathered = np.where(
         fully, GATHERED_BYTES * np.minimum(whole / np.maximum(layers, 1.0), LARGEST_UNIT), 0.0
