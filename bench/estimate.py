@@ -17,6 +17,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
+import estimate_runs  # noqa: E402
+import estimate_serving  # noqa: E402
 from caudal.catalog.architectures import architecture  # noqa: E402
 from caudal.catalog.chips import chip  # noqa: E402
 from caudal.estimate.answer import flops_per_token  # noqa: E402
@@ -26,8 +28,6 @@ from caudal.estimate.interval import half_width  # noqa: E402
 from caudal.estimate.search import search  # noqa: E402
 from caudal.estimate.step_time import step_time  # noqa: E402
 from caudal.estimate.training_memory import allowed_bytes, memory  # noqa: E402
-import estimate_runs  # noqa: E402
-import estimate_serving  # noqa: E402
 from estimate_fit import Rows, balanced, families, fit, leave_one_out, read  # noqa: E402
 from harness import commit, figure, machine, timed  # noqa: E402
 

@@ -110,7 +110,8 @@ def figures() -> dict[str, object]:
     powered = [(i, w) for i, w in zip(runs.ids, runs.mwh, strict=True) if math.isfinite(w)]
     return {
         "chip_hours": {
-            "rows": int(firm.sum()), "sources_n": len(set(runs.sources[firm])), "sources": by_source(error[firm], runs.sources[firm]),
+            "rows": int(firm.sum()), "sources_n": len(set(runs.sources[firm])),
+            "sources": by_source(error[firm], runs.sources[firm]),
             "pooled": float(np.median(error[firm])), "p90": float(np.quantile(error[firm], 0.9)),
             "worst": float(error[firm].max()), "worst_id": runs.ids[int(np.where(firm, error, 0).argmax())],
         },
@@ -121,7 +122,10 @@ def figures() -> dict[str, object]:
         "interruptions_llama3": round(rate_of("H100-80GB").per_chip_hour * llama3_hours, 1),
         "interruptions_llama3_left_out": round(rate_of("H100-80GB", "llama3").per_chip_hour * llama3_hours, 1),
         "interruptions_llama3_measured": LLAMA3,
-        "interruption_rates": {x.source: {"published": x.per_chip_hour, "left_out": rate_of("A100", x.source_id).per_chip_hour} for x in OBSERVED},
+        "interruption_rates": {
+            x.source: {"published": x.per_chip_hour, "left_out": rate_of("A100", x.source_id).per_chip_hour}
+            for x in OBSERVED
+        },
     }  # fmt: skip
 
 
@@ -147,22 +151,25 @@ def section(found: dict[str, object]) -> str:
         found["energy_at_measured_chip_hours"],
     )
     assert isinstance(hours, dict) and isinstance(rates, dict) and isinstance(power, dict)
+    powers = ", ".join(f"{name} {off:+.1%}" for name, off in power.items())
     lines = [
         "## Whole runs", "",
-        f"Chip-hours of {hours['rows']} runs of {hours['sources_n']} teams: what the best layout would take, times one factor ({found['practice']}, each",
-        "team left out in turn), over the goodput that interruptions leave. Layouts and batches are not published with these rows.", "",
+        f"Chip-hours of {hours['rows']} runs of {hours['sources_n']} teams: what the best layout would take, times one",
+        f"factor ({found['practice']}, each team left out in turn), over the goodput that interruptions leave. Layouts and",
+        "batches are not published with these rows.", "",
         "| | rows | sources | all rows | p90 | worst | goal |", "| --- | --- | --- | --- | --- | --- | --- |",
-        f"| chip-hours | {hours['rows']} | {hours['sources']:.1%} | {hours['pooled']:.1%} | {hours['p90']:.1%} | {hours['worst']:.0%} ({hours['worst_id']}) | 20% |",
+        f"| chip-hours | {hours['rows']} | {hours['sources']:.1%} | {hours['pooled']:.1%} | {hours['p90']:.1%} "
+        f"| {hours['worst']:.0%} ({hours['worst_id']}) | 20% |",
         "", f"The 80 % interval holds {found['chip_hours_interval_holds']:.0%} of the rows.", "",
-        "Energy, given the chip-hours that were measured: " + ", ".join(f"{name} {off:+.1%}" for name, off in power.items()) + ".",
+        f"Energy, given the chip-hours that were measured: {powers}.",
         "", "## Failures", "",
-        f"Llama 3, 54 days on 16,384 H100: {found['interruptions_llama3_measured']} interruptions; estimated {found['interruptions_llama3']}, and {found['interruptions_llama3_left_out']} by a rate that had not seen it.", "",
-        "| published, per chip-hour | | by the others |", "| --- | --- | --- |",
+        f"Llama 3, 54 days on 16,384 H100: {found['interruptions_llama3_measured']} interruptions; estimated",
+        f"{found['interruptions_llama3']}, and {found['interruptions_llama3_left_out']} by a rate that had not seen it.",
+        "", "| published, per chip-hour | | by the others |", "| --- | --- | --- |",
     ]  # fmt: skip
     for source, s in rates.items():
-        lines.append(
-            f"| {source} | {s['published']:.2e} | {s['left_out']:.2e} ({s['left_out'] / s['published'] - 1:+.0%}) |"
-        )
+        off = s["left_out"] / s["published"] - 1
+        lines.append(f"| {source} | {s['published']:.2e} | {s['left_out']:.2e} ({off:+.0%}) |")
     return "\n".join(lines)
 
 

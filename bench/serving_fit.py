@@ -28,7 +28,8 @@ NAMES = tuple(asdict(PRIOR))
 QUANTITIES = ("throughput", "ttft", "tpot")
 TIGHT = {
     "matmul": 0.12, "memory": 0.1, "kv": 0.2, "matmul_fp4": 0.25, "experts": 0.3, "old": 0.08, "occupied": 0.08,
-    "attention": 0.3, "links": 0.25, "amd": 0.25, "elementwise": 0.25, "layer_s": 0.3, "host_s": 0.3, "reduce_s": 0.3, "expert_layer_s": 0.3, "burst": 0.3, "launch_s": 0.35,
+    "attention": 0.3, "links": 0.25, "amd": 0.25, "elementwise": 0.25, "layer_s": 0.3, "host_s": 0.3,
+    "reduce_s": 0.3, "expert_layer_s": 0.3, "burst": 0.3, "launch_s": 0.35,
 }  # fmt: skip
 LOOSE = 0.5
 ROBUST = 0.2
@@ -54,7 +55,8 @@ def measured_of(row: dict[str, str]) -> dict[str, float]:
     """Tokens a second (generated; of a prefill node: read), seconds to the first token and per token."""
     found = {}
     tokens = row["out_tokens_per_s_total"] or row["in_tokens_per_s_total"]
-    for name, text, scale in (("throughput", tokens, 1.0), ("ttft", row["ttft_ms"], 1e-3), ("tpot", row["tpot_ms"], 1e-3)):  # fmt: skip
+    cells = (("throughput", tokens, 1.0), ("ttft", row["ttft_ms"], 1e-3), ("tpot", row["tpot_ms"], 1e-3))
+    for name, text, scale in cells:
         if text.strip():
             found[name] = float(text) * scale
     return found
@@ -209,7 +211,8 @@ def _show_rows(rows: Rows, constants: Serving) -> None:
         )[:6]
         print(f"{rows.ids[line]:26s} {QUANTITIES[rows.kind[line]]:10s} {np.log(guess[line] / rows.measured[line]):+.2f} "
               f"{guess[line]:.4g}/{rows.measured[line]:.4g} {q.model.name} {q.chip.name} tp{q.tp} {q.isl}/{q.osl} "
-              f"B{made.sequences[at]:.0f} of {made.most_sequences[at]:.0f} it {total[at] * 1e3:.1f}ms pre {made.prefill_s[at] * 1e3:.0f}ms "
+              f"B{made.sequences[at]:.0f} of {made.most_sequences[at]:.0f} "
+              f"it {total[at] * 1e3:.1f}ms pre {made.prefill_s[at] * 1e3:.0f}ms "
               + " ".join(f"{n[:12]}:{p:.2f}" for p, n in parts))  # fmt: skip
 
 

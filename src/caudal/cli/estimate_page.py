@@ -52,7 +52,8 @@ def run_page(made: WholeRun, step: Estimate, others: Sequence[WholeRun]) -> str:
         if x.days
     ]
     rows = "".join(
-        f"<tr><td class='n'>{x.chips:,}</td><td class='n'>{x.days.value:,.1f}</td><td class='n'>{x.chip_hours.value:,.0f}</td>"
+        f"<tr><td class='n'>{x.chips:,}</td><td class='n'>{x.days.value:,.1f}</td>"
+        f"<td class='n'>{x.chip_hours.value:,.0f}</td>"
         f"<td class='n'>{x.resilience.goodput:.1%}</td><td class='n'>{f'{x.usd.value:,.0f}' if x.usd else ''}</td></tr>"
         for x in others if x.days
     )  # fmt: skip

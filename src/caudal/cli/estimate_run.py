@@ -202,11 +202,12 @@ def show_run(made: WholeRun, others: list[WholeRun]) -> None:
         f"  time      {_said(made.days, ' days', 'days unknown')}, {_said(made.chip_hours, ' chip-hours', '')}"
     )
     out.print(
-        f"  step      {made.step_time_s:.4g} s by the best layout ({layout_words(made.layout)}); MFU of the whole run {made.mfu:.0%}"
+        f"  step      {made.step_time_s:.4g} s by the best layout ({layout_words(made.layout)}); "
+        f"MFU of the whole run {made.mfu:.0%}"
     )
     out.print(
-        f"  failures  {_said(made.interruptions, ' interruptions', '')}, one in {kept.between_s / 3600:,.3g} h; a checkpoint every "
-        f"{kept.interval_s / 60:.1f} min; goodput {kept.goodput:.1%}"
+        f"  failures  {_said(made.interruptions, ' interruptions', '')}, one in {kept.between_s / 3600:,.3g} h; "
+        f"a checkpoint every {kept.interval_s / 60:.1f} min; goodput {kept.goodput:.1%}"
     )
     out.print(
         f"  energy    {_said(made.mwh, ' MWh', 'unknown')}"
@@ -219,7 +220,8 @@ def show_run(made: WholeRun, others: list[WholeRun]) -> None:
     if not others:
         return
     rows = [
-        (f"{x.chips:,}", f"{x.days.value:,.1f}" if x.days else "", f"{x.chip_hours.value:,.0f}", f"{x.resilience.goodput:.1%}",
+        (f"{x.chips:,}", f"{x.days.value:,.1f}" if x.days else "", f"{x.chip_hours.value:,.0f}",
+         f"{x.resilience.goodput:.1%}",
          f"{x.usd.value:,.0f}" if x.usd else "") for x in others
     ]  # fmt: skip
     out.print(table(("chips", "days", "chip-hours", "goodput", "dollars"), rows))

@@ -88,10 +88,14 @@ def show_spread(made: Spread, curve: Sequence[float], slo: Slo) -> None:
     """Replicas for a curve."""
     out, at = console(), made.capacity.at
     q = at.question
-    limits = [f"TTFT {slo.ttft_p95_ms:g} ms (95th percentile)" if slo.ttft_p95_ms else "", f"TPOT {slo.tpot_ms:g} ms" if slo.tpot_ms else ""]  # fmt: skip
+    limits = [
+        f"TTFT {slo.ttft_p95_ms:g} ms (95th percentile)" if slo.ttft_p95_ms else "",
+        f"TPOT {slo.tpot_ms:g} ms" if slo.tpot_ms else "",
+    ]
     said = " and ".join(part for part in limits if part) or "no SLO"
     out.print(
-        f"[bold]{plain(q.model.name)}[/] on replicas of {made.chips_per_replica} {q.chip.name}, {q.isl} in, {q.osl} out, {said}"
+        f"[bold]{plain(q.model.name)}[/] on replicas of {made.chips_per_replica} {q.chip.name}, {q.isl} in, "
+        f"{q.osl} out, {said}"
     )
     ttft = f"TTFT {at.ttft_p95_ms:,.0f} ms (95th percentile), " if at.ttft_p95_ms else ""
     out.print(

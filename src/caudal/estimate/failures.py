@@ -51,12 +51,14 @@ class Rate:
     note: str
 
 
+FAMILIES = {"A800": "A100", "H800": "H100", "H200": "H100", "GH200": "H100"}
+"""Chips that are of another one's generation."""
+
+
 def family_of(chip_name: str) -> str:
     """The generation that a chip's failures are counted with."""
-    for start, family in (("A100", "A100"), ("A800", "A100"), ("H100", "H100"), ("H800", "H100"), ("H200", "H100"), ("GH200", "H100")):  # fmt: skip
-        if chip_name.startswith(start):
-            return family
-    return chip_name.split("-")[0]
+    start = chip_name.split("-")[0]
+    return FAMILIES.get(start, start)
 
 
 def rate_of(chip_name: str, leave_out: str = "") -> Rate:

@@ -13,7 +13,7 @@ from caudal.domain.errors import CaudalError
 from caudal.estimate.points import Missing
 from caudal.estimate.ranges import Range, around
 from caudal.estimate.serving import Served, served
-from caudal.estimate.serving_case import Question, columns
+from caudal.estimate.serving_case import Columns, Question, columns
 from caudal.estimate.serving_constants import FITTED, Serving
 from caudal.estimate.serving_points import question_of
 
@@ -79,8 +79,9 @@ def serve_estimates(
     """Of so many questions at once."""
     if not questions:
         return []
-    made = served(columns(questions), constants)
-    return [_one(q, made, at) for at, q in enumerate(questions)]
+    asked = columns(questions)
+    made = served(asked, constants)
+    return [_one(q, asked, made, at) for at, q in enumerate(questions)]
 
 
 def _fit_note(q: Question, free: float, weights: float) -> str:
@@ -94,10 +95,9 @@ def _fit_note(q: Question, free: float, weights: float) -> str:
     return f"does not fit: one sequence of {q.isl + q.osl} tokens needs more than the {free:.1f} GiB left by the weights"
 
 
-def _one(q: Question, made: Served, at: int) -> ServeEstimate | DoesNotFit:
-    one = columns([q])
-    free = float(one.free[0]) / GIB
-    weights = float(one.weights[0] + one.expert_weights[0]) / GIB
+def _one(q: Question, asked: Columns, made: Served, at: int) -> ServeEstimate | DoesNotFit:
+    free = float(asked.free[at]) / GIB
+    weights = float(asked.weights[at] + asked.expert_weights[at]) / GIB
     if made.most_sequences[at] < 1 and (free <= 0 or q.load != "prefill"):
         return DoesNotFit(_fit_note(q, free, weights))
     tokens, ttft, tpot = (float(v[at]) for v in (made.out_tokens_per_s, made.ttft_s, made.tpot_s))
@@ -128,7 +128,7 @@ def _one(q: Question, made: Served, at: int) -> ServeEstimate | DoesNotFit:
     return ServeEstimate(
         q, out, float(made.in_tokens_per_s[at]), first, p95,
         around(tpot * 1e3, half_width(q, "tpot")), prefill * 1e3, float(made.sequences[at]),
-        float(made.most_sequences[at]), used, weights, free, float(one.kv_hold[0]) / GIB, items, tuple(notes),
+        float(made.most_sequences[at]), used, weights, free, float(asked.kv_hold[at]) / GIB, items, tuple(notes),
     )  # fmt: skip
 
 

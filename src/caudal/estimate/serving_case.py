@@ -259,7 +259,8 @@ def row(q: Question) -> dict[str, float]:
         "is_neuron": q.engine == "neuron", "is_amd": which.vendor == "AMD",
         "is_fp4": q.numbers.compute == "fp4" and "fp4" in which.peaks, "is_trtllm": q.engine == "trtllm",
         "is_max": q.load == "max", "is_static": q.load == "static", "is_qps": q.load == "qps",
-        "is_prefill": q.load == "prefill", "is_decode": q.load == "decode", "is_split": q.disaggregated, "is_spread": q.spread,
+        "is_prefill": q.load == "prefill", "is_decode": q.load == "decode", "is_split": q.disaggregated,
+        "is_spread": q.spread,
     }  # fmt: skip
 
 

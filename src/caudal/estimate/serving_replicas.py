@@ -1,8 +1,8 @@
 """How many replicas a traffic curve needs under an SLO, and how they lie over providers of which one may go.
 
 A replica takes as many requests a second as keep TTFT (95th percentile) and TPOT (mean) under their limits; the wait
-is that of a queue in front of prefill. A curve is a row of moments, each with its requests a second. Knows no start-up times: what a
-peak needs must be there when it comes.
+is that of a queue in front of prefill. A curve is a row of moments, each with its requests a second. Knows no
+start-up times: what a peak needs must be there when it comes.
 """
 
 from __future__ import annotations
