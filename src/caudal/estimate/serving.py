@@ -86,18 +86,20 @@ def iteration(
     exchange = exchange - hidden + latency
     graph = c.layers * _pick(c, k.neuron_layer_s, k.layer_s) + c.moe_layers * k.expert_layer_s
     # Prompts run without a graph: the host launches every kernel, which shows where the device is faster.
-    launch = (c.layers + 2 * c.moe_layers) * _pick(c, k.neuron_launch_s, k.launch_s)
+    launch = (c.layers + 2 * c.moe_layers) * k.launch_s * (c.is_neuron == 0)
     exposed = np.maximum(launch - computing - exchange, 0.0) * (prompt_tokens > 0)
-    aged = k.old ** np.clip(BASE_YEAR - c.year, -0.3, 3.0) * np.where(c.is_amd > 0, k.amd, 1.0)
-    aged = np.where(c.is_neuron > 0, 1.0, aged)
+    old = np.where(c.is_neuron > 0, 1.0, k.old ** np.clip(BASE_YEAR - c.year, -0.3, 3.0))
+    aged = old * np.where(c.is_amd > 0, k.amd, 1.0)
     in_host = sequences / np.where(c.is_spread > 0, c.group, 1.0)
     items = {
         "weights and matrix products": plain, "experts": routed, "cached keys and values": cached,
         "attention of prompts": asked, "exchange between devices": exchange,
         "elementwise and sampling": moved / memory, "launching layers": np.maximum(graph, exposed),
-        "host": (k.host_s + k.sequence_s * in_host) * c.host,
     }  # fmt: skip
-    return Iteration({name: np.asarray(value * aged) for name, value in items.items()})
+    host = (k.host_s + k.sequence_s * in_host) * c.host * old
+    host = host + k.neuron_prompt_s * (c.is_neuron > 0) * (prompt_tokens > 0)
+    made = {name: np.asarray(value * aged) for name, value in items.items()}
+    return Iteration({**made, "host": np.asarray(host)})
 
 
 def stepping(c: Columns, k: Serving, sequences: Vector) -> Iteration:

@@ -25,8 +25,8 @@ ENGINES = ("trtllm", "vllm", "sglang", "neuron", "other")
 LATEST = 2026.0
 HOST = {"trtllm": 1.0, "sglang": 1.2, "vllm": 1.5, "neuron": 0.0, "other": 2.0}
 """What the host takes per iteration, in parts of TensorRT-LLM's. Not fitted: the open rows have one engine with
-chips of each kind. From release notes: vLLM's V1 (2025.1) moved scheduling off the critical path; before, thrice."""
-V1 = 2025.1
+chips of each kind. From release notes: vLLM's V1 (early 2025) moved scheduling off the critical path; before, thrice."""
+V1 = 2025.0
 MOST_SEQUENCES, MOST_STEP_TOKENS = 2048, 8192
 """What engines allow in flight, and in one iteration, where nobody sets it: vLLM's, SGLang's and TensorRT-LLM's
 defaults lie at or near these."""
@@ -135,7 +135,6 @@ class Columns:
     is_neuron: Vector
     is_amd: Vector
     is_fp4: Vector
-    is_trtllm: Vector
     is_max: Vector
     is_static: Vector
     is_qps: Vector
@@ -257,7 +256,7 @@ def row(q: Question) -> dict[str, float]:
         "replicas": q.replicas, "isl": q.isl, "osl": max(1, q.osl), "batch": q.batch, "qps": q.qps, "year": q.year,
         "host": HOST[q.engine] * (3.0 if q.engine in ("vllm", "other") and q.year < V1 else 1.0),
         "is_neuron": q.engine == "neuron", "is_amd": which.vendor == "AMD",
-        "is_fp4": q.numbers.compute == "fp4" and "fp4" in which.peaks, "is_trtllm": q.engine == "trtllm",
+        "is_fp4": q.numbers.compute == "fp4" and "fp4" in which.peaks,
         "is_max": q.load == "max", "is_static": q.load == "static", "is_qps": q.load == "qps",
         "is_prefill": q.load == "prefill", "is_decode": q.load == "decode", "is_split": q.disaggregated,
         "is_spread": q.spread,

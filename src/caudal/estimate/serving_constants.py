@@ -64,40 +64,40 @@ class Serving:
     """Part of computing behind which nodes that only prefill or only decode hide their exchange."""
     neuron_attention: float = 0.1
     """Attention of prompts on Neuron, of what matrix products reach in bf16."""
-    neuron_launch_s: float = 3e-4
-    """A layer of prefill on Neuron, at least."""
+    neuron_prompt_s: float = 5e-3
+    """Once a prefill on Neuron: the host, and moving the cache."""
     split_s: float = 0.1
     """From a prefill pool to a decode pool: routing, transfer of the cache."""
 
 
 FITTED = Serving(
-    matmul=0.8605,
-    matmul_fp4=0.5091,
-    experts=0.3747,
-    memory=0.7743,
+    matmul=0.8588,
+    matmul_fp4=0.509,
+    experts=0.3741,
+    memory=0.7741,
     kv=0.8602,
-    attention=0.7069,
-    links=0.5675,
-    elementwise=11.42,
-    logits=5.98,
+    attention=0.7067,
+    links=0.566,
+    elementwise=11.09,
+    logits=5.981,
     layer_s=1.82e-05,
     expert_layer_s=1.856e-05,
-    reduce_s=8.886e-06,
-    host_s=0.0009996,
-    sequence_s=2.062e-06,
+    reduce_s=8.889e-06,
+    host_s=0.0009997,
+    sequence_s=2.065e-06,
     launch_s=0.0003231,
-    occupied=0.8754,
+    occupied=0.8752,
     burst=1.17,
     old=1.089,
-    amd=1.432,
-    neuron_matmul=0.7385,
-    neuron_memory=0.6913,
-    neuron_kv=0.5047,
-    neuron_links=0.4109,
-    neuron_layer_s=0.000161,
-    overlap=0.9784,
-    neuron_attention=0.05977,
-    neuron_launch_s=0.0003,
+    amd=1.438,
+    neuron_matmul=0.6943,
+    neuron_memory=0.6829,
+    neuron_kv=0.4955,
+    neuron_links=0.5018,
+    neuron_layer_s=0.0001586,
+    overlap=0.9823,
+    neuron_attention=0.04907,
+    neuron_prompt_s=0.006057,
     split_s=0.08252,
 )
 """Fitted on the open rows of 2026-11."""

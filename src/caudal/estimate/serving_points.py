@@ -47,7 +47,7 @@ def numbers_of(text: str, model: Transformer, engine: str, which: Chip) -> Numbe
     if re.search(r"fp8|float8|f8|w8a8", said):
         cache = 1.0 if engine == "trtllm" and not model.kv_lora else kv
         return Numbers(1.0, cache, "fp8", 1.0)
-    if not said or re.search(r"16|half", said):
+    if not said or re.search(r"16|half|mixed|auto|default|bfloat", said):
         return Numbers(2.0, kv, "bf16", 2.0)
     if "32" in said:
         return Numbers(4.0, 4.0, "fp32", 4.0)
@@ -89,7 +89,8 @@ def _released(kind: str, major: int, minor: int, otherwise: float) -> float:
 def load_of(row: Row) -> tuple[str, float, float]:
     """Kind of load, sequences in flight, requests a second."""
     text = (row.get("workload") or "").lower()
-    batch, qps = number(row, "batch_or_concurrency") or 0.0, number(row, "qps") or 0.0
+    endless = (row.get("qps") or "").strip().lower() in ("inf", "infinity")
+    batch, qps = number(row, "batch_or_concurrency") or 0.0, 0.0 if endless else number(row, "qps") or 0.0
     if batch > MOST * 100:
         raise Missing(f"batch_or_concurrency is {batch:g}: at most {MOST * 100:g}")
     if "prefill" in text and "disagg" not in text:
@@ -175,12 +176,20 @@ def placed(
     return chips, tp, ep
 
 
+def sized(row: Row) -> Row:
+    """Total and active parameters from a name like `480B-A35B`, where nothing else says them."""
+    found = re.search(r"(?i)(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b", row.get("model") or "")
+    if not found or (row.get("active_params_b") or "").strip():
+        return row
+    return {**row, "params_b": (row.get("params_b") or "").strip() or found[1], "active_params_b": found[2]}
+
+
 def question_of(row: Row, model: Transformer | None = None) -> Question:
     """The whole row; raises `Missing`. `model` stands in for the row's."""
     notes: list[str] = []
     unknown: set[str] = set()
     which = chip_of(row)
-    model = model or model_of(row, notes)
+    model = model or model_of(sized(row), notes)
     engine, year = engine_of(row.get("engine") or "", row.get("engine_version") or "", which)
     numbers = numbers_of(row.get("precision") or "", model, engine, which)
     load, batch, qps = load_of(row)
