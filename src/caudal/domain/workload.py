@@ -56,7 +56,9 @@ class StageSpec:
 class OuterSpec:
     """The outer optimisation: how sites agree.
 
-    For the first `sync_fraction` of a run's tokens sites agree after every inner step; then a round is
+    For the first `sync_fraction` of a run's tokens sites agree after every inner step: on `gradients`, of whose mean the
+    coordinator takes one step of AdamW, as one process with all of the batch would, or (`sync: parameters`) on the mean
+    of the parameters after a step of each. Then a round is
     `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
     more than `wait_share` of their time. With `grow` that is so at a stage's highest learning rate, and as the
     rate falls rounds grow by 1/rate², up to sixteen times as long. Deltas and updates travel as blockwise
@@ -76,6 +78,7 @@ class OuterSpec:
     momentum: float = 0.0
     scale_rate: bool = True
     sync_fraction: float = 0.25
+    sync: Literal["gradients", "parameters"] = "gradients"
     inner_steps: int = 4
     grow: bool = True
     max_inner_steps: int = 120
@@ -162,6 +165,7 @@ class TrainSpec:
     `sites` is how many sites hold a copy of the model (`at` names them, where the user wants to choose).
     `validation_fraction` is kept out of training: of a single text file its end, of records those that a hash of
     what they say chooses. `publish` is the id under which the finished model is served; empty: the run's name.
+    `team` is who pays for it (empty: the default team); a budget of the fleet file may bound what it spends.
     `seed` decides the weights, the order of the samples and the text of built-in data.
     """
 
@@ -180,6 +184,7 @@ class TrainSpec:
     evaluate_every_rounds: int = 25
     checkpoint_every_rounds: int = 25
     publish: str = ""
+    team: str = ""
     seed: int = 1
 
     @property
@@ -286,10 +291,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What a `type: service` file says: an assistant is one or more models behind the gateway."""
+    """What a `type: service` file says: an assistant is one or more models behind the gateway. `team` is who pays
+    for it (empty: the default team)."""
 
     name: str
     models: tuple[ServedModel, ...]
+    team: str = ""
 
 
 class WorkloadState(StrEnum):
