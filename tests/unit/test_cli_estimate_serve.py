@@ -175,10 +175,22 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.fetched: list[str] = []
+        self.outside: list[str] = []
+        self.box = (0.0, 0.0, 0.0, 0.0)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Called by the parser."""
         self.tags.append(tag)
+        told = {name: value or "" for name, value in attrs}
+        if tag == "svg":
+            left, top, wide, high = map(float, told["viewbox"].split())
+            self.box = (left, top, left + wide, top + high)
+        if tag in ("rect", "circle", "text"):
+            x, y = float(told.get("x") or told["cx"]), float(told.get("y") or told["cy"])
+            x, y = x + float(told.get("width", 0)), y + float(told.get("height", 0))
+            left, top, right, bottom = self.box
+            if not (left <= x <= right and top <= y <= bottom):
+                self.outside.append(f"{tag} {x} {y} {self.box}")
         self.fetched += [value for name, value in attrs if name in ("src", "href") and value]
 
 
@@ -191,5 +203,6 @@ def test_pages_are_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         page = Page()
         page.feed((tmp_path / "page.html").read_text(encoding="utf-8"))
         assert "script" not in page.tags and not page.fetched and page.tags.count("svg") == 2
+        assert page.outside == [] and {"rect", "text"} <= set(page.tags)
     assert run(*RUN, "--html", str(tmp_path / "no" / "page.html")) == 2
     assert "cannot be written" in capsys.readouterr().err

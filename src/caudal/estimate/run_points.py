@@ -1,6 +1,7 @@
 """A table of whole runs, answered row by row: the columns of `whole_runs.csv`; measured ones are not read.
 
-`days` is read where a row states neither a model nor tokens: then it is for how long a fleet was watched.
+`days` is read where a row states neither a model nor tokens, or is there for its failures (`judge`): then it is for how
+long a fleet was watched.
 Reads and writes no files.
 """
 
@@ -76,7 +77,7 @@ def _fleet(row: Mapping[str, str]) -> dict[str, Range | None]:
 
 
 def _of_run(made: WholeRun, row: Mapping[str, str]) -> dict[str, Range | None]:
-    watched = number(row, "days") if (row.get("judge") or "").strip() == "failures" else None
+    watched = number(row, "days") if "failures" in (row.get("judge") or "") else None
     expected = made.interruptions
     if watched and made.question.chips:
         expected = Range(*interruptions(made.question.chips * watched * 24, rate_of(made.question.chip.name)))
