@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from caudal.domain.errors import CaudalError
 from caudal.estimate.points import Missing
 from caudal.estimate.ranges import Range, around
@@ -154,33 +156,47 @@ class ServeLine:
         return (self.id, *cells, self.reason)
 
 
-def _answer(row: Mapping[str, str], defaults: Mapping[str, str]) -> ServeEstimate:
+def _asked(row: Mapping[str, str], defaults: Mapping[str, str]) -> Question:
+    if row.get(""):
+        raise Missing(row[""])
     filled = dict(row)
     filled.update({n: v for n, v in defaults.items() if not (row.get(n) or "").strip()})
-    found = serve_estimates([question_of(filled)])[0]
+    return question_of(filled)
+
+
+def _line(name: str, found: ServeEstimate | DoesNotFit) -> ServeLine:
     if isinstance(found, DoesNotFit):
-        raise found
-    return found
+        return ServeLine(name, None, str(found))
+    read = f"reads {found.in_tokens_per_s:.6g} tokens/s" if found.question.load == "prefill" else ""
+    return ServeLine(name, found, "; ".join(part for part in (*found.notes, read) if part))
 
 
 def answered_serving(
     rows: Sequence[Mapping[str, str]], defaults: Mapping[str, str] | None = None
 ) -> list[ServeLine]:
     """One line per row. `defaults` stand in for cells that are empty or columns that are not there."""
-    lines: list[ServeLine] = []
-    for number, row in enumerate(rows, start=1):
-        name = (row.get("id") or "").strip() or f"row {number}"
-        if row.get(""):
-            lines.append(ServeLine(name, None, row[""]))
-            continue
+    names = [(row.get("id") or "").strip() or f"row {number}" for number, row in enumerate(rows, start=1)]
+    lines = [ServeLine(name, None, "") for name in names]
+    good: list[tuple[int, Question]] = []
+    for at, row in enumerate(rows):
         try:
-            found = _answer(row, defaults or {})
-            read = f"reads {found.in_tokens_per_s:.6g} tokens/s" if found.question.load == "prefill" else ""
-            lines.append(ServeLine(name, found, "; ".join(part for part in (*found.notes, read) if part)))
-        except Missing as error:
-            lines.append(ServeLine(name, None, str(error)))
-        except CaudalError as error:
-            lines.append(ServeLine(name, None, error.what))
+            good.append((at, _asked(row, defaults or {})))
+        except (CaudalError, ArithmeticError, ValueError) as error:
+            lines[at] = ServeLine(names[at], None, _why(error))
+    if not good:
+        return lines
+    asked = columns([question for _, question in good])
+    with np.errstate(all="ignore"):  # an absurd row is caught below, by its figures
+        made = served(asked, FITTED)
+    for place, (at, question) in enumerate(good):
+        try:
+            lines[at] = _line(names[at], _one(question, asked, made, place))
         except (ArithmeticError, ValueError) as error:
-            lines.append(ServeLine(name, None, f"no estimate: {error}"))
+            lines[at] = ServeLine(names[at], None, _why(error))
     return lines
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, CaudalError):
+        return error.what
+    return str(error) if isinstance(error, Missing) else f"no estimate: {error}"
