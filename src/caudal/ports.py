@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.event import Event, Point
@@ -187,6 +187,24 @@ class Provider(Protocol):
 
     def machines(self) -> Sequence[Machine]:
         """The provider's own list. Raises Unreachable: then nothing is known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A provider's list as far as it is known: of what is at the `silent` sites nothing is known."""
+
+    machines: Sequence[Machine]
+    silent: frozenset[str]
+
+
+@runtime_checkable
+class Regional(Protocol):
+    """What a provider may be besides: one with several regions, of which one may be away while the others answer.
+    `machines` raises then, since a list that lacks a region reads as if its machines were gone."""
+
+    def listing(self) -> Listing:
+        """The list of the regions that answer. Raises Unreachable where none does."""
         ...
 
 

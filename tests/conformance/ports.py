@@ -25,11 +25,13 @@ from caudal.drivers.local import PACKAGE_ROOT, LocalDriver
 from caudal.drivers.slurm.driver import SlurmDriver
 from caudal.drivers.slurm.hosts import Here, OverSsh
 from caudal.ports import Driver, Provider
+from caudal.providers.aws.provider import AwsProvider
 from caudal.providers.azure import AzureProvider
 from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support.aws import REGION, fresh_aws, reserved
 from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
 from tests.support.ssh_server import ssh_server
 
@@ -240,6 +242,24 @@ def reserve(fake: FakeAzure, machines: int) -> None:
     fake.admin("reserve", {"group_id": GROUP_ID, "location": LOCATION, "reservations": rows})
 
 
+@contextmanager
+def aws_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """AWS's own SDK against the fake of AWS; what is had first is a reservation, so that it can be bounded."""
+    aws = fresh_aws()
+    reference = aws.reserve(4)
+
+    def build() -> AwsProvider:
+        return aws.provider(contracts=[reserved(reference, 4)])
+
+    def limit(machines: int) -> None:
+        aws.admin("reservation", id=reference, count=machines)
+
+    def silence(on: bool) -> None:
+        aws.admin("region", region=REGION, mode="down" if on else "")
+
+    yield ProviderCase(RealClock().sleep, 10.0, silence, build(), build, limit)
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
@@ -257,4 +277,5 @@ PROVIDERS: list[Any] = [
     pytest.param(fake_provider, id="fake"),
     pytest.param(local_provider, id="local"),
     pytest.param(azure_on_fake, id="azure"),
+    pytest.param(aws_provider, id="aws"),
 ]

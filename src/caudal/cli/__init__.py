@@ -32,6 +32,7 @@ VERBS = {
     "track": "Send a run's curve to TensorBoard, W&B or a file.",
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",
     "replay": "Train a run's rounds again from its ledger and compare every byte.",
+    "blocks": "List the capacity blocks that AWS sells, and buy one at a price that you confirm.",
     "certificates": "Make certificates for sites, for scripts that train over several machines.",
     "stores": "Repair or promote a store, where everything is kept in several.",
     "plan": "Say which contracts to sign for the months ahead; judge an offer that came in.",

@@ -13,7 +13,7 @@ from caudal.domain.fleet import Machine, Offer, SiteSpec
 from caudal.domain.gang import GangStatus
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import Snapshot, State
-from caudal.ports import World
+from caudal.ports import Listing, Provider, Regional, World
 
 
 class Observer:
@@ -61,16 +61,18 @@ class Observer:
         offers: list[Offer] = []
         machines: list[Machine] = []
         answered: set[str] = set()
+        away: set[str] = set()
         for name, provider in sorted(self._world.providers.items()):
             try:
-                mine = list(provider.machines())
+                mine = _listing(provider)
                 offered = list(provider.offers())
             except CaudalError:
                 continue  # silent: what it has is unknown, not gone
-            machines += mine
+            machines += mine.machines
             offers += offered
             answered.add(name)
-        silent = frozenset(s.name for s in sites.values() if s.provider not in answered)
+            away |= mine.silent
+        silent = frozenset(s.name for s in sites.values() if s.provider not in answered or s.name in away)
         return offers, machines, silent
 
     def _drivers(self, sites: dict[str, SiteSpec]) -> tuple[list[GangStatus], frozenset[str]]:
@@ -103,3 +105,10 @@ class Observer:
                 raise
             # what is stored does not change by not answering: the last list is still true
         return self._models
+
+
+def _listing(provider: Provider) -> Listing:
+    """A provider's list; of one with several regions, of those that answer."""
+    if isinstance(provider, Regional):
+        return provider.listing()
+    return Listing(provider.machines(), frozenset())
