@@ -32,12 +32,12 @@ def as_demand(rows: Iterable[CatalogRow]) -> Iterator[str]:
         yield f"    unit_chips: {row.chips}"
         if row.term_months:
             yield f"    term_months: {row.term_months}"
-            if row.prepaid:
-                yield f"    prepaid: {row.prepaid:g}"
-            elif row.prepaid is None:
-                yield "    # prepaid: the share that is paid at the start is not known"
         elif row.market in (Market.BLOCK, Market.RESERVED):
             yield "    term_months: 1  # how long is up to you and the provider"
+        if row.prepaid:
+            yield f"    prepaid: {row.prepaid:g}"
+        elif row.prepaid is None:
+            yield "    # prepaid: the share that is paid at the start is not known"
         if row.market is Market.SPOT:
             yield "    # interrupted: the share of work that interruptions cost is not known"
         where = f"{row.machine_type}{f' in {row.region}' if row.region else ''}"

@@ -45,9 +45,7 @@ def _clouds() -> Iterator[CatalogRow]:
         if aws.price_usd_per_hour is None:
             yield replace(row, source=TYPES_SOURCE)
         else:
-            yield replace(
-                row, price_usd_per_hour=aws.price_usd_per_hour, source=aws.source, as_of=aws.as_of
-            )
+            yield replace(row, price_usd_per_hour=aws.price_usd_per_hour, source=aws.source, as_of=aws.as_of)
     for azure in AZURE_TYPES:
         row = _row("azure", azure.machine_type, "")
         if azure.list_price_usd_per_hour is None:

@@ -61,7 +61,9 @@ def chip_name(text: str, memory_gb: float | None = None) -> str:
     """
     plain = re.sub(r"^(nvidia|aws|amd( instinct)?)[- ]", "", text.strip().lower().replace("_", "-"))
     if memory_gb is not None and plain in ("a100", "v100"):
-        plain = f"{plain}-{80 if memory_gb > 60 else 40 if plain == 'a100' else 32 if memory_gb > 24 else 16}gb"
+        plain = (
+            f"{plain}-{80 if memory_gb > 60 else 40 if plain == 'a100' else 32 if memory_gb > 24 else 16}gb"
+        )
     if memory_gb is not None and plain == "h100" and memory_gb > 90:
         plain = "h100-nvl"
     for pattern, name in _PATTERNS:
@@ -91,6 +93,8 @@ def asked_for(wanted: str, chips: Iterable[str]) -> set[str]:
 def meant(wanted: str, chips: Iterable[str]) -> list[str]:
     """Names of chips that look like this one, the nearest first."""
     known = sorted({chip for chip in chips if chip})
-    names = {chip.lower(): chip for chip in known} | {c.partition("-")[0].lower(): c.partition("-")[0] for c in known}
+    names = {chip.lower(): chip for chip in known} | {
+        c.partition("-")[0].lower(): c.partition("-")[0] for c in known
+    }
     close = difflib.get_close_matches(wanted.strip().lower(), names, 3, 0.4)
     return [names[found] for found in close]

@@ -64,7 +64,7 @@ def verb(
         max(min_chips, 0 if everything else 1), _dollars(max_price), sort,
     )  # fmt: skip
     found = choose(rows, wanted)
-    today = datetime.now(UTC).date()
+    today = _today()
     if as_json:
         print_json({"version": 1, "offers": [_plain(row, today) for row in found]})
     elif as_csv:
@@ -78,6 +78,10 @@ def verb(
 
 
 verb.add_command(import_)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _dollars(text: str | None) -> Decimal | None:
@@ -128,7 +132,9 @@ def _show(found: list[CatalogRow], today: date, everything: bool) -> None:
     if not found:
         out.print("nothing is offered that is all of this")
     if any(row.old(today) and row.price_usd_per_hour is not None for row in shown):
-        note = f"old: more than {OLD_DAYS} days, or of an unknown date; `caudal offers import` takes newer ones"
+        note = (
+            f"old: more than {OLD_DAYS} days, or of an unknown date; `caudal offers import` takes newer ones"
+        )
         out.print(note, style="dim")
 
 

@@ -15,7 +15,17 @@ from caudal.catalog.rows import CatalogRow, price
 from caudal.domain.fleet import Market
 
 SOURCE = "gpuhunt's catalogue"
-_NEEDED = ("instance_name", "location", "price", "cpu", "memory", "gpu_count", "gpu_name", "gpu_memory", "spot")
+_NEEDED = (
+    "instance_name",
+    "location",
+    "price",
+    "cpu",
+    "memory",
+    "gpu_count",
+    "gpu_name",
+    "gpu_memory",
+    "spot",
+)
 
 
 def read_gpuhunt(
