@@ -26,6 +26,7 @@ from caudal.api.context import LOOPBACK, Context
 from caudal.console import page
 from caudal.control.apply import apply
 from caudal.control.background import ThreadBackground
+from caudal.control.down import Left, rented, take_down
 from caudal.control.launch import LaunchSettings
 from caudal.control.leave import leave
 from caudal.control.loop import ControlLoop, Settings
@@ -59,6 +60,12 @@ API_START_S = 20.0
 
 CONTROL = "control"
 """The name in the API's certificate."""
+
+GIVE_BACK_S = 120.0
+"""How long leaving waits until the providers' lists show no rented machine; clouds take a minute or so."""
+
+HAND_OVER_S = 0.2
+"""Until who asked for it has its answer."""
 
 
 class SystemClock:
@@ -167,6 +174,7 @@ class Control:
         specs: Sequence[Spec],
         name: str = "caudal up",
         default_fleet: FleetSpec | None = None,
+        closing: bool = False,
     ) -> None:
         make_home(place)
         self.place = place
@@ -180,9 +188,12 @@ class Control:
             undo.callback(self.store.resign, epoch)
             self.fleet = self._fleet(specs, default_fleet)
             self.world = self._world()
-            self._listener = _listen(self.fleet.api.host, self.fleet.api.port, "the control API", "api.port")
+            # To take a fleet down no port is needed that others could have: whoever calls is told the address.
+            port = 0 if closing else self.fleet.api.port
+            self._listener = _listen(self.fleet.api.host, port, "the control API", "api.port")
             undo.callback(self._listener.close)
-            self._check_gateway_port(specs)
+            if not closing:
+                self._check_gateway_port(specs)
             api = self.fleet.api
             self.url = (
                 f"{'https' if api.tls else 'http'}://{_in_url(api.host)}:{self._listener.getsockname()[1]}"
@@ -190,8 +201,12 @@ class Control:
             wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
             self.changes = apply(self.store, wished, self.clock.now())
             undo.pop_all()
-        loop = ControlLoop(self.world, holder, self.settings, self._launch(), ThreadBackground())
-        self.runner = Runner(loop, on_lost=self._lost)
+        self.loop = ControlLoop(self.world, holder, self.settings, self._launch(), ThreadBackground())
+        self.runner = Runner(self.loop, on_lost=self._lost)
+        self.handing_over = False
+        """Whether it was asked over the API to leave, and what runs to whoever asked."""
+        self.left: list[Left] = []
+        """What of rented machines could not be given back when it left."""
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._app(),
@@ -212,6 +227,11 @@ class Control:
 
     def start(self) -> None:
         """Serve and loop, in threads. Returns when the API answers."""
+        self.serve()
+        self.runner.start()
+
+    def serve(self) -> None:
+        """Serve the API, in a thread. Returns when it answers."""
         self._api.start()
         deadline = time.monotonic() + API_START_S
         while not self._server.started:
@@ -222,24 +242,38 @@ class Control:
             write_atomic(self.place.root / "control.url", self.url.encode())
         except OSError as error:
             raise _unusable(self.place, error) from error
-        self.runner.start()
+
+    def hand_over(self) -> None:
+        """Leave as by Ctrl-C, a moment from now, and touch nothing that runs."""
+        self.handing_over = True
+        threading.Timer(HAND_OVER_S, signal.raise_signal, (signal.SIGINT,)).start()
 
     def _lost(self, error: CaudalError) -> None:
         """Another process leads: this one leaves as by Ctrl-C, and touches nothing that runs."""
         signal.raise_signal(signal.SIGINT)
 
     def stop(self, keep_gangs: bool = False) -> list[str]:
-        """End the loop, then (unless kept) every gang, then the API. Returns the gangs that would not end."""
+        """End the loop, then (unless kept) every gang and every rented machine, then the API. Returns the gangs that
+        would not end; `left` has what may still bill."""
         left: list[str] = []
         self.runner.stop(resign=False)
-        if not keep_gangs and self.runner.lost is None:
-            left = leave(self.world)
+        try:
+            if not (keep_gangs or self.handing_over) and self.runner.lost is None:
+                left = leave(self.world)
+                if rented(self.world):
+                    self.left = take_down(self.loop, "rented", GIVE_BACK_S)
+        finally:
+            self.close()
+        return left
+
+    def close(self) -> None:
+        """Give the leadership back and end the API."""
         found = self.store.leader()
         if found and found[0].pid == os.getpid():
             self.store.resign(found[1])
         self._server.should_exit = True
-        self._api.join(timeout=5.0)
-        return left
+        if self._api.is_alive():
+            self._api.join(timeout=5.0)
 
     def _check_gateway_port(self, specs: Sequence[Spec]) -> None:
         """Raise PortInUse where a gateway is wanted and could not listen, unless it is ours that does."""
@@ -324,6 +358,7 @@ class Control:
                 poke=self.runner.poke,
                 hosts=LOOPBACK | {self.fleet.api.host},
                 public=self.fleet.api.host not in LOOPBACK,
+                leave=self.hand_over,
             )
         )
         if self.fleet.api.host not in LOOPBACK:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.event import Event, Point
@@ -117,6 +117,15 @@ class Store(Protocol):
         """A subject's intents in any state, newest first."""
         ...
 
+    def lease_history(self, since: float = 0.0, until: float = math.inf) -> list[Lease]:
+        """Every lease that was live at some moment of since <= t < until, by id; also those that have ended: they
+        are kept for ever, since bills are made from them."""
+        ...
+
+    def gang_history(self, since: float = 0.0, until: float = math.inf) -> list[Gang]:
+        """Every gang that was not over at some moment of since <= t < until, by slot and incarnation."""
+        ...
+
     def api_keys(self) -> list[ApiKey]:
         """Every key that was ever made, by id; also those that were revoked."""
         ...
@@ -205,6 +214,26 @@ class Regional(Protocol):
 
     def listing(self) -> Listing:
         """The list of the regions that answer. Raises Unreachable where none does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One look at something that may stand in the way. `state`: `warn` works now and will hurt, `fail` does not work.
+    `said` is what was seen, in one line and without secrets; `remedy` what to do (empty where nothing is to be done)."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    said: str
+    remedy: str = ""
+
+
+@runtime_checkable
+class Checkup(Protocol):
+    """What a provider or a driver may be besides: one that can say what stands in its way (`caudal doctor`)."""
+
+    def checks(self) -> Sequence[Check]:
+        """Look, within seconds, and change nothing. Raises nothing: what cannot be seen is a check that says why."""
         ...
 
 

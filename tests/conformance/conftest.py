@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 
 from caudal.store.state import SqlStore, open_store
+from tests.support import ray_site
 from tests.support.postgres import new_schema, postgres
 from tests.support.slurm import slurm
 
 __all__ = ["postgres", "slurm"]  # fixtures
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_ray_site() -> Iterator[None]:
+    """Ends the session's Ray cluster, if a test has started it."""
+    yield
+    ray_site.SHARED.close()
 
 
 @pytest.fixture(params=["file", "memory", "postgres"])

@@ -6,11 +6,12 @@ and how time passes: virtual for the fakes, real (and short) for the others.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ from caudal.providers.aws.provider import AwsProvider
 from caudal.providers.azure import AzureProvider
 from caudal.providers.azure_fake import FakeAzure
 from caudal.providers.fake import FakeProvider, MachineTimes
+from caudal.providers.hosts import HostsProvider
 from caudal.providers.local import LocalProvider
 from caudal.simulate.kernel import Kernel
+from tests.support import ray_site
 from tests.support.aws import REGION, fresh_aws, reserved
 from tests.support.azure import GROUP_ID, LOCATION, SIZE, azure_provider, fake_azure
+from tests.support.own_hosts import own_hosts
 from tests.support.ssh_server import ssh_server
 
 SITE = "north"
@@ -177,6 +181,35 @@ def local_driver(tmp_path: Path) -> Iterator[DriverCase]:
     yield DriverCase(clock.sleep, 20.0, None, driver, real_spec, lambda: LocalDriver(SITE, root, RealClock()))
 
 
+_ray_sites = itertools.count(1)
+
+
+@contextmanager
+def ray_driver(tmp_path: Path) -> Iterator[DriverCase]:
+    """Jobs of a real Ray cluster, the same for all tests; each has a site of its own on it."""
+    cluster = ray_site.SHARED.get()
+    site = f"{SITE}-{next(_ray_sites)}"
+    door = ray_site.through(cluster)
+    driver = cluster.driver(door.url, site)
+
+    def make_spec(gang_id: str, wish: Does) -> GangSpec:
+        asks = Resources(cpus=0.5, memory_bytes=64 << 20)
+        return replace(real_spec(gang_id, wish), site=site, lease_id="lease-1", resources=asks)
+
+    def silence(on: bool) -> None:
+        door.shut = on
+
+    try:
+        yield DriverCase(
+            RealClock().sleep, 60.0, silence, driver, make_spec, lambda: cluster.driver(door.url, site)
+        )
+        for status in driver.gangs():
+            driver.forget(status.gang_id)
+    finally:
+        driver.close()
+        door.close()
+
+
 @contextmanager
 def slurm_driver(tmp_path: Path) -> Iterator[DriverCase]:
     """Jobs of a real Slurm on this machine, which the fixture `slurm` has started. It is never silent here:
@@ -260,17 +293,36 @@ def aws_provider(tmp_path: Path) -> Iterator[ProviderCase]:
     yield ProviderCase(RealClock().sleep, 10.0, silence, build(), build, limit)
 
 
+@contextmanager
+def hosts_provider(tmp_path: Path) -> Iterator[ProviderCase]:
+    """Two machines of the team's own, each a real SSH server on loopback."""
+    with own_hosts(tmp_path / "hosts") as hosts, ExitStack() as closing:
+
+        def build() -> HostsProvider:
+            provider = hosts.provider()
+            closing.callback(provider.close)
+            return provider
+
+        yield ProviderCase(RealClock().sleep, 10.0, hosts.silence, build(), build, None)
+
+
 def unreachable(call: Callable[[], object]) -> None:
     """The call is refused because nobody answers."""
     with pytest.raises(Unreachable):
         call()
 
 
+RAY_MARKS = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ray_site.unusable()), reason=ray_site.unusable()),
+]
 DRIVERS: list[Any] = [
     pytest.param((fake_driver, None), id="fake"),
     pytest.param((local_driver, None), id="local"),
     pytest.param((slurm_driver, "slurm"), id="slurm", marks=pytest.mark.cluster),
     pytest.param((slurm_driver_over_ssh, "slurm"), id="slurm-ssh", marks=pytest.mark.cluster),
+    pytest.param((ray_driver, None), id="ray", marks=RAY_MARKS),
 ]
 """Each with the fixture that has to be up first, if any."""
 PROVIDERS: list[Any] = [
@@ -278,4 +330,5 @@ PROVIDERS: list[Any] = [
     pytest.param(local_provider, id="local"),
     pytest.param(azure_on_fake, id="azure"),
     pytest.param(aws_provider, id="aws"),
+    pytest.param(hosts_provider, id="hosts"),
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,9 @@ from caudal.domain.fleet import FleetSpec, LeaseState, SiteSpec
 from caudal.domain.gang import Report
 from caudal.domain.workload import WorkloadState
 from caudal.ports import Change
+from caudal.store.database import Database
 from caudal.store.history import Limits
+from caudal.store.migrate import config
 from caudal.store.state import SqlStore, open_store
 from tests.support import rows
 
@@ -409,3 +412,33 @@ def test_of_two_processes_that_commit_at_once_exactly_one_wins(shared_url: str) 
     assert store.read().version == 50
     assert store.last_event_seq() == 50
     store.close()
+
+
+def test_leases_and_gangs_that_are_over_are_kept_and_found_by_time(store: SqlStore) -> None:
+    ended = rows.lease("lease-0", state=LeaseState.ENDED, requested_at=10.0, ended_at=20.0)
+    store.commit(Change(leases=[rows.lease("lease-0", requested_at=10.0)]))
+    store.commit(Change(leases=[ended, rows.lease("lease-1", requested_at=30.0)]))
+    over = rows.gang(incarnation=1, created_at=10.0, ended_at=20.0)
+    store.commit(Change(gangs=[over, rows.gang(incarnation=2, created_at=30.0)]))
+    for n in range(3, 30):  # more than the state shows
+        store.commit(Change(gangs=[rows.gang(incarnation=n, created_at=30.0 + n, ended_at=31.0 + n)]))
+    assert [x.id for x in store.lease_history()] == ["lease-0", "lease-1"]
+    assert store.lease_history(5.0, 30.0) == [ended]
+    assert [x.id for x in store.lease_history(20.0)] == ["lease-1"]
+    assert store.lease_history(0.0, 10.0) == []
+    assert len(store.gang_history()) == 29
+    assert store.gang_history(15.0, 30.0) == [over]
+
+
+def test_leases_of_an_older_version_get_their_times(shared_url: str) -> None:
+    first = open_store(shared_url)
+    first.commit(Change(leases=[rows.lease("l", state=LeaseState.ENDED, requested_at=7.0, ended_at=9.0)]))
+    first.close()
+    database = Database(shared_url)
+    with database.writing() as connection:
+        command.downgrade(config(connection), "0002")
+    database.close()
+    again = open_store(shared_url)
+    assert [x.id for x in again.lease_history(8.0, 10.0)] == ["l"]
+    assert again.lease_history(9.5) == []
+    again.close()

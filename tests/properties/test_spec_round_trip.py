@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import given, settings
@@ -10,7 +11,18 @@ from hypothesis import strategies as st
 
 from caudal import spec
 from caudal.domain.errors import CaudalError
-from caudal.domain.fleet import FleetSpec, GatewaySpec, Resources, SiteSpec
+from caudal.domain.fleet import (
+    BudgetSpec,
+    Contract,
+    DriverSpec,
+    FleetSpec,
+    GatewaySpec,
+    HostSpec,
+    ProviderSpec,
+    RampStep,
+    Resources,
+    SiteSpec,
+)
 from caudal.domain.workload import (
     BaseSpec,
     ExternalSpec,
@@ -28,6 +40,52 @@ NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
 FRACTIONS = st.floats(0, 0.9)
 RATES = st.floats(1e-9, 1.0)
 RESOURCES = st.builds(Resources, st.floats(0.01, 64), st.integers(1 << 20, 1 << 40), st.integers(0, 8))
+
+MONEY = st.decimals("0", "9999999999", places=None, allow_nan=False).map(lambda d: round(d, 10))
+
+
+@st.composite
+def signed(draw: st.DrawFn) -> FleetSpec:
+    """A fleet of two clouds with contracts that follow each other, and budgets."""
+    sites = draw(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+    contracts = []
+    for year in range(2027, 2027 + draw(st.integers(0, 3))):
+        kind = draw(st.sampled_from(["reserved", "block", "own", "savings", "spend"]))
+        machines = kind in ("reserved", "block", "own")
+        steps = (RampStep(f"{year}-02-01", 1), RampStep(f"{year}-03-01", draw(st.integers(0, 9))))
+        ramp = steps if machines and draw(st.booleans()) else ()
+        contracts.append(
+            Contract(
+                name=f"c{year}",
+                kind=kind,
+                provider="one",
+                start=f"{year}-01-01",
+                end=f"{year + 1}-01-01",
+                sites=tuple(draw(st.lists(st.sampled_from(sites), max_size=2, unique=True))),
+                machine_type=draw(NAMES) if machines else "",
+                count=draw(st.integers(1, 99)) if machines and not ramp else 0,
+                ramp=ramp,
+                price_usd_per_hour=Decimal(0) if kind == "spend" else draw(MONEY) + 1,
+                commitment_usd=draw(MONEY) + 1 if kind == "spend" else Decimal(0),
+                prepayment_usd=draw(MONEY),
+                discount=draw(st.floats(0.01, 1)) if kind == "savings" else 0.0,
+                reference=draw(st.sampled_from(["", f"cr-{year}"])),
+            )
+        )
+    teams = draw(st.lists(NAMES, max_size=3, unique=True).filter(lambda t: "default" not in t))
+    host = HostSpec("box", sites[0], "box.lan", draw(RESOURCES), price_usd_per_hour=draw(MONEY))
+    return FleetSpec(
+        name=draw(NAMES),
+        sites=tuple(SiteSpec(x, provider="one", driver=draw(st.sampled_from(["local", "d"]))) for x in sites),
+        providers=(
+            ProviderSpec("one", "hosts", hosts=(host,)),
+            ProviderSpec("two", "azure", endpoint="fake"),
+        ),
+        drivers=(DriverSpec("d", "slurm", "head.lan"),),
+        contracts=tuple(contracts),
+        budgets=tuple(BudgetSpec(t, draw(MONEY), draw(st.booleans())) for t in teams),
+    )
+
 
 FLEETS = st.builds(
     FleetSpec,
@@ -105,6 +163,7 @@ def runs(draw: st.DrawFn) -> TrainSpec:
         resources=draw(RESOURCES),
         validation_fraction=draw(FRACTIONS),
         publish=draw(st.just("") | NAMES),
+        team=draw(st.just("") | NAMES),
         seed=draw(st.integers(0, 2**63 - 1)),
     )
 
@@ -146,7 +205,7 @@ SERVICES = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(FLEETS | runs() | SERVICES)
+@given(FLEETS | signed() | runs() | SERVICES)
 def test_yaml_and_json_say_the_same(value: spec.Spec) -> None:
     assert spec.parse(spec.dump(value), "dumped.yaml") == [value]
     assert spec.from_dict(json.loads(json.dumps(spec.to_dict(value)))) == value
@@ -157,7 +216,20 @@ JUNK = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["name", "sites", "stages", "models", "model", "data", "tokens", "at"]),
+            st.sampled_from(
+                [
+                    "name",
+                    "sites",
+                    "stages",
+                    "models",
+                    "model",
+                    "data",
+                    "tokens",
+                    "at",
+                    "provider",
+                    "contracts",
+                ]
+            ),
             inner,
             max_size=5,
         )

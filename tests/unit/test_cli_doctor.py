@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from caudal.cli import doctor
+from caudal.cli import doctor, fleet_checks
+from caudal.domain.fleet import ProviderSpec, SiteSpec
+from caudal.ports import Change
+from tests.support.own_hosts import own_hosts
 from tests.support.served import Served, Told
 
 
@@ -31,7 +35,7 @@ def test_all_is_well(place: Served) -> None:
     assert told.code == 0, told.out
     seen = findings(told)
     for item in seen.values():
-        assert set(item) == {"check", "ok", "seen", "remedy"}
+        assert set(item) == {"check", "ok", "seen", "remedy", "warn"}
         assert item["ok"] and item["seen"]
     assert {"python", "cores", "memory", "disk", "package torch", "state", "blobs", "ports"} <= set(seen)
     assert "2 workloads" in seen["state"]["seen"]
@@ -100,8 +104,6 @@ def test_the_gateway_that_runs_without_control_is_no_fault(place: Served) -> Non
 
 
 def _wishes(place: Served) -> Any:
-    from caudal.ports import Change
-
     return Change(fleet=place.fleet)
 
 
@@ -121,6 +123,43 @@ def test_a_missing_package_is_bad_and_says_how_to_get_it(
     assert told.code == 1
     missing = findings(told)["package no_such_package_here"]
     assert (missing["ok"], missing["remedy"]) == (False, "pip install 'caudal[serve]'")
+
+
+def test_a_fleets_own_machines_are_looked_over(
+    place: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with own_hosts(tmp_path / "own", one="north", two="north") as hosts:
+        hosts.down("two")
+        specs = tuple(host.spec() for host in hosts.hosts.values())
+        provider = ProviderSpec("own", "hosts", hosts=specs)
+        sites = (SiteSpec("north", provider="own"), SiteSpec("south"))
+        place.store.commit(Change(fleet=replace(place.fleet, name="lab", sites=sites, providers=(provider,))))
+        (tmp_path / "user" / ".ssh").mkdir(parents=True)
+        (tmp_path / "user" / ".ssh" / "config").write_text((hosts.folder / "config").read_text())
+        monkeypatch.setenv("HOME", str(tmp_path / "user"))
+        told = place.caudal("doctor", "--json")
+        seen = findings(told)
+        assert told.code == 1
+        assert seen["host one"]["ok"], seen
+        assert not seen["host two"]["ok"] and "does not answer" in seen["host two"]["seen"]
+        people = place.caudal("doctor")
+        assert "BAD  host two" in people.out and "do: see whether it is on" in people.out
+
+
+def test_a_fleet_file_that_is_wrong_is_a_finding(place: Served, tmp_path: Path) -> None:
+    told = place.caudal("doctor", str(tmp_path / "nothing.yaml"), "--json")
+    assert told.code == 1 and not findings(told)["fleet file"]["ok"]
+    (tmp_path / "fleet.yaml").write_text("type: fleet\nname: lab\nsites: [{name: north}]\n")
+    told = place.caudal("doctor", str(tmp_path / "fleet.yaml"), "--json")
+    assert told.code == 0, told.out
+
+
+def test_a_missing_sdk_is_a_finding(place: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fleet_checks.PACKAGES, "azure", "no.such.package")
+    fleet = replace(place.fleet, providers=(ProviderSpec("cloud", "azure"),))
+    place.store.commit(Change(fleet=fleet))
+    told = place.caudal("doctor", "--json")
+    assert findings(told)["provider cloud"]["remedy"] == "pip install 'caudal[azure]'"
 
 
 def test_looking_makes_nothing(tmp_path: Path, place: Served) -> None:

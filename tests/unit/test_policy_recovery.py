@@ -178,9 +178,10 @@ def test_unknown_gangs_are_stopped_once() -> None:
 
 def test_a_stray_machine_is_given_back_after_quarantine_and_others_machines_never() -> None:
     play = running()
-    play.machines["x"] = Machine("x", "north", "m1", MachineState.RUNNING, "lease-of-yesterday")
+    play.machines["x"] = Machine("x", "north", "m1", MachineState.RUNNING, "test.north.7.1")
+    play.machines["z"] = Machine("z", "north", "m1", MachineState.RUNNING, "another.north.7.1")
     play.machines["y"] = Machine("y", "north", "m1", MachineState.RUNNING, "")
-    play.stray_since = {"x": play.now, "y": play.now}
+    play.stray_since = dict.fromkeys("xyz", play.now)
     assert play.step(RULES.quarantine_s - 1).choices == ()
     assert [c.action.kind for c in play.decide_later(1.0).choices] == ["release_machine"]
 

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from caudal.api import events, fleet, gangs, keys, metrics, models
+from caudal.api import costs, events, fleet, gangs, keys, metrics, models, nodes
 from caudal.api.context import Context, guard_reading
 from caudal.api.door import Door
 from caudal.domain.errors import CaudalError, NotFound, UsageError
@@ -50,8 +50,10 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(CaudalError, _caudal_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    for router in (fleet.router, gangs.router, events.router, models.router, keys.router):
-        app.include_router(router, prefix=PREFIX, dependencies=[Depends(guard_reading)])
-    app.include_router(keys.for_gateways, prefix=PREFIX)
+    readable = (fleet, gangs, events, models, keys, costs)
+    for module in readable:
+        app.include_router(module.router, prefix=PREFIX, dependencies=[Depends(guard_reading)])
+    for router in (keys.for_gateways, nodes.router):  # each asks for tokens of its own
+        app.include_router(router, prefix=PREFIX)
     app.include_router(metrics.router, dependencies=[Depends(guard_reading)])  # where Prometheus looks
     return app

@@ -22,9 +22,14 @@ MAX_BODY_BYTES = 4 << 20
 """A spec, a report or a list of points is far smaller."""
 
 
+def _stay() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The parts that the composition root hands to the API. `poke` asks the loop for a pass now."""
+    """The parts that the composition root hands to the API. `poke` asks the loop for a pass now, `leave` the process
+    to leave with what runs left running."""
 
     store: Store
     models: Models
@@ -35,6 +40,7 @@ class Context:
     poke: Callable[[], None]
     hosts: frozenset[str] = LOOPBACK
     public: bool = False  # it listens on more than loopback: then reading takes a token, too
+    leave: Callable[[], None] = _stay
 
 
 def context(request: Request) -> Context:

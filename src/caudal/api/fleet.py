@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
@@ -58,8 +59,12 @@ def explained(name: str, ctx: Ctx) -> ListView:
 
 
 def _same_fleet(ctx: Context, values: list[Spec]) -> None:
+    """Contracts and budgets may change at any time: they are read anew in each pass, and leases have their prices."""
     fleet = ctx.store.read().fleet
-    if any(isinstance(value, FleetSpec) and value != fleet for value in values):
+    given = [value for value in values if isinstance(value, FleetSpec)]
+    if fleet is not None:
+        given = [replace(value, contracts=fleet.contracts, budgets=fleet.budgets) for value in given]
+    if any(value != fleet for value in given):
         raise Impossible(
             "the fleet itself changes only while no control process runs",
             why="its sites, and the addresses of API and gateway, are set up when it starts",
@@ -75,6 +80,13 @@ def apply(ctx: Ctx, specs: Annotated[list[dict[str, Any]], Body(embed=True)]) ->
     changes = control_apply.apply(ctx.store, values, ctx.clock.now())
     ctx.poke()
     return ListView(shape="applied/1", items=list(changes))
+
+
+@router.post("/leave", dependencies=[Depends(guard_token)])
+def leave(ctx: Ctx) -> dict[str, str]:
+    """End this control process and leave all that runs running, for the one that asks to take it over."""
+    ctx.leave()
+    return {"shape": "leave/1", "caudal": ctx.version}
 
 
 @router.post("/workloads/{name}/stop", dependencies=[Depends(guard_token)])

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import click
 import psutil
 
 from caudal.cli.client import Client
+from caudal.cli.fleet_checks import fleet_checks
 from caudal.cli.output import console, json_option, plain, print_json, size
-from caudal.domain.errors import CaudalError
-from caudal.domain.fleet import ApiSpec, GatewaySpec
+from caudal.domain.errors import CaudalError, UsageError
+from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec
 from caudal.domain.gang import Role
 from caudal.serve.engines import installed
+from caudal.spec.files import load
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home, home
 from caudal.store.state import open_store
@@ -30,12 +33,14 @@ EXTRAS = {"torch": "train", "xllamacpp": "serve", "gguf": "train", "nicegui": "c
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, whether it is well, what was seen, and what to do if not."""
+    """One check: what was looked at, whether it is well, what was seen, and what to do if not. One with `warn` is well
+    for now."""
 
     check: str
     ok: bool
     seen: str
     remedy: str = ""
+    warn: bool = False
 
 
 def _machine(place: Home) -> list[Finding]:
@@ -152,20 +157,56 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _fleet(place: Home, paths: Sequence[str]) -> list[Finding]:
+    """What the fleet's providers say of themselves: of the fleet in the files that are given, else of the one in the
+    state directory."""
+    try:
+        fleet = _given(paths) if paths else _known(place)
+    except CaudalError as error:
+        return [Finding("fleet file", False, error.what, error.remedy or error.why)]
+    if fleet is None:
+        return []
+    return [
+        Finding(check.name, check.state != "fail", check.said, check.remedy, check.state == "warn")
+        for check in fleet_checks(fleet, place)
+    ]
+
+
+def _given(paths: Sequence[str]) -> FleetSpec:
+    fleets = [spec for path in paths for spec in load(path) if isinstance(spec, FleetSpec)]
+    if len(fleets) != 1:
+        raise UsageError(f"{len(fleets)} fleets are in these files", remedy="name the file of one fleet")
+    return fleets[0]
+
+
+def _known(place: Home) -> FleetSpec | None:
+    if not place.root.is_dir() or not _made(place):
+        return None
+    try:
+        return open_store(place.database_url).read().fleet
+    except CaudalError:
+        return None  # what is wrong is said by the check of the state
+
+
 @click.command("doctor")
+@click.argument("paths", nargs=-1)
 @json_option
 @click.pass_obj
-def verb(root: str | None, as_json: bool) -> int:
-    """Check this machine and this state directory; exit code 1 where something is wrong."""
+def verb(root: str | None, paths: tuple[str, ...], as_json: bool) -> int:
+    """Check this machine, this state directory and the fleet's providers; exit code 1 where something is wrong.
+
+    PATHS are fleet files (or folders with one) to check before they are applied.
+    """
     place = home(root)
     findings = [*_machine(place), *_extras(), *_engines(), *_state(place), *_control(place)]
+    findings += _fleet(place, paths)
     if as_json:
         print_json({"shape": "doctor/1", "items": [asdict(f) for f in findings]})
     else:
         out = console()
         for f in findings:
-            mark = "[green]ok  [/]" if f.ok else "[bold red]BAD [/]"
+            mark = "[bold red]BAD [/]" if not f.ok else "[yellow]warn[/]" if f.warn else "[green]ok  [/]"
             out.print(f"{mark} {f.check:<18} {plain(f.seen)}")
-            if not f.ok:
+            if f.remedy and (f.warn or not f.ok):
                 out.print(f"     do: {plain(f.remedy)}")
     return 0 if all(f.ok for f in findings) else 1

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import caudal
 from caudal.cli.client import Client
+from caudal.cli.down import price_of
 from caudal.cli.live import follow_lines, follow_live
 from caudal.cli.output import console, plain
 from caudal.composition import Control, Spec, make_home
@@ -59,7 +60,9 @@ def leave_on_sigterm() -> None:
 @click.command("up")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|DIR]...")
 @click.option(
-    "--keep", is_flag=True, help="On Ctrl-C leave runs and replicas running; `caudal up` adopts them."
+    "--keep",
+    is_flag=True,
+    help="On Ctrl-C leave what runs running, rented machines too; `caudal up` adopts them.",
 )
 @click.pass_obj
 def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
@@ -99,13 +102,16 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
     finally:
         for number in LEAVING:
             signal.signal(number, signal.SIG_IGN)
+        stays = keep or control.handing_over
         _say(
             out,
-            "leaving: " + ("what runs stays" if keep else "stopping what runs (runs keep their last round)"),
+            "leaving: " + ("what runs stays" if stays else "stopping what runs (runs keep their last round)"),
         )
         left = control.stop(keep_gangs=keep)
         for gang_id in left:
             _say(out, f"still running: {gang_id}")
+        for row in control.left:
+            _say(out, f"may still bill: {row.what} {plain(row.name)} of {row.provider}, ${price_of(row)}/h")
         _say(out, "left; `caudal up` adopts what still runs." if left else "left.")
     if control.runner.lost is not None:
         raise control.runner.lost

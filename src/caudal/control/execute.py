@@ -21,7 +21,7 @@ from caudal.domain.decision import (
     StartGang,
     StopGang,
 )
-from caudal.domain.errors import CaudalError, NoCapacity, NotFound, Unreachable
+from caudal.domain.errors import CaudalError, Impossible, NotAllowed, NotFound, Unreachable, UsageError
 from caudal.domain.event import Event
 from caudal.domain.fleet import LeaseState, SiteSpec
 from caudal.domain.snapshot import Snapshot, State
@@ -88,7 +88,10 @@ class Executor:
         action = intent.action
         tried = intent.state is IntentState.ISSUED and intent.attempts >= self._rules.max_calls_without_effect
         if isinstance(action, AcquireNode):
-            return tried and not any(m.lease_id == action.lease_id for m in snapshot.machines)
+            # A list may be behind: whatever was tried meanwhile, the machine gets its time to appear.
+            now, since = self._world.clock.now(), intent.issued_at
+            waited = since is None or now - since >= self._rules.unlisted_s
+            return tried and waited and not any(m.lease_id == action.lease_id for m in snapshot.machines)
         if isinstance(action, StartGang):
             return tried and not any(s.gang_id == action.gang.id for s in snapshot.gangs)
         return False
@@ -164,7 +167,9 @@ class Executor:
         now = self._world.clock.now()
         attempts = intent.attempts + 1
         if error is None:
-            self._write(replace(intent, state=IntentState.ISSUED, attempts=attempts, error=""))
+            since = now if intent.issued_at is None else intent.issued_at
+            issued = replace(intent, state=IntentState.ISSUED, attempts=attempts, error="", issued_at=since)
+            self._write(issued)
             return
         over = self._gives_up(intent, error, attempts)
         state = IntentState.FAILED if over else IntentState.PENDING
@@ -182,7 +187,8 @@ class Executor:
         if isinstance(action, PullModel):
             return True
         if isinstance(action, AcquireNode):
-            return isinstance(error, NoCapacity) or attempts >= self._rules.max_acquire_attempts
+            never = isinstance(error, Impossible | NotAllowed | UsageError)
+            return never or attempts >= self._rules.max_acquire_attempts
         return isinstance(action, StartGang) and attempts >= self._rules.max_start_attempts
 
     def _write(self, intent: Intent, events: list[Event] | None = None) -> None:

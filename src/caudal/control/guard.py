@@ -13,9 +13,20 @@ from caudal.domain.gang import Gang
 from caudal.domain.snapshot import Snapshot
 
 ASKED_FOR = frozenset(
-    {"workload.stopped", "generation.changed", "slot.removed", "site.removed", "run.finished", "run.failed"}
+    {
+        "workload.stopped",
+        "generation.changed",
+        "slot.removed",
+        "site.removed",
+        "run.finished",
+        "run.failed",
+        "fleet.down",
+        "budget.spent",
+        "node.leaving",
+    }
 )
-"""The codes of stops that follow from what the user did, however many they are."""
+"""The codes of stops that follow from what the user did, or that the machine under them goes at a known time, however
+many they are."""
 
 NOT_HEALTHY = frozenset({"gang.fenced", "gang.unknown", "gang.second"})
 """The codes of stops of gangs that should not be there: they are no loss."""

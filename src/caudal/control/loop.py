@@ -7,12 +7,15 @@ one was killed, between any two steps. Gangs that still run are simply there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 from caudal.control.background import Background, ImmediateBackground
 from caudal.control.confirm import confirm
 from caudal.control.execute import Executor
 from caudal.control.guard import guard
 from caudal.control.launch import LaunchSettings
+from caudal.control.nodes import note_failures
 from caudal.control.observe import Observer
 from caudal.control.record import record
 from caudal.control.settings import Settings
@@ -20,6 +23,7 @@ from caudal.control.sweep import sweep
 from caudal.domain.decision import Decision
 from caudal.domain.errors import LostLeadership, Stale
 from caudal.policy import decide
+from caudal.policy.rules import Rules
 from caudal.ports import Holder, World
 
 __all__ = ["ControlLoop", "Settings"]
@@ -47,6 +51,8 @@ class ControlLoop:
         self.epoch = 0
         """The epoch under which it last led; 0: it never has."""
         self.busy = False
+        self.closing: Literal["", "rented", "all"] = ""
+        """Whether the fleet is being taken down, and which nodes with it: see policy/rules.py."""
         self._holder = holder
         self._observer = Observer(world)
         self._executor = Executor(
@@ -81,8 +87,9 @@ class ControlLoop:
         epoch = self.lead()
         yield "led"
         snapshot = self._observer.observe(store.read())
+        note_failures(store, snapshot)
         yield "observed"
-        decision = decide(snapshot, snapshot.at, self.settings.rules)
+        decision = decide(snapshot, snapshot.at, self._rules())
         yield "decided"
         decision = guard(decision, snapshot, self.settings)
         yield "guarded"
@@ -107,6 +114,9 @@ class ControlLoop:
         yield "confirmed"
         yield from sweep(self.world, store.read(), snapshot, self._still_leads)
         yield "swept"
+
+    def _rules(self) -> Rules:
+        return replace(self.settings.rules, closing=self.closing) if self.closing else self.settings.rules
 
     def _still_leads(self) -> None:
         """Raise unless this process leads, under the epoch that the pass began with."""

@@ -6,14 +6,21 @@ Who does not answer is silent, and of what is there nothing is known then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
+from caudal.domain.bill import DEFAULT_TEAM, Books, spending
 from caudal.domain.errors import CaudalError
-from caudal.domain.fleet import Machine, Offer, SiteSpec
+from caudal.domain.fleet import FleetSpec, Machine, Offer, SiteSpec
 from caudal.domain.gang import GangStatus
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import Snapshot, State
+from caudal.domain.term import DAY_S, month_start
 from caudal.ports import Listing, Provider, Regional, World
+
+SPENDING_EVERY_S = 30.0
+"""What a team spends in between is seen that much later."""
 
 
 class Observer:
@@ -27,6 +34,10 @@ class Observer:
         self._silent_since: dict[str, float] = {}
         self._stray_since: dict[str, float] = {}
         self._models: Sequence[ModelRecord] | None = None
+        self._spent: dict[str, Decimal] = {}  # by team, as of `_spent_at`
+        self._spent_at = -math.inf
+        self._spent_before: dict[str, Decimal] = {}  # of that, what was spent until `_spent_until`
+        self._spent_until = -math.inf
 
     def observe(self, state: State) -> Snapshot:
         """One look at everything. Raises what the model store raises, as long as it has never answered."""
@@ -47,6 +58,7 @@ class Observer:
             silent_drivers=silent_drivers,
             silent_since=dict(self._silent_since),
             stray_since=dict(self._stray_since),
+            spent_usd=self._spending(state, now),
         )
 
     def _sites(self, state: State) -> dict[str, SiteSpec]:
@@ -97,6 +109,31 @@ class Observer:
         strays = {m.id for m in machines if m.lease_id and held.get(m.lease_id, "other") not in ("", m.id)}
         self._stray_since = {m: self._stray_since.get(m, now) for m in sorted(strays)}
 
+    def _spending(self, state: State, now: float) -> Mapping[str, Decimal]:
+        """What teams have spent this month. Days that are over are billed once, today every `SPENDING_EVERY_S`: a
+        month's leases are many."""
+        fleet = state.fleet
+        if fleet is None or not fleet.budgets:
+            return {}
+        today = now - now % DAY_S
+        if self._spent_until < month_start(now):
+            self._spent_before, self._spent_until = {}, month_start(now)
+        if self._spent_until < today:
+            before = self._bill(fleet, self._spent_until, today)
+            self._spent_before = _plus(self._spent_before, before)
+            self._spent_until, self._spent_at = today, -math.inf
+        if now - self._spent_at >= SPENDING_EVERY_S:
+            self._spent = _plus(self._spent_before, self._bill(fleet, today, now))
+            self._spent_at = now
+        teams = (budget.team or DEFAULT_TEAM for budget in fleet.budgets)
+        return {team: self._spent.get(team, Decimal(0)) for team in teams}
+
+    def _bill(self, fleet: FleetSpec, since: float, until: float) -> dict[str, Decimal]:
+        store = self._world.store
+        providers = {site.name: site.provider for site in fleet.sites}
+        leases, gangs = store.lease_history(since, until), store.gang_history(since, until)
+        return spending(Books(leases, gangs, (), providers), since, until)
+
     def _list_models(self) -> Sequence[ModelRecord]:
         try:
             self._models = list(self._world.models.list())
@@ -112,3 +149,7 @@ def _listing(provider: Provider) -> Listing:
     if isinstance(provider, Regional):
         return provider.listing()
     return Listing(provider.machines(), frozenset())
+
+
+def _plus(one: Mapping[str, Decimal], other: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    return {team: one.get(team, Decimal(0)) + other.get(team, Decimal(0)) for team in {*one, *other}}

@@ -31,7 +31,7 @@ def accept(store: Store, gang_id: str, body: Mapping[str, Any], now: float) -> N
     """
     state = store.read()
     gang = _reporting(state, gang_id)
-    status = _mapping(body.get("status"), "status")
+    status = plain_mapping(body.get("status"), "status")
     if gang.role is Role.REPLICA:
         _note_ready(status, state, gang_id, now)
     points = _points(gang, body.get("points", []))
@@ -81,11 +81,12 @@ def _points(gang: Gang, given: object) -> list[Point]:
             raise UsageError("points: seq is a whole number from 0 on")
         if not isinstance(at, int | float) or isinstance(at, bool) or not math.isfinite(at):
             raise UsageError("points: at is a number of seconds")
-        points.append(Point(run, seq, float(at), _mapping(row.get("values"), "points: values")))
+        points.append(Point(run, seq, float(at), plain_mapping(row.get("values"), "points: values")))
     return points
 
 
-def _mapping(value: object, what: str) -> dict[str, Any]:
+def plain_mapping(value: object, what: str) -> dict[str, Any]:
+    """The object, if it is plain and within bounds. Raises UsageError."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{what}: an object is needed")
     found = _plain(value, what, 0)

@@ -19,6 +19,7 @@ class AcquireNode:
     lease_id: str
     node: str
     offer: Offer
+    provider: str = ""  # by name: it goes into the lease, so that a bill needs no fleet file of that day
     kind: Literal["acquire_node"] = "acquire_node"
 
 
@@ -202,6 +203,7 @@ class Intent:
     attempts: int = 0
     not_before: float = 0.0
     error: str = ""
+    issued_at: float | None = None  # when its call was accepted first; None: it never was
 
     @property
     def open(self) -> bool:

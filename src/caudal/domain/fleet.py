@@ -278,6 +278,8 @@ class Machine:
     lease_id: str = ""  # our tag; empty: not ours, never to be touched
     address: str = ""
     leaves_at: float | None = None  # the provider has said that it takes the machine back then (spot, blocks)
+    silent: bool = False  # the machine itself did not answer just now: the row is what it last said
+    failed: str = ""  # it did not become a node, and why; empty: nothing is known against it
 
 
 class LeaseState(StrEnum):
@@ -310,6 +312,7 @@ class Lease:
     requested_at: float
     machine_id: str = ""
     contract: str = ""  # the contract that it draws on; empty: paid by the hour
+    provider: str = ""  # whose machine it is, by name; empty: of its site's provider (rows of older versions)
     active_at: float | None = None
     suspect_since: float | None = None
     ended_at: float | None = None

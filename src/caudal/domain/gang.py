@@ -43,6 +43,7 @@ class Gang:
     created_at: float
     model: str = ""
     model_version: int = 0
+    team: str = ""  # whose workload it was when it was started: who pays for it
     stopping: bool = False  # a StopGang was decided
     draining_at: float | None = None  # a replica that gets nothing new since then, and ends what it has
     ended_at: float | None = None  # filled when it was observed to be over; the row is kept for `explain`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from caudal.domain.decision import Intent
 from caudal.domain.fleet import FleetSpec, Lease, Machine, Offer
@@ -37,6 +38,8 @@ class Snapshot:
     known now, which is different from their not being there. `silent_since` says since when each silent
     driver has been (site → time); `stray_since` since when each machine with our tag and no live lease has
     been seen (machine id → time). Both are the observer's own memory: a new one starts counting again.
+    `spent_usd` is what each team with a budget has spent in this calendar month (UTC); a team that is not in it has
+    no budget.
     """
 
     at: float
@@ -49,6 +52,7 @@ class Snapshot:
     silent_drivers: frozenset[str] = frozenset()
     silent_since: Mapping[str, float] = field(default_factory=dict)
     stray_since: Mapping[str, float] = field(default_factory=dict)
+    spent_usd: Mapping[str, Decimal] = field(default_factory=dict)
 
     @property
     def version(self) -> int:

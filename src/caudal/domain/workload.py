@@ -162,6 +162,7 @@ class TrainSpec:
     `sites` is how many sites hold a copy of the model (`at` names them, where the user wants to choose).
     `validation_fraction` is kept out of training: of a single text file its end, of records those that a hash of
     what they say chooses. `publish` is the id under which the finished model is served; empty: the run's name.
+    `team` is who pays for it (empty: the default team); a budget of the fleet file may bound what it spends.
     `seed` decides the weights, the order of the samples and the text of built-in data.
     """
 
@@ -180,6 +181,7 @@ class TrainSpec:
     evaluate_every_rounds: int = 25
     checkpoint_every_rounds: int = 25
     publish: str = ""
+    team: str = ""
     seed: int = 1
 
     @property
@@ -286,10 +288,12 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What a `type: service` file says: an assistant is one or more models behind the gateway."""
+    """What a `type: service` file says: an assistant is one or more models behind the gateway. `team` is who pays
+    for it (empty: the default team)."""
 
     name: str
     models: tuple[ServedModel, ...]
+    team: str = ""
 
 
 class WorkloadState(StrEnum):

@@ -147,7 +147,7 @@ class Shim:
 
     def _start(self, index: int, process: Record) -> None:
         read_end, write_end = os.pipe()
-        self.logs[read_end] = CappedLog(self.gang.path / files.log_name(index), self.spec["log_cap_bytes"])
+        self.logs[read_end] = CappedLog(self._log_path(index), self.spec["log_cap_bytes"])
         parent = os.getpid()
         # Blocked over the fork: a SIGTERM that came before exec would be taken by our handler in the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, OWN_SIGNALS)
@@ -166,6 +166,10 @@ class Shim:
             pass  # it has done so itself, and become its program
         signal.pthread_sigmask(signal.SIG_UNBLOCK, OWN_SIGNALS)
         os.close(write_end)
+
+    def _log_path(self, index: int) -> Path:
+        """Where what a process prints is kept."""
+        return self.gang.path / files.log_name(index)
 
     def _become(self, process: Record, parent: int, output: int) -> None:
         """In the child: turn into the program. Returns only by raising OSError."""

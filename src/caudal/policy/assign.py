@@ -9,8 +9,10 @@ from caudal.domain.decision import Reason, StartGang
 from caudal.domain.fleet import Lease, LeaseState
 from caudal.domain.gang import Gang, gang_id
 from caudal.policy.board import Board
+from caudal.policy.budgets import spent
 from caudal.policy.capacity import Buyer, impossible
 from caudal.policy.desired import Desired
+from caudal.policy.leaving import move_off
 from caudal.policy.placement import Placement, Placer
 from caudal.policy.recovery import give_up, grace_over, start_not_before
 from caudal.policy.slots import Slot
@@ -35,6 +37,8 @@ def assign(board: Board, wanted: Desired, placer: Placer, buyer: Buyer) -> froze
 def _held(board: Board, slot: Slot, holder: Gang, placer: Placer, buyer: Buyer) -> None:
     """A slot that is held: nothing to do, unless contact with its node is lost."""
     lease = board.leases.get(holder.lease_id)
+    if lease is not None and lease.state is LeaseState.ACTIVE and lease.id in board.leaving:
+        move_off(board, slot, holder, lease, placer, buyer)
     if lease is None or lease.state is not LeaseState.SUSPECT:
         return
     if not grace_over(board, holder):
@@ -63,6 +67,10 @@ def _may_start(board: Board, slot: Slot) -> bool:
         board.wait(slot.name, slot.workload, Reason("slot.fenced", text))
         return False
     workload = board.workloads.get(slot.workload)
+    over = spent(board.snapshot.state.fleet, workload, board.snapshot.spent_usd)
+    if over is not None and over[0].stop_running:
+        board.wait(slot.name, slot.workload, over[1])
+        return False
     not_before = start_not_before(board, slot.name, workload.applied_at if workload else 0.0)
     if board.now < not_before:
         newest = board.ended(slot.name)[0]
@@ -84,7 +92,8 @@ def _start(board: Board, slot: Slot, placer: Placer, buyer: Buyer) -> bool:
         never = impossible(board, slot)
         lease = None if never else buyer.for_slot(slot, placer)
         if lease is None:
-            board.wait(slot.name, slot.workload, never or placement.reason, placement.rejected)
+            reason = never or buyer.broke(slot) or placement.reason
+            board.wait(slot.name, slot.workload, reason, placement.rejected)
             return False
     text = f"node {lease.node} is on its way"
     board.wait(
@@ -94,6 +103,7 @@ def _start(board: Board, slot: Slot, placer: Placer, buyer: Buyer) -> bool:
 
 
 def _start_at(board: Board, slot: Slot, lease: Lease, placement: Placement) -> None:
+    workload = board.workloads.get(slot.workload)
     incarnation = max((g.incarnation for g in board.ended(slot.name)), default=0) + 1
     gang = Gang(
         id=gang_id(slot.name, incarnation),
@@ -110,6 +120,7 @@ def _start_at(board: Board, slot: Slot, lease: Lease, placement: Placement) -> N
         created_at=board.now,
         model=slot.model,
         model_version=slot.model_version,
+        team=workload.spec.team if workload else "",
     )
     reason = placement.reason
     if slot.why:

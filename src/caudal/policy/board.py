@@ -25,6 +25,7 @@ from caudal.domain.fleet import Lease, LeaseState, Machine, Resources
 from caudal.domain.gang import Gang, GangStatus, Report, Role
 from caudal.domain.snapshot import Snapshot
 from caudal.domain.workload import Workload
+from caudal.policy.contracts import leaves_at
 from caudal.policy.rules import Rules
 
 _ORDER = {
@@ -64,6 +65,12 @@ class Board:
         self.open: list[Intent] = sorted((i for i in state.intents if i.open), key=_id)
         self.failed: list[Intent] = sorted((i for i in state.intents if i.state == "failed"), key=_id)
         self.machines: dict[str, Machine] = {m.id: m for m in sorted(snapshot.machines, key=_id)}
+        said = {m.id: m.leaves_at for m in snapshot.machines if m.leaves_at is not None}
+        self.leaving: dict[str, float] = {}  # the leases that have to be left now, and when they go
+        for lease in self.leases.values():
+            goes_at = leaves_at(state.fleet, lease, said)
+            if goes_at is not None and now >= goes_at - rules.leave_ahead_s:
+                self.leaving[lease.id] = goes_at
         self.choices: list[Choice] = []
         self.waiting: list[Waiting] = []
         self.retiring: set[str] = set()  # the gangs that are to go, in this decision

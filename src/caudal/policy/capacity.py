@@ -1,7 +1,9 @@
 """Nodes: which to take, under which offer, and which to give back.
 
 Takes the machines that are the user's own first (they cost nothing more), and others only for a slot that
-fits on no node there is, under the cheapest offer that can hold it.
+fits on no node there is: those of a contract in force, which are paid whether they are used or not, then the
+cheapest offer that can hold it. An offer under a contract has the contract's price, prepayment included: the lease
+is opened at it, so that a bill can say whose the contract's money was; for the choice it counts as paid.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from dataclasses import replace
 from caudal.domain.decision import AcquireNode, Reason, Rejected, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Market, Offer
 from caudal.policy.board import Board
+from caudal.policy.budgets import spent
+from caudal.policy.contracts import against, rank, under_contracts
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
+from caudal.policy.unfit import against_offer
 
 ONE_NODE_PROVIDERS = frozenset({"local"})
 """Providers whose site is one share of one machine: a second node there would hold the same cores."""
@@ -40,10 +45,13 @@ class Buyer:
     def for_slot(self, slot: Slot, placer: Placer, leaving: str = "") -> Lease | None:
         """Take the cheapest node that can hold a slot; None where no offer can, now."""
         taken = placer.sites_taken(slot)
+        broke = self.broke(slot)
         fitting: list[Offer] = []
         rejected: list[Rejected] = []
         for offer in self._offers():
-            reason = self._against(offer) or _unsuitable(slot, offer, taken, leaving)
+            reason = _unsuitable(slot, offer, taken, leaving) or self._against(offer)
+            if reason is None and broke is not None and offer.price_usd_per_hour:
+                reason = broke
             if reason is None:
                 fitting.append(offer)
             else:
@@ -51,8 +59,9 @@ class Buyer:
         if not fitting:
             return None
         best = fitting[0]
+        first = f"draws on contract {best.contract}" if best.contract else "is the cheapest"
         text = (
-            f"{slot.name} fits on no node; offer {best.id} is the cheapest of {len(fitting)} that can hold it "
+            f"{slot.name} fits on no node; offer {best.id} {first} of {len(fitting)} that can hold it "
             f"(${best.price_usd_per_hour}/h, {best.source} of {best.as_of})"
         )
         dearer = [Rejected(f"offer {o.id}", _dearer(o, best)) for o in fitting[1:]]
@@ -61,11 +70,24 @@ class Buyer:
         placer.promise(slot, lease)
         return lease
 
+    def broke(self, slot: Slot) -> Reason | None:
+        """That the budget of the slot's team is used up; None where it is not."""
+        board = self._board
+        found = spent(
+            board.snapshot.state.fleet, board.workloads.get(slot.workload), board.snapshot.spent_usd
+        )
+        return found[1] if found else None
+
     def _offers(self) -> list[Offer]:
-        """The offers at the fleet's sites, cheapest first, then in the fleet's order."""
-        order = {site: i for i, site in enumerate(self._board.sites)}
-        here = [o for o in self._board.snapshot.offers if o.site in order]
-        return sorted(here, key=lambda o: (o.price_usd_per_hour, order[o.site], o.id))
+        """The offers at the fleet's sites: own, then under a contract, then by the hour, each the cheapest first,
+        then in the fleet's order."""
+        board = self._board
+        order = {site: i for i, site in enumerate(board.sites)}
+        here = [o for o in board.snapshot.offers if o.site in order]
+        fleet = board.snapshot.state.fleet
+        if fleet is not None and fleet.contracts:
+            here = under_contracts(fleet, here, board.leases.values(), board.now)
+        return sorted(here, key=lambda o: (*rank(o), order[o.site], o.id))
 
     def _against(self, offer: Offer) -> Reason | None:
         board = self._board
@@ -75,6 +97,12 @@ class Buyer:
             return Reason("offer.none_left", f"no machine is left of offer {offer.id}")
         if self._one_node(offer.site) and any(x.site == offer.site for x in board.leases.values()):
             return Reason("offer.none_left", f"site {offer.site} is one node, and it is held")
+        fleet = board.snapshot.state.fleet
+        signed = against(fleet, offer, board.leases.values(), board.now) if fleet else None
+        if signed is not None:
+            return signed
+        if (unfit := against_offer(board, offer)) is not None:
+            return unfit
         for intent in board.failed:
             refused = not intent.error.startswith(("superseded", "not_listed"))
             if refused and isinstance(intent.action, AcquireNode) and intent.action.offer.id == offer.id:
@@ -96,9 +124,11 @@ class Buyer:
         assert fleet is not None
         lease_id = f"{fleet.name}.{offer.site}.{board.snapshot.version}.{number}"
         node = _node_name(board, offer.site)
-        lease = requested(AcquireNode(lease_id, node, offer), board.now)
+        site = fleet.site(offer.site)
+        action = AcquireNode(lease_id, node, offer, provider=site.provider if site else "")
+        lease = requested(action, board.now)
         self._taken[offer.id] = self._taken.get(offer.id, 0) + 1
-        board.choose(AcquireNode(lease_id, node, offer), node, reason, rejected)
+        board.choose(action, node, reason, rejected)
         board.set_lease(lease)
         return lease
 
@@ -118,6 +148,7 @@ def requested(action: AcquireNode, now: float) -> Lease:
         epoch=1,
         requested_at=now,
         contract=offer.contract,
+        provider=action.provider,
     )
 
 
@@ -127,13 +158,31 @@ def release_nodes(board: Board) -> None:
         return
     for lease in list(board.leases.values()):
         busy = any(g.lease_id == lease.id for g in board.gangs.values()) or _haunted(board, lease)
+        if board.rules.closing:
+            _close(board, lease, busy)
+            continue
         if lease.state is not LeaseState.ACTIVE or busy:
             continue
         if lease.site not in board.sites:
             _release(board, lease, "site.removed", f"site {lease.site} is no longer in the fleet")
+        elif lease.id in board.leaving and lease.market is not Market.OWN:
+            left_s = max(0.0, board.leaving[lease.id] - board.now)
+            _release(board, lease, "node.leaving", f"it goes in {left_s:.0f} s, and nothing runs on it")
         elif lease.market is not Market.OWN and _idle_s(board, lease) >= board.rules.idle_release_s:
             idle_s = _idle_s(board, lease)
             _release(board, lease, "node.idle", f"nothing has run on it for {idle_s:.0f} s")
+
+
+def _close(board: Board, lease: Lease, busy: bool) -> None:
+    """The fleet is taken down. A node that nobody can reach is given back with what runs there, after the grace."""
+    if board.rules.closing != "all" and lease.market is Market.OWN:
+        return
+    since = lease.suspect_since
+    lost = (
+        lease.state is LeaseState.SUSPECT and since is not None and board.now - since >= board.rules.grace_s
+    )
+    if lost or (lease.state is LeaseState.ACTIVE and not busy):
+        _release(board, lease, "fleet.down", "the fleet is taken down")
 
 
 def impossible(board: Board, slot: Slot) -> Reason | None:
@@ -195,7 +244,9 @@ def _unsuitable(slot: Slot, offer: Offer, taken: Mapping[str, str], leaving: str
 
 
 def _dearer(offer: Offer, best: Offer) -> Reason:
-    if offer.price_usd_per_hour == best.price_usd_per_hour:
+    if rank(offer)[0] != rank(best)[0]:
+        text = f"{best.id} is paid already, and this is not"
+    elif offer.price_usd_per_hour == best.price_usd_per_hour:
         text = f"the same price as {best.id}, which comes first"
     else:
         text = f"${offer.price_usd_per_hour}/h is more than ${best.price_usd_per_hour}/h"

@@ -20,6 +20,7 @@ from caudal.policy.quarantine import release_strays
 from caudal.policy.recovery import settle_gangs, settle_leases
 from caudal.policy.rolling import replace_replicas
 from caudal.policy.rules import Rules
+from caudal.policy.unfit import release_unfit
 
 DEFAULT_RULES = Rules()
 
@@ -34,12 +35,17 @@ def decide(snapshot: Snapshot, now: float, rules: Rules = DEFAULT_RULES) -> Deci
     wanted = desired(board, over)
     dirty_sites, dirty_leases = stop_strays(board)
     stop_unwanted(board, wanted, over)
+    if rules.closing:
+        release_nodes(board)
+        release_strays(board)
+        return Decision(snapshot.version, now, board.ordered(), tuple(board.waiting))
     buyer = Buyer(board)
     buyer.own_machines()
     placer = Placer(board, dirty_sites, dirty_leases)
     homeless = assign(board, wanted, placer, buyer)
     replace_replicas(board, wanted, homeless)
     keep_the_others(board)
+    release_unfit(board)
     release_nodes(board)
     release_strays(board)
     settle_states(board, wanted, over)

@@ -11,6 +11,7 @@ from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Role
 from caudal.domain.workload import WorkloadState
 from caudal.policy.board import Board
+from caudal.policy.budgets import SPENT, spent
 from caudal.policy.desired import Desired
 from caudal.policy.draining import retire
 from caudal.policy.slots import base_of
@@ -53,7 +54,9 @@ def stop_unwanted(board: Board, wanted: Desired, over: frozenset[str]) -> None:
     """Stop what the books hold and nobody wants (any more). Replicas that have a successor are rolling's."""
     for gang in list(board.gangs.values()):
         lease = board.leases.get(gang.lease_id)
-        if board.holder(gang.slot) != gang:
+        if board.rules.closing:
+            board.stop(gang, "fleet.down", "the fleet is taken down")
+        elif board.holder(gang.slot) != gang:
             board.stop(gang, "gang.second", f"{gang.slot} has a newer gang; a slot is held once")
         elif board.fenced(gang) and lease is not None and lease.state is LeaseState.ACTIVE:
             text = f"its epoch {gang.epoch} is older than its lease's {lease.epoch}"
@@ -81,6 +84,10 @@ def _of_workload(board: Board, gang: Gang, wanted: Desired, over: frozenset[str]
             board.stop(gang, "run.finished", f"{workload.name} finished {finished_s:.0f} s ago")
     elif workload.name in over:
         return
+    elif (broke := spent(board.snapshot.state.fleet, workload, board.snapshot.spent_usd)) and broke[
+        0
+    ].stop_running:
+        board.stop(gang, SPENT, broke[1].text)
     elif gang.role is not Role.REPLICA and gang.generation != workload.generation:
         text = f"it is of generation {gang.generation}, and {workload.generation} was applied since"
         board.stop(gang, "generation.changed", text)

@@ -15,6 +15,7 @@ from caudal.domain.gang import Gang, Role
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 from caudal.policy.slots import Slot, base_of
+from caudal.policy.unfit import why_unfit
 
 GIB = float(1 << 30)
 
@@ -114,8 +115,13 @@ class Placer:
             return Reason("site.silent", f"the driver of site {site} does not answer")
         if site in self._dirty_sites or lease.id in self._dirty_leases:
             return Reason("site.cleaning", f"what is fenced on {lease.node} has to end first")
+        if why := why_unfit(board, lease):
+            return Reason("node.failed", f"node {lease.node} is not as promised: {why}")
         if lease.state is LeaseState.RELEASING or (machine and machine.state is MachineState.STOPPING):
             return Reason("node.leaving", f"node {lease.node} is being given back")
+        if lease.id in board.leaving:
+            left_s = max(0.0, board.leaving[lease.id] - board.now)
+            return Reason("node.leaving", f"node {lease.node} goes in {left_s:.0f} s")
         if not slot.resources.fits(free):
             text = f"node {lease.node} has {amount(free)} free, and {amount(slot.resources)} is asked"
             return Reason("node.full", text, {"free": numbers(free), "asked": numbers(slot.resources)})

@@ -6,7 +6,7 @@ A while, because the books may be the ones that are behind; given back, because 
 from __future__ import annotations
 
 from caudal.domain.decision import Reason, ReleaseMachine
-from caudal.domain.fleet import Machine, MachineState
+from caudal.domain.fleet import FleetSpec, Machine, MachineState
 from caudal.policy.board import Board
 
 
@@ -18,15 +18,23 @@ def release_strays(board: Board) -> None:
         if since is None or machine.id in asked or not is_stray(board, machine):
             continue
         stray_s = board.now - since
-        if stray_s >= board.rules.quarantine_s and machine.state is not MachineState.STOPPING:
+        if machine.silent or machine.state is MachineState.STOPPING:
+            continue  # it cannot be asked now, or was
+        if stray_s >= board.rules.quarantine_s:
             text = f"machine {machine.id} carries the tag of {machine.lease_id}, which is no live lease"
             reason = Reason("machine.stray", text, {"quarantined_s": stray_s, "site": machine.site})
             board.choose(ReleaseMachine(machine.id, machine.site), machine.site, reason)
 
 
 def is_stray(board: Board, machine: Machine) -> bool:
-    """Whether it is ours by its tag and held by no lease. One without a tag is not ours."""
-    lease = board.leases.get(machine.lease_id)
-    if not machine.lease_id:
+    """Whether it is ours by its tag and held by no lease."""
+    if not is_ours(board.snapshot.state.fleet, machine):
         return False
+    lease = board.leases.get(machine.lease_id)
     return lease is None or (lease.machine_id not in ("", machine.id))
+
+
+def is_ours(fleet: FleetSpec | None, machine: Machine) -> bool:
+    """Whether a machine's tag is a lease of this fleet: they are called FLEET.SITE.VERSION.NUMBER. One without a tag
+    is not ours, and one of another fleet in the same account is never touched."""
+    return fleet is not None and machine.lease_id.startswith(f"{fleet.name}.{machine.site}.")

@@ -6,12 +6,14 @@ long a slot waits before it is started again. Knows nothing of where the replace
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from caudal.domain.decision import (
     AcquireNode,
     EndGang,
     EndLease,
+    Intent,
     IntentState,
     Reason,
     StartGang,
@@ -26,6 +28,20 @@ from caudal.policy.slots import end_code
 FAILURES = frozenset({"gang.exited", "gang.lost", "gang.gone", "gang.start_failed"})
 """Ends that speak against the gang itself. The others (its node went, contact was lost, it was stopped) do
 not make the next start wait."""
+
+NO = frozenset(
+    {
+        "no_capacity",
+        "quota_exceeded",
+        "not_offered",
+        "not_allowed",
+        "usage",
+        "impossible",
+        "superseded",
+        "not_listed",
+    }
+)
+"""The codes of errors after which no machine comes."""
 
 
 def settle_leases(board: Board) -> None:
@@ -54,14 +70,27 @@ def _settle_requested(board: Board, lease: Lease) -> None:
     """A lease that waits for its machine. A call that was taken is no proof that one will come: it may have
     died before it was ever listed, and asking again with the same token brings no other. Should it turn up
     after all, it is a stray."""
-    asked = [i for i in board.open if isinstance(i.action, AcquireNode) and i.action.lease_id == lease.id]
+    asked = [i for i in board.open if _asks_for(i, lease)]
     if lease.site in board.snapshot.silent_providers or machine_of(board, lease) is not None:
         return
     if not asked:
-        _end_lease(board, lease, "lease.not_given", "the provider gave no machine for it")
-    elif asked[0].state is IntentState.ISSUED and board.now - lease.requested_at >= board.rules.unlisted_s:
-        waited_s = board.now - lease.requested_at
-        _end_lease(board, lease, "lease.unlisted", f"its machine was not listed within {waited_s:.0f} s")
+        failed = [i for i in board.failed if _asks_for(i, lease)]
+        # A call that failed in another way than by a no may have been done all the same, and its machine be
+        # listed later: the lease has to be there for it then.
+        unsure = [i.changed_at for i in failed if i.error.split(":", 1)[0] not in NO]
+        if board.now - max(unsure, default=-math.inf) >= board.rules.unlisted_s:
+            _end_lease(board, lease, "lease.not_given", "the provider gave no machine for it")
+        return
+    # The machine is there since the call that was accepted first, at the latest; lists may be behind.
+    since = asked[0].issued_at
+    if asked[0].state is IntentState.ISSUED and since is not None:
+        waited_s = board.now - since
+        if waited_s >= board.rules.unlisted_s:
+            _end_lease(board, lease, "lease.unlisted", f"its machine was not listed within {waited_s:.0f} s")
+
+
+def _asks_for(intent: Intent, lease: Lease) -> bool:
+    return isinstance(intent.action, AcquireNode) and intent.action.lease_id == lease.id
 
 
 def _end_lease(board: Board, lease: Lease, code: str, text: str) -> None:

@@ -7,6 +7,7 @@ longer: a cloud's list lags by minutes, and a wide-area link may be away for as 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from caudal.domain.fleet import Resources
 
@@ -27,6 +28,10 @@ class Rules:
     Draining: gateways have `drain_least_s` to learn that a replica gets nothing new; it is stopped when they say
     that it has nothing left, at the latest after `drain_s`, or after `drain_no_room_s` where its successor cannot
     be started before.
+    Leaving: a node whose machine or contract goes at a known time is left from `leave_ahead_s` before (a spot
+    machine's notice is two minutes), and `leave_margin_s` before what is there could not be stopped in order.
+    `closing`: the fleet is taken down. Nothing is started or taken, all is stopped, and `rented` nodes, or `all`, are
+    given back at once.
     """
 
     suspect_after_s: float = 3.0
@@ -47,12 +52,16 @@ class Rules:
     pull_retry_max_s: float = 60.0
     no_capacity_retry_s: float = 30.0
     idle_release_s: float = 300.0
+    leave_ahead_s: float = 150.0
+    leave_margin_s: float = 10.0
+    unfit_retry_s: float = 900.0  # an offer whose machine failed its burn-in is left alone for so long
     intent_retry_base_s: float = 0.5
     intent_retry_max_s: float = 15.0
     intent_repeat_s: float = 20.0  # an issued intent whose effect is not seen is issued again after this
     max_start_attempts: int = 6
     max_acquire_attempts: int = 6
     max_calls_without_effect: int = 3
+    closing: Literal["", "rented", "all"] = ""
     coordinator: Resources = field(default_factory=lambda: Resources(cpus=0.1, memory_bytes=256 * MIB))
     gateway: Resources = field(default_factory=lambda: Resources(cpus=0.1, memory_bytes=128 * MIB))
 

@@ -48,6 +48,7 @@ class _Row:
     runs_at: float
     stopping_at: float | None = None
     gone_at: float | None = None
+    leaves_at: float | None = None
 
     def exists(self, now: float) -> bool:
         return self.gone_at is None or now < self.gone_at
@@ -64,6 +65,7 @@ class _Row:
             state=state,
             lease_id=self.lease_id,
             address=address,
+            leaves_at=self.leaves_at,
         )
 
 
@@ -99,6 +101,8 @@ class FakeProvider:
         """While set, every call raises Unreachable, and nothing takes effect."""
         self.released_by_us: set[str] = set()
         """The machines that `release` was ever called for: what a test may look at."""
+        self.given: list[str] = []
+        """The machines that it ever gave, by id."""
         self._offers = tuple(offers)
         self._clock = clock
         self._capacity = dict(capacity or {})
@@ -133,7 +137,8 @@ class FakeProvider:
         now = self._clock.now()
         if row is not None and row.exists(now) and row.stopping_at is None:
             row.stopping_at = now
-            row.gone_at = now + self._draw(self._times.stop_s)
+            gone_at = now + self._draw(self._times.stop_s)
+            row.gone_at = gone_at if row.gone_at is None else min(gone_at, row.gone_at)
             self._trace(f"provider {self.name} release {machine_id}")
         self._end("release", fault)
 
@@ -157,6 +162,14 @@ class FakeProvider:
             row.gone_at = now
             self._trace(f"provider {self.name} machine {machine_id} died")
 
+    def interrupt(self, machine_id: str, notice_s: float) -> None:
+        """The machine is taken back after a notice, as a spot machine is."""
+        row = self._rows[machine_id]
+        now = self._clock.now()
+        if row.exists(now) and row.gone_at is None:
+            row.leaves_at = row.gone_at = now + notice_s
+            self._trace(f"provider {self.name} takes machine {machine_id} back in {notice_s:.0f} s")
+
     def plant(self, offer: Offer, lease_id: str = "") -> str:
         """A machine that nobody asked for: someone else's (no tag), or one with a lease's tag."""
         return self._add(offer, lease_id)
@@ -173,6 +186,7 @@ class FakeProvider:
         machine_id = f"{self.name}-m{len(self._rows) + 1:04d}"
         listed_at = now + self._draw(self._times.listed_after_s)
         runs_at = max(listed_at, now + self._draw(self._times.boot_s))
+        self.given.append(machine_id)
         self._rows[machine_id] = _Row(machine_id, offer, lease_id, listed_at, runs_at)
         self._trace(f"provider {self.name} acquire {lease_id or '-'} gives {machine_id} of {offer.id}")
         return machine_id

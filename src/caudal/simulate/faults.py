@@ -207,7 +207,8 @@ class Faults:
         plan = chance.choice(self._facts.scenario.sites)
         provider = self._facts.providers[f"fake-{plan.name}"]
         self._strays += 1
-        provider.plant(plan.offer(), f"forgotten-{self._strays}")
+        fleet = self._facts.scenario.name
+        provider.plant(plan.offer(), f"{fleet}.{plan.name}.forgotten.{self._strays}")
 
     def _capacity_drops(self, chance: random.Random) -> None:
         plan = chance.choice(self._facts.scenario.sites)

@@ -104,6 +104,14 @@ class WatchedStore:
         """A subject's intents in any state."""
         return self._store.intents(subject, limit)
 
+    def lease_history(self, since: float = 0.0, until: float = math.inf) -> list[Lease]:
+        """Leases, also those that have ended."""
+        return self._store.lease_history(since, until)
+
+    def gang_history(self, since: float = 0.0, until: float = math.inf) -> list[Gang]:
+        """Gangs, also those that are over."""
+        return self._store.gang_history(since, until)
+
     def api_keys(self) -> list[ApiKey]:
         """Every key that was ever made."""
         return self._store.api_keys()

@@ -163,7 +163,9 @@ def _money(value: Any, key: str) -> Any:
         amount = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
         return BAD
-    return amount if amount.is_finite() and 0 <= amount <= MOST_USD else BAD
+    exponent = amount.as_tuple().exponent if amount.is_finite() else 0
+    fine = amount.is_finite() and isinstance(exponent, int) and exponent >= -10
+    return amount if fine and 0 <= amount <= MOST_USD else BAD
 
 
 _SCALARS: dict[type, tuple[str, typing.Callable[[Any, str], Any]]] = {

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from caudal.domain.fleet import FleetSpec
@@ -22,6 +20,8 @@ from caudal.domain.workload import (
     TokenizerSpec,
     TrainSpec,
 )
+from caudal.spec.clouds import check_clouds, distinct, is_loopback
+from caudal.spec.contracts import check_budgets, check_contracts
 from caudal.spec.data import check_data_name
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 from caudal.spec.located import Located, Problems
@@ -39,12 +39,17 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
     """Sites, and where the two doors listen."""
     if not spec.sites:
         problems.add(tree.at(["sites"]), "sites: at least one is needed")
-    _distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
+    distinct("site", [s.name for s in spec.sites], tree, "sites", problems)
+    check_clouds(spec, tree, problems)
+    check_contracts(spec, tree, problems)
+    check_budgets(spec, tree, problems)
+    for number, budget in enumerate(spec.budgets):
+        _check_name(budget.team, tree, ["budgets", number, "team"], problems)
     _check_traces(spec.gateway.traces, tree, problems)
     for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
         if door == "api" and spec.api.tls and _is_address(host):
             continue
-        if not _is_loopback(host):
+        if not is_loopback(host):
             problems.add(
                 tree.at([door, "host"]),
                 f"host: {host!r} is not this machine's own address (127.0.0.1, ::1 or localhost); "
@@ -72,7 +77,7 @@ def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
     """Stages, the model's shape, sites."""
     if not spec.stages:
         problems.add(tree.at(["stages"]), "stages: at least one is needed")
-    _distinct("stage", [s.name for s in spec.stages], tree, "stages", problems)
+    distinct("stage", [s.name for s in spec.stages], tree, "stages", problems)
     _check_shape(spec.model, tree, problems)
     _check_base(spec, tree, problems)
     for number, stage in enumerate(spec.stages):
@@ -80,11 +85,12 @@ def check_train(spec: TrainSpec, tree: Located, problems: Problems) -> None:
             None if spec.base.path else spec.model
         )  # how much a base can see is known when it is brought in
         _check_stage(stage, shape, tree, ["stages", number], problems)
-    _distinct("site", list(spec.at), tree, "at", problems)
+    distinct("site", list(spec.at), tree, "at", problems)
     if spec.at and len(spec.at) != spec.sites:
         problems.add(tree.at(["at"]), f"at: names {len(spec.at)} sites, and `sites` is {spec.sites}")
     check_data_name(spec.data, tree.at(["data"]), problems)
     _check_name(spec.publish, tree, ["publish"], problems)
+    _check_name(spec.team, tree, ["team"], problems)
 
 
 def check_base(spec: TrainSpec, tree: Located, problems: Problems) -> None:
@@ -98,7 +104,8 @@ def check_service(spec: ServiceSpec, tree: Located, problems: Problems) -> None:
     """Models: each from one place."""
     if not spec.models:
         problems.add(tree.at(["models"]), "models: at least one is needed")
-    _distinct("model", [m.id for m in spec.models], tree, "models", problems)
+    distinct("model", [m.id for m in spec.models], tree, "models", problems)
+    _check_name(spec.team, tree, ["team"], problems)
     for number, model in enumerate(spec.models):
         _check_served(model, tree, ["models", number], problems)
 
@@ -214,23 +221,8 @@ def _check_name(name: str, tree: Located, path: list[str | int], problems: Probl
         problems.add(tree.at(path), f"{path[-1]}: {name[:80]!r} is not {NAME_WORDS}")
 
 
-def _distinct(what: str, names: Iterable[str], tree: Located, key: str, problems: Problems) -> None:
-    listed = list(names)
-    for name, count in Counter(listed).items():
-        if count > 1:
-            last = len(listed) - 1 - listed[::-1].index(name)
-            problems.add(tree.at([key, last]), f"{key}: {count} times the same {what} {name!r}")
-
-
 def _is_address(host: str) -> bool:
     try:
         return not ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

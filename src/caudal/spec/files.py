@@ -22,7 +22,9 @@ from caudal.spec.checks import (
     check_train,
     is_local_source,
 )
+from caudal.spec.contracts import check_teams
 from caudal.spec.data import check_data, is_path, resolved
+from caudal.spec.inline import hoist
 from caudal.spec.located import Located, Problems, describe, locate
 from caudal.spec.served import with_paths
 from caudal.spec.yaml_source import MAX_TEXT_BYTES, read_documents
@@ -100,7 +102,7 @@ def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _plain_value(value: Any) -> Any:
     if isinstance(value, Decimal):
-        return str(value)
+        return format(value, "f")
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -143,6 +145,8 @@ def _spec(tree: Located, folder: Path | None, problems: Problems) -> Spec | None
         hint = f"; {text}" if text.startswith("did") else ""
         problems.add(kind.where, f"type: expected {options}, found {said}{hint}")
         return None
+    if kind.value == "fleet":
+        tree = hoist(tree, problems)
     built = build(TYPES[kind.value], tree, problems, kind.value, ignore="type")
     if built is BAD:
         return None
@@ -187,3 +191,7 @@ def _check_names(found: list[tuple[Spec, Located]], problems: Problems) -> None:
         first = seen.setdefault(what, tree.where)
         if first != tree.where:
             problems.add(tree.at(["name"]), f"name: a second {what}; the first is at {first}")
+    teams = [spec.team for spec, _ in found if not isinstance(spec, FleetSpec)]
+    for spec, tree in found:
+        if isinstance(spec, FleetSpec) and teams:
+            check_teams(spec, tree, teams, problems)

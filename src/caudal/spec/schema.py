@@ -26,6 +26,10 @@ def schema() -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for name, cls in ALL.items():
         _table(cls, definitions, kind=name)
+    sites = definitions["SiteSpec"]["properties"]
+    for key, table in (("provider", "ProviderSpec"), ("driver", "DriverSpec")):
+        inline = {**definitions[table], "required": ["kind"]}  # `name` is its kind where it says none
+        sites[key] = {"anyOf": [sites[key], inline], "default": sites[key]["default"]}
     branches = [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},

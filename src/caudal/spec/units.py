@@ -25,6 +25,7 @@ _SCALES = {
     "TiB": 2**40,
 }
 _PARTS = re.compile(r"([0-9_]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?)(bit/s|bps|bit|B/s)")
 MAX_CHARACTERS = 32
 
 
@@ -36,6 +37,16 @@ def parse_count(text: str) -> int | None:
 def parse_size(text: str) -> int | None:
     """`1GiB` → 1073741824 bytes. None where it is not a size, or not of whole bytes."""
     return _parse(text) if len(text) <= MAX_CHARACTERS and re.match(SIZE_PATTERN, text) else None
+
+
+def parse_rate(text: str) -> float | None:
+    """`100Mbit/s`, `1.5Gbps`, `12MB/s` → bytes per second. None where it is not a rate above zero."""
+    found = _RATE.fullmatch(text.strip()) if len(text) <= MAX_CHARACTERS else None
+    if found is None:
+        return None
+    scale = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[found[2].lower()]
+    value = float(found[1]) * scale / (8 if found[3] in ("bit/s", "bps", "bit") else 1)
+    return value if value > 0 else None
 
 
 def show_size(size_bytes: int) -> str:

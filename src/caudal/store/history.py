@@ -13,10 +13,20 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, o
 
 from caudal.domain.decision import Decision, Intent, Waiting
 from caudal.domain.event import Event, Point
-from caudal.domain.gang import Report
+from caudal.domain.fleet import Lease
+from caudal.domain.gang import Gang, Report
 from caudal.store.codec import decode, encode
 from caudal.store.rows import MAX_SEQ
-from caudal.store.tables import decision_subjects, decisions, events, intents, points, reports
+from caudal.store.tables import (
+    decision_subjects,
+    decisions,
+    events,
+    gangs,
+    intents,
+    leases,
+    points,
+    reports,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,26 @@ def read_decisions(connection: Connection, subject: str, limit: int) -> list[Dec
     query = select(decisions.c.doc).where(decisions.c.seq.in_(named))
     found = connection.execute(query.order_by(decisions.c.seq.desc()).limit(max(0, limit)))
     return [decode(Decision, doc) for doc in found.scalars()]
+
+
+def read_leases(connection: Connection, since: float, until: float) -> list[Lease]:
+    """The leases that were live within since <= t < until, ended or not, by id."""
+    still = or_(leases.c.ended_at.is_(None), leases.c.ended_at > since)
+    query = select(leases.c.doc).where(still, leases.c.requested_at < _time(until)).order_by(leases.c.id)
+    return [decode(Lease, doc) for doc in connection.execute(query).scalars()]
+
+
+def read_gangs(connection: Connection, since: float, until: float) -> list[Gang]:
+    """The gangs that were not over within since <= t < until, by slot and incarnation."""
+    still = or_(gangs.c.ended_at.is_(None), gangs.c.ended_at > since)
+    query = select(gangs.c.doc).where(still).order_by(gangs.c.slot, gangs.c.incarnation)
+    found = [decode(Gang, doc) for doc in connection.execute(query).scalars()]
+    return [gang for gang in found if gang.created_at < until]
+
+
+def _time(at: float) -> float:
+    """A time that every database can compare: infinity is none."""
+    return min(at, 1e15)
 
 
 def read_intents(connection: Connection, subject: str, limit: int) -> list[Intent]:

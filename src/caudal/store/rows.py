@@ -107,6 +107,8 @@ def _lease(lease: Lease) -> Row:
         "site": lease.site,
         "state": lease.state.value,
         "live": lease.live,
+        "requested_at": lease.requested_at,
+        "ended_at": lease.ended_at,
         "doc": encode(lease),
     }
 

@@ -16,8 +16,10 @@ from sqlalchemy import Connection, Row, bindparam, delete, select, update
 from caudal.domain.decision import Decision, Intent
 from caudal.domain.errors import Stale
 from caudal.domain.event import Event, Point
+from caudal.domain.fleet import Lease
 from caudal.domain.gang import Gang, Report
 from caudal.domain.key import ApiKey, UsageBatch, UsageHour
+from caudal.domain.node import failed, subject
 from caudal.domain.snapshot import State
 from caudal.ports import Change, Holder, Notable
 from caudal.store import history, leadership, usage
@@ -82,6 +84,7 @@ class SqlStore:
                 if values:
                     connection.execute(self._upserts.replace(table), values)
             _hide_old_gangs(connection, change.gangs)
+            _drop_node_reports(connection, change.leases)
             numbers = {"version": row.version + 1, **self._remember(connection, change, row)}
             connection.execute(update(meta).where(meta.c.id == 1).values(numbers))
         return int(row.version) + 1
@@ -148,6 +151,16 @@ class SqlStore:
         with self._database.reading() as connection:
             return history.read_intents(connection, subject, limit)
 
+    def lease_history(self, since: float = 0.0, until: float = math.inf) -> list[Lease]:
+        """Every lease that was live at some moment of since <= t < until, by id; also those that have ended."""
+        with self._database.reading() as connection:
+            return history.read_leases(connection, since, until)
+
+    def gang_history(self, since: float = 0.0, until: float = math.inf) -> list[Gang]:
+        """Every gang that was not over at some moment of since <= t < until, by slot and incarnation."""
+        with self._database.reading() as connection:
+            return history.read_gangs(connection, since, until)
+
     def api_keys(self) -> list[ApiKey]:
         """Every key that was ever made, by id; also those that were revoked."""
         with self._database.reading() as connection:
@@ -204,3 +217,12 @@ def _hide_old_gangs(connection: Connection, changed: Sequence[Gang]) -> None:
         if old:
             connection.execute(update(gangs).where(gangs.c.id.in_(old)).values(shown=False))
             connection.execute(delete(reports).where(reports.c.gang_id.in_(old)))
+
+
+def _drop_node_reports(connection: Connection, changed: Sequence[Lease]) -> None:
+    """Forget what nodes said whose leases have ended; not what is held against their offers."""
+    ids = [subject(lease.id) for lease in changed if not lease.live]
+    if ids:
+        docs = connection.execute(select(reports.c.doc).where(reports.c.gang_id.in_(ids))).scalars()
+        well = [r.gang_id for doc in docs if not failed(r := decode(Report, doc))]
+        connection.execute(delete(reports).where(reports.c.gang_id.in_(well)))

@@ -68,8 +68,11 @@ leases = Table(
     Column("site", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("live", Boolean, nullable=False),
+    Column("requested_at", Float(53), nullable=False),
+    Column("ended_at", Float(53), nullable=True),
     Column("doc", DOCUMENT, nullable=False),
     Index("leases_live", "live"),
+    Index("leases_ended", "ended_at"),
 )
 
 gangs = Table(
@@ -83,6 +86,7 @@ gangs = Table(
     Column("shown", Boolean, nullable=False),  # not over, or one of its slot's last few that are
     Column("doc", DOCUMENT, nullable=False),
     Index("gangs_shown", "shown", "slot"),
+    Index("gangs_ended", "ended_at"),
 )
 
 intents = Table(

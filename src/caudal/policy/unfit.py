@@ -1,0 +1,50 @@
+"""Nodes that are not what was promised: nothing is placed on them, they are given back, and their offer is left alone
+for a while, so that the same broken machine does not come back at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from caudal.domain.decision import Reason, ReleaseNode
+from caudal.domain.fleet import Lease, LeaseState, Offer
+from caudal.domain.node import failed, subject
+from caudal.policy.board import Board
+from caudal.policy.recovery import machine_of
+
+
+def why_unfit(board: Board, lease: Lease) -> str:
+    """Why a node is none, by its own word or its provider's; empty: nothing is known against it."""
+    report = board.reports.get(subject(lease.id))
+    if report is not None and failed(report):
+        return str(report.status.get("why") or "its burn-in failed")
+    machine = machine_of(board, lease)
+    return machine.failed if machine else ""
+
+
+def release_unfit(board: Board) -> None:
+    """Give back the nodes that failed. One on which something runs is kept until that is over: it is never killed
+    for a burn-in."""
+    for lease in list(board.leases.values()):
+        if lease.state is not LeaseState.ACTIVE or not (why := why_unfit(board, lease)):
+            continue
+        if any(g.lease_id == lease.id for g in board.gangs.values()):
+            continue
+        if any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values()):
+            continue
+        text = f"node {lease.node} is given back: {why}"
+        data = {"why": why, "offer": lease.offer_id, "site": lease.site}
+        board.choose(ReleaseNode(lease.id), lease.node, Reason("node.failed", text, data))
+        board.set_lease(replace(lease, state=LeaseState.RELEASING))
+
+
+def against_offer(board: Board, offer: Offer) -> Reason | None:
+    """Why an offer is left alone now; None where its machines were well, or long enough ago."""
+    for report in board.reports.values():
+        if not failed(report) or report.status.get("offer") != offer.id:
+            continue
+        again_at = report.at + board.rules.unfit_retry_s
+        if board.now < again_at:
+            why = report.status.get("why") or "its burn-in failed"
+            text = f"a machine of offer {offer.id} failed lately: {why}"
+            return Reason("offer.unfit_lately", text, {"again_at": again_at})
+    return None
