@@ -10,10 +10,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from caudal.catalog.chips import DEVICES
 from caudal.domain.fleet import MachineType
 
-DEVICES = {"H100-SXM": "H100-80GB", "H200": "H200-141GB", "V100-SXM2-32GB": "V100-32GB"}
-"""Names of devices in the catalogues of the clouds' types → names of chips."""
 
 CORES_PER_CHIP = {"Trainium1": 2, "Trainium2": 8, "Inferentia2": 2}
 """Physical Neuron cores in one chip (AWS Neuron's architecture pages, read 2026-11-29)."""
