@@ -56,14 +56,24 @@ def optimum(given: Instance) -> Optimum | None:
         _machines(program, offer, kinds, ways[key], holds, apart)
     for k, kind in enumerate(kinds):
         if not kind.apart:
-            program.row("all have room", kind.count, INFINITY, [v for v, _ in holds[k]], [float(n) for _, n in holds[k]])
+            program.row(
+                "all have room",
+                kind.count,
+                INFINITY,
+                [v for v, _ in holds[k]],
+                [float(n) for _, n in holds[k]],
+            )
             continue
         chosen = []
         for site in kind.sites:
             here = apart.get((k, site), [])
             chosen.append(program.add(0.0, 1.0, whole=True))
             program.row(
-                "one at a site", 0.0, INFINITY, [*(v for v, _ in here), chosen[-1]], [*(1.0 for _ in here), -1.0]
+                "one at a site",
+                0.0,
+                INFINITY,
+                [*(v for v, _ in here), chosen[-1]],
+                [*(1.0 for _ in here), -1.0],
             )
         program.row("all have room", kind.count, kind.count, chosen, [1.0] * len(chosen))
     solved = solve(program, gap=1e-4, time_limit_s=60.0)
@@ -78,9 +88,7 @@ def _kinds(given: Instance) -> list[Kind]:
     found: dict[tuple[object, ...], list[Slot]] = {}
     for slot in wanted.slots.values():
         found.setdefault((slot.resources, slot.sites, slot.apart and slot.workload), []).append(slot)
-    return [
-        Kind(s[0].resources, s[0].sites, s[0].apart, s[0].workload, len(s)) for s in found.values()
-    ]
+    return [Kind(s[0].resources, s[0].sites, s[0].apart, s[0].workload, len(s)) for s in found.values()]
 
 
 def _machines(

@@ -7,6 +7,7 @@ services want replicas and runs one worker a site. Shapes and prices are like th
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -64,7 +65,8 @@ def instance(seed: int) -> Instance:
     """A made-up fleet. Large or small, with or without accelerators, with scarce machines and contracts or without."""
     chance = random.Random(seed)
     sites = tuple(
-        SiteSpec(f"s{n}", provider=chance.choice(["one", "two", "three"])) for n in range(chance.randint(2, 5))
+        SiteSpec(f"s{n}", provider=chance.choice(["one", "two", "three"]))
+        for n in range(chance.randint(2, 5))
     )
     gpus = chance.random() < 0.7
     families = chance.sample(["general", "compute", "memory"], chance.randint(1, 3))
@@ -111,7 +113,9 @@ def _offers(chance: random.Random, site: str, kind: MachineType, hour: float) ->
     yield Offer(name, site, kind, Market.ON_DEMAND, price, "bench", "2027-01-15", available)
     if chance.random() < 0.35:
         spot = Decimal(f"{hour * chance.uniform(0.3, 0.7):.4f}")
-        yield Offer(f"{name}-spot", site, kind, Market.SPOT, spot, "bench", "2027-01-15", chance.randint(1, 3))
+        yield Offer(
+            f"{name}-spot", site, kind, Market.SPOT, spot, "bench", "2027-01-15", chance.randint(1, 3)
+        )
 
 
 def _workloads(chance: random.Random, gpus: bool, sites: int) -> Iterator[TrainSpec | ServiceSpec]:
@@ -149,10 +153,13 @@ class World:
     reports: dict[str, Report] = field(default_factory=dict)
     machines: dict[str, Machine] = field(default_factory=dict)
     processes: dict[str, GangStatus] = field(default_factory=dict)
+    decided_in_s: float = 0.0  # of CPU, the last decision alone
 
     def __post_init__(self) -> None:
         for spec in self.given.specs:
-            self.workloads[spec.name] = Workload(spec.name, spec, True, 1, WorkloadState.PENDING, "", NOW, NOW)
+            self.workloads[spec.name] = Workload(
+                spec.name, spec, True, 1, WorkloadState.PENDING, "", NOW, NOW
+            )
 
     def snapshot(self) -> Snapshot:
         """What a control process would see now."""
@@ -174,7 +181,9 @@ class World:
         """Let time pass, decide, write it down, let it happen."""
         self.now += after_s
         snapshot = self.snapshot()
+        start = time.process_time()
         decision = decide(snapshot, self.now)
+        self.decided_in_s = time.process_time() - start
         self._take(record(decision, snapshot, 1))
         for intent in list(self.intents.values()):
             if intent.state is IntentState.PENDING:
@@ -189,13 +198,17 @@ class World:
 
     def cost_usd_per_hour(self) -> float:
         """Of everything that is held, with what contracts cost whether they are used or not."""
-        by_the_hour = sum(float(x.price_usd_per_hour) for x in self.leases.values() if x.live and not x.contract)
+        by_the_hour = sum(
+            float(x.price_usd_per_hour) for x in self.leases.values() if x.live and not x.contract
+        )
         return by_the_hour + signed_usd_per_hour(self.given)
 
     def _left(self) -> Iterator[Offer]:
         for offer in self.given.offers:
             held = sum(1 for x in self.leases.values() if x.live and x.offer_id == offer.id)
-            yield offer if offer.available is None else replace(offer, available=max(0, offer.available - held))
+            yield (
+                offer if offer.available is None else replace(offer, available=max(0, offer.available - held))
+            )
 
     def _models(self) -> Iterator[ModelRecord]:
         for spec in self.given.specs:
@@ -215,11 +228,15 @@ class World:
             here = GangStatus(action.gang.id, GangState.RUNNING, action.gang.site, started_at=self.now)
             self.processes[here.gang_id] = here
         elif isinstance(action, StopGang):
-            over = replace(self.processes[action.gang_id], state=GangState.EXITED, exit_code=143, ended_at=self.now)
+            over = replace(
+                self.processes[action.gang_id], state=GangState.EXITED, exit_code=143, ended_at=self.now
+            )
             self.processes[action.gang_id] = over
         elif action.kind == "acquire_node":
             made = action.offer.machine_type.name
-            machine = Machine(f"m-{action.node}", action.offer.site, made, MachineState.RUNNING, action.lease_id)
+            machine = Machine(
+                f"m-{action.node}", action.offer.site, made, MachineState.RUNNING, action.lease_id
+            )
             self.machines[machine.id] = machine
         elif action.kind == "release_node":
             self.machines.pop(self.leases[action.lease_id].machine_id)

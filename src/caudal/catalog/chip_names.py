@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from caudal.catalog.chips import DEVICES
 from caudal.domain.fleet import MachineType
 
-
 CORES_PER_CHIP = {"Trainium1": 2, "Trainium2": 8, "Inferentia2": 2}
 """Physical Neuron cores in one chip (AWS Neuron's architecture pages, read 2026-11-29)."""
 
