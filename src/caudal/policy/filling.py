@@ -82,7 +82,7 @@ class Packer:
 
     def worth(self, counts: Counts) -> float:
         """Of so many of each kind."""
-        return sum(map(mul, counts, self.worths))
+        return float(sum(map(mul, counts, self.worths)))
 
     def _limit(self, kind: Kind, has: Resources, site: str) -> int:
         """How many of a kind one such machine holds, alone."""
@@ -127,8 +127,8 @@ class Packer:
 
 
 def packers(kinds: Sequence[Kind], priced: Iterable[Option]) -> list[Packer]:
-    """One for each way to say what a slot is worth: alone where it is cheapest; with what else is in a machine; by the
-    largest share that it takes of a machine."""
+    """One for each way to say what a slot is worth: with what else is in a machine; the same, but one that keeps apart
+    is worth the machine that it needs at its site; alone where it is cheapest; by the largest share of a machine."""
     options = sorted(priced, key=lambda o: (o.usd_per_hour, o.name))
     alone = [_alone(kind, options) for kind in kinds]
     together = _together(kinds, options, alone)
@@ -143,7 +143,12 @@ def packers(kinds: Sequence[Kind], priced: Iterable[Option]) -> list[Packer]:
         )
         for k in kinds
     ]
-    return [Packer(kinds, worths) for worths in (together, alone, [share + EPSILON for share in shares])]
+    forced = [
+        _whole(kind, options) if kind.apart else worth for kind, worth in zip(kinds, together, strict=True)
+    ]
+    return [
+        Packer(kinds, worths) for worths in (together, forced, alone, [share + EPSILON for share in shares])
+    ]
 
 
 def without(
@@ -161,6 +166,13 @@ def _alone(kind: Kind, options: Sequence[Option]) -> float:
         for option in options
         if option.site in kind.sites and (times := _times(_sizes(kind.resources), _sizes(option.resources)))
     ]
+    return max(min(prices, default=1.0), EPSILON)
+
+
+def _whole(kind: Kind, options: Sequence[Option]) -> float:
+    """The price of the cheapest machine that holds one."""
+    sizes = _sizes(kind.resources)
+    prices = [o.usd_per_hour for o in options if o.site in kind.sites and _times(sizes, _sizes(o.resources))]
     return max(min(prices, default=1.0), EPSILON)
 
 

@@ -26,7 +26,10 @@ TAIL = 48
 NEAR = 1.005
 """A plan that costs no more than this times what its slots are worth is not looked at again."""
 
-MOST_IMPROVED = 16
+MOST_IMPROVED = 32
+"""Machines of a plan that is looked at machine by machine."""
+
+MOST_TRIES = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +55,17 @@ def cheapest(kinds: Sequence[Kind], options: Sequence[Option], priced: Iterable[
     width = 1 if len(kinds) * len(options) > MUCH else WIDTH
     best: _Partial | None = None
     tried: set[tuple[float, ...]] = set()
+    least: float | None = None  # the first worths are such that no machine holds more than its price
     for packer in packers(kinds, priced):
         if packer.worths in tried:
             continue
         tried.add(packer.worths)
+        least = packer.worth(tuple(kind.count for kind in kinds)) if least is None else least
         found = _planned(packer, options, width)
         if best is None or (sum(found.left), found.cost) < (sum(best.left), best.cost - EPSILON):
             best = found
-        if not sum(best.left) and best.cost <= NEAR * packer.worth(tuple(kind.count for kind in kinds)):
-            break  # the first worths are such that no machine holds more than its price: none is cheaper
+        if not sum(best.left) and best.cost <= NEAR * least:
+            break
     return list(best.made) if best else []
 
 
@@ -124,8 +129,8 @@ def _search(
     """The cheapest plan of a beam; where not all have room, one that leaves the fewest out."""
     if not sum(start.left):
         return start
-    best: _Partial | None
-    beam, best, furthest = [start], None, start
+    beam, furthest = [start], start
+    best: _Partial | None = None
     while beam:
         following: dict[tuple[Counts, Spread, tuple[tuple[str, int], ...]], _Partial] = {}
         for partial in beam:
@@ -147,25 +152,37 @@ def _improved(packer: Packer, options: Sequence[Option], start: _Partial, plan: 
     """The plan without machines that the others can do without, and with cheaper ones where they do: filled anew, the
     dearest first, so that what has to be taken anyway is used up before anything else."""
     bulk = len(start.made)
-    if not bulk < len(plan.made) <= bulk + MOST_IMPROVED or sum(plan.left):
+    if not bulk < len(plan.made) <= bulk + MOST_IMPROVED or sum(plan.left) > 0:
         return plan
     dearest = sorted((f.option for f in plan.made[bulk:]), key=lambda o: (-options[o].usd_per_hour, o))
     best = min((plan, _filled(packer, options, start, dearest) or plan), key=lambda p: p.cost)
-    changed = True
-    while changed:
-        changed = False
-        chosen = [f.option for f in best.made[bulk:]]
-        for at in sorted(range(len(chosen)), key=lambda i: (-options[chosen[i]].usd_per_hour, i)):
-            rest = chosen[:at] + chosen[at + 1 :]
-            for cheaper in [None, *_cheaper(options, start, chosen, chosen[at])]:
-                told = rest if cheaper is None else [*chosen[:at], cheaper, *chosen[at + 1 :]]
-                tried = _filled(packer, options, start, told)
-                if tried is not None and tried.cost < best.cost - EPSILON:
-                    best, changed = tried, True
-                    break
-            if changed:
-                break
+    tries = MOST_TRIES
+    while tries > 0:
+        better, tries = _bettered(packer, options, start, best, tries)
+        if better is None:
+            break
+        best = better
     return best
+
+
+def _bettered(
+    packer: Packer, options: Sequence[Option], start: _Partial, plan: _Partial, tries: int
+) -> tuple[_Partial | None, int]:
+    """The plan with one machine less, or a cheaper one; None where none is found. And how many tries are left."""
+    chosen = [f.option for f in plan.made[len(start.made) :]]
+    before = [start]  # what is filled ahead of each machine stays as it is
+    for number in chosen:
+        before.append(_after(packer, options, before[-1], number))
+    for at in sorted(range(len(chosen)), key=lambda i: (-options[chosen[i]].usd_per_hour, i)):
+        for cheaper in [None, *_cheaper(options, start, chosen, chosen[at])]:
+            rest = chosen[at + 1 :]
+            tries -= 1
+            tried = _filled(packer, options, before[at], rest if cheaper is None else [cheaper, *rest])
+            if tried is not None and tried.cost < plan.cost - EPSILON:
+                return tried, tries
+            if tries <= 0:
+                return None, 0
+    return None, tries
 
 
 def _cheaper(options: Sequence[Option], start: _Partial, chosen: Sequence[int], than: int) -> list[int]:
@@ -187,15 +204,21 @@ def _filled(
     packer: Packer, options: Sequence[Option], start: _Partial, chosen: Sequence[int]
 ) -> _Partial | None:
     """A start with these machines filled one after the other; empty ones are left out. None where not all have room."""
-    left, spread, made, cost = start.left, start.spread, list(start.made), start.cost
+    partial = start
     for number in chosen:
-        option = options[number]
-        counts = packer.fill(packer.shape(option.resources, option.site), left, spread)
-        if any(counts):
-            left, spread = without(packer.kinds, left, spread, option.site, counts)
-            made.append(Filled(number, counts))
-            cost += option.usd_per_hour
-    return None if sum(left) else _Partial(cost, left, spread, (), tuple(made))
+        partial = _after(packer, options, partial, number)
+    return None if sum(partial.left) else partial
+
+
+def _after(packer: Packer, options: Sequence[Option], partial: _Partial, number: int) -> _Partial:
+    """With one machine more, unless nothing would go into it."""
+    option = options[number]
+    counts = packer.fill(packer.shape(option.resources, option.site), partial.left, partial.spread)
+    if not any(counts):
+        return partial
+    left, spread = without(packer.kinds, partial.left, partial.spread, option.site, counts)
+    made = (*partial.made, Filled(number, counts))
+    return _Partial(partial.cost + option.usd_per_hour, left, spread, partial.used, made)
 
 
 def _steps(
