@@ -31,7 +31,7 @@ VERBS = {
     "models": "List models, and pull them in.",
     "keys": "Make, limit and revoke keys of the gateway; show what was used with them.",
     "chat": "Talk to a model in the terminal.",
-    "estimate": "Estimate what training takes: time, memory, the best layout.",
+    "estimate": "Estimate what training and serving take: time, memory, layouts, replicas, whole runs.",
     "track": "Send a run's curve to TensorBoard, W&B or a file.",
     "audit": "Prove from a run's ledger that every sample was trained exactly once.",
     "replay": "Train a run's rounds again from its ledger and compare every byte.",

@@ -171,7 +171,7 @@ def release_nodes(board: Board) -> None:
     if board.snapshot.state.fleet is None:
         return
     for lease in list(board.leases.values()):
-        busy = any(g.lease_id == lease.id for g in board.gangs.values()) or _haunted(board, lease)
+        busy = bool(board.gangs.on(lease.id)) or _haunted(board, lease)
         if board.rules.closing:
             _close(board, lease, busy)
             continue
@@ -226,11 +226,11 @@ def _release(board: Board, lease: Lease, code: str, text: str) -> None:
 
 def _haunted(board: Board, lease: Lease) -> bool:
     """Whether something that was over in the books still lives there."""
-    return any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values())
+    return any(board.alive(g.id) for g in board.over.on(lease.id))
 
 
 def _idle_s(board: Board, lease: Lease) -> float:
-    ends = [g.ended_at for g in board.over.values() if g.lease_id == lease.id and g.ended_at is not None]
+    ends = [g.ended_at for g in board.over.on(lease.id) if g.ended_at is not None]
     return board.now - max([*ends, lease.active_at or lease.requested_at])
 
 

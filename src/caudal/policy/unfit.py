@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from caudal.domain.decision import Reason, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Offer
-from caudal.domain.node import failed, subject
+from caudal.domain.node import subject
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 
 
 def why_unfit(board: Board, lease: Lease) -> str:
     """Why a node is none, by its own word or its provider's; empty: nothing is known against it."""
-    report = board.reports.get(subject(lease.id))
-    if report is not None and failed(report):
+    report = board.failed_nodes.get(subject(lease.id)) if board.failed_nodes else None
+    if report is not None:
         return str(report.status.get("why") or "its burn-in failed")
     machine = machine_of(board, lease)
     return machine.failed if machine else ""
@@ -27,9 +27,9 @@ def release_unfit(board: Board) -> None:
     for lease in list(board.leases.values()):
         if lease.state is not LeaseState.ACTIVE or not (why := why_unfit(board, lease)):
             continue
-        if any(g.lease_id == lease.id for g in board.gangs.values()):
+        if board.gangs.on(lease.id):
             continue
-        if any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values()):
+        if any(board.alive(g.id) for g in board.over.on(lease.id)):
             continue
         text = f"node {lease.node} is given back: {why}"
         data = {"why": why, "offer": lease.offer_id, "site": lease.site}
@@ -39,8 +39,8 @@ def release_unfit(board: Board) -> None:
 
 def against_offer(board: Board, offer: Offer) -> Reason | None:
     """Why an offer is left alone now; None where its machines were well, or long enough ago."""
-    for report in board.reports.values():
-        if not failed(report) or report.status.get("offer") != offer.id:
+    for report in board.failed_nodes.values():
+        if report.status.get("offer") != offer.id:
             continue
         again_at = report.at + board.rules.unfit_retry_s
         if board.now < again_at:
