@@ -38,6 +38,7 @@ VERBS = {
     "blocks": "List the capacity blocks that AWS sells, and buy one at a price that you confirm.",
     "certificates": "Make certificates for sites, for scripts that train over several machines.",
     "stores": "Repair or promote a store, where everything is kept in several.",
+    "offers": "List what can be rented, and for how much; take in the clouds' price lists.",
     "plan": "Say which contracts to sign for the months ahead; judge an offer that came in.",
     "schema": "Print the JSON Schema of fleet, train and service files.",
     "doctor": "Check this machine and this state directory.",

@@ -116,6 +116,20 @@ class Placer:
         assert slot.resources.fits(board.free(best))
         return Placement(best, ready, reason, tuple(rejected))
 
+    def place_home(self, slot: Slot, lease: Lease) -> Placement | None:
+        """The node that room is kept on for a slot; None where something speaks against it by now."""
+        kept = self._promised.get(lease.id, [])
+        if slot in kept:
+            kept.remove(slot)
+        if self._against(slot, lease, "") is not None:
+            return None
+        ready = lease.state is LeaseState.ACTIVE
+        if not ready:
+            self.promise(slot, lease)
+        text = f"node {lease.node} was taken for it" + (f" and {len(kept)} more" if kept else "")
+        data = {"free": numbers(self.free(lease)), "asked": numbers(slot.resources), "site": lease.site}
+        return Placement(lease, ready, Reason("place.planned", text, data))
+
     def promise(self, slot: Slot, lease: Lease) -> None:
         """Keep room for a slot on a node that is on its way."""
         self._promised.setdefault(lease.id, []).append(slot)
