@@ -34,9 +34,12 @@ setup: $(VENV)/.setup  ## make .venv with everything that tests and benchmarks n
 test: $(VENV)/.setup  ## all tests
 	$(BIN)/python -m pytest -m "not cluster"
 
+CLUSTER := tests/conformance/test_store.py tests/e2e/test_two_stores.py tests/conformance/test_driver.py \
+  tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py tests/e2e/test_ray_nodes.py \
+  tests/e2e/test_demo_clouds.py
+
 test-cluster: $(VENV)/.setup  ## tests that need servers to be installed first: PostgreSQL, Azure's emulator (npm), Slurm, Ray
-	$(BIN)/python -m pytest tests/conformance/test_store.py tests/e2e/test_two_stores.py
-	$(BIN)/python -m pytest -m cluster tests/conformance/test_driver.py tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py tests/e2e/test_ray_nodes.py tests/e2e/test_demo_clouds.py
+	$(BIN)/python -m pytest $(CLUSTER)
 
 check: $(VENV)/.setup  ## lint, types, layers, tidy: within a minute
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""How far estimates of training are off on published runs: leave one source out, every source alike.
+"""How far estimates of training, serving and whole runs are off on published figures: leave one source out.
 
 `make bench-estimate` prints the scoreboard and writes docs/accuracy.md; its last line is one JSON object. Every
 figure is of rows whose source the constants had not seen. `--check` writes nothing. Some seconds.
@@ -17,6 +17,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
+import estimate_runs  # noqa: E402
+import estimate_serving  # noqa: E402
 from caudal.catalog.architectures import architecture  # noqa: E402
 from caudal.catalog.chips import chip  # noqa: E402
 from caudal.estimate.answer import flops_per_token  # noqa: E402
@@ -188,7 +190,11 @@ def main() -> None:
         "refit_moves_estimates_by": round(_refit_shift(rows), 4),
         **speed(),
     }
-    text = page(rows, ours, plain, figures)
+    serving, runs = estimate_serving.figures(), estimate_runs.figures()
+    text = page(rows, ours, plain, figures) + "\n" + "\n\n".join(
+        (estimate_serving.section(serving), estimate_runs.section(runs))
+    ) + "\n"  # fmt: skip
+    figures |= {"serving": serving, "whole_runs": runs}
     if not asked.check:
         ACCURACY.write_text(text)
     print(text)

@@ -1,7 +1,7 @@
 """What a way of agreeing costs in loss, without a network: sites in one process, with the real inner steps, codec and
 outer step, against synchronous DDP at equal tokens.
 
-    python bench/outer_lab.py '{"qsr": 4, "bits": 4, "late": 1}' '{"inner_steps": 10}' ...
+    python bench/outer_lab.py '{"qsr": 4, "bits": 4, "late": 1}' '{"inner_steps": 10, "gradients": false}' ...
 
 Each argument is one way, as JSON; see `Way`. SHAPE=small|middle, TOKENS, SEED, DATA (builtin:tinyworld or a text file).
 The last line is one JSON object. A round's update is applied `late` steps into the next round, as over a link that takes
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from caudal.domain.workload import StageSpec, TokenizerSpec, TrainSpec
 from caudal.store.blobs import open_blobs
@@ -58,6 +59,10 @@ class Way:
     rate: float = 2**0.5
     rate_end: float = 0.0  # 0: as `rate`
     rate_from: float = 0.5
+    gradients: bool = True  # in step; else parameters
+    sync_bits: int = 0  # of gradients; 0: as `bits`
+    sync_late: int = 0  # 1: of gradients, whether the next is computed before the last update is there
+    hand: str = "own"  # the moments that sites go on with: of their `own` gradients, or the `shared` ones
 
     def rate_at(self, done: float) -> float:
         """What sites multiply their rates by: the root of two in step, then `rate`, which goes from `rate_from` of the
@@ -108,10 +113,57 @@ def quantised(x: Any, levels: int) -> Any:
     return (q * scale).reshape(-1)[:n].astype(np.float32)
 
 
+def in_step(inners: list[TorchInner], run: RunPlan, outer: Outer, way: Way) -> int:
+    """The first part of the run, a step a round, on gradients. With `sync_late` a site computes the next while the
+    update that the last one became part of is on its way: what it learnt itself it knows at once. Returns how many ids
+    are trained."""
+    stage, done, bits, encoder = run.stages[0], 0, way.sync_bits or way.bits, Encoder()
+    residuals, owns = ([np.zeros_like(outer.state) for _ in inners] for _ in range(2))
+    known = outer.state.copy()  # at sites
+    while done / stage.ids < way.sync:
+        begin, stop = done, min(stage.ids, done + SITES * stage.batch)
+        progress = (done / stage.ids, stop / stage.ids)
+        parts = []
+        for site, inner in enumerate(inners):
+            ids = IdRange(done, min(stop, done + stage.batch))
+            if ids.size == 0:
+                continue
+            done = ids.stop
+            here = known + owns[site]
+            inner.load(here)
+            result = inner.gradient(0, [ids], progress, lambda _: False)
+            if way.sync_late:
+                owns[site] = result.params - here
+            left = np.empty_like(here)
+            coded = [
+                encoder.encode(result.gradient[a:b], residuals[site][a:b], left[a:b], bits)
+                for a, b in run.fragments
+            ]
+            residuals[site] = left
+            parts.append((ids.size / (stop - begin), coded))
+        if way.sync_late:
+            known = outer.state.copy()
+        rate = learning_rate(stage, sum(progress) / 2)
+        updates = [
+            outer.merge_gradients(f, [(w, coded[f]) for w, coded in parts], rate, stage.weight_decay, bits)
+            for f in range(len(run.fragments))
+        ]
+        outer.take(b"".join(updates), 0.0, bits, gradients=True)
+        if not way.sync_late:
+            known = outer.state.copy()
+    for inner in inners:
+        inner.load(outer.state)
+        if way.hand == "shared":
+            mine, adam = inner._optimiser.state[inner._flat], outer.adam
+            mine["exp_avg"].copy_(torch.from_numpy(adam._first))
+            mine["exp_avg_sq"].copy_(torch.from_numpy(adam._second))
+    return done
+
+
 def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -> float:
     """Sites that agree in this way; returns the loss of the state that they end with."""
     state = start_state.copy()
-    outer = Outer(state, np.zeros_like(state), run.fragments)
+    outer = Outer(state, np.zeros_like(state), run.fragments, run.undecayed)
     stage, done = run.stages[0], 0
     residuals = [np.zeros_like(state) for _ in inners]
     shifts: list[Any] = [None for _ in inners]
@@ -120,6 +172,8 @@ def caudal(inners: list[TorchInner], run: RunPlan, start_state: Any, way: Way) -
         inner.load(state)
     encoder = Encoder()
     rounds = 0
+    if way.gradients:
+        done = in_step(inners, run, outer, way)
     while done < stage.ids:
         rounds += done / stage.ids >= way.sync
         steps, late, outer_rate, momentum = way.at(done / stage.ids)

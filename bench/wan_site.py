@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ class FixedInner:
             time.sleep(max(0.0, due - time.monotonic()))
         tokens = count * of.sample_tokens
         return InnerResult(self._params.copy(), tokens, 1.0, steps, time.monotonic() - started)
+
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        """Sleep through the step."""
+        return replace(self.run(stage, ids, progress, between, rate), gradient=self._moves)
 
     def evaluate(self) -> dict[str, float]:
         """Nothing is learnt."""

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,24 @@ class TinyInner:
         loss = float(np.mean(np.square(self.params)))
         tokens = len(all_ids) * of.sample_tokens
         return InnerResult(self.params.copy(), tokens, loss, steps, time.monotonic() - started)
+
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        before = self.params.copy()
+
+        def first(step: int) -> bool:
+            stop = between(step)
+            np.copyto(before, self.params)  # with what arrived before the step
+            return stop
+
+        result = self.run(stage, ids, progress, first, rate)
+        return replace(result, gradient=before - result.params)
 
     def evaluate(self) -> dict[str, float]:
         return {"val_loss": float(np.mean(np.square(self.params)))}

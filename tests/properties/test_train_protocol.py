@@ -19,7 +19,8 @@ SETTINGS = st.builds(
     fragments=st.integers(1, 6),
     bits=st.sampled_from([8, 4]),
     overlap=st.booleans(),
-    sync_fraction=st.sampled_from([0.0, 0.25]),
+    sync_fraction=st.sampled_from([0.0, 0.25, 1.0]),
+    sync=st.sampled_from(["gradients", "parameters"]),
     quorum=st.integers(1, 2),
 )
 
@@ -100,6 +101,18 @@ def test_a_sample_that_no_site_can_train_is_set_aside_and_the_run_ends(
     trained = {i for x in links for s in x.entry.sites for a, b in s.ids for i in range(a, b)}
     assert trained == set(range(141)) - aside
     assert_fenced(world)
+
+
+def test_gradients_are_agreed_on_in_the_warm_up_and_overlap_where_sites_wait() -> None:
+    """What the world above shows of them is shown of rounds in step, that overlap, and of new coordinators."""
+    spec = replace(SPEC, outer=replace(SPEC.outer, sync_fraction=0.7))
+    kinds, tookover = set(), False
+    for seed in range(6):
+        world = weathered(TrainWorld(seed, 2, spec), 20.0)
+        entries = [link.entry for link in ledger.read_from(world.blobs, PREFIX, None)]
+        kinds |= {(e.gradients, any(part.applied for part in e.sites)) for e in entries}
+        tookover = tookover or any(e.gradients and e.epoch > 1 for e in entries)
+    assert kinds >= {(True, False), (True, True), (False, True)} and tookover
 
 
 @settings(max_examples=10, deadline=None)

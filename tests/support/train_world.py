@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -416,6 +416,8 @@ class TrainWorld:
         wanted = self.lesson([IdRange(*r) for r in work.order.ids])
         if not np.isfinite(wanted).all():
             return
+        if work.order.gradient:
+            assert work.result is not None and np.array_equal(work.result.gradient, wanted)
         assert np.allclose(work.learnt, wanted, atol=2e-5), (
             "a delta holds what others learnt, or twice its own"
         )
@@ -486,7 +488,10 @@ class TrainWorld:
         else:
             node.params = node.params + self.lesson(order.ids)
             loss = 1.0 if np.isfinite(node.params).all() else float("nan")
-            result = InnerResult(node.params.copy(), count * stage.sample_tokens, loss, steps, seconds)
+            tokens = count * stage.sample_tokens
+            result = InnerResult(node.params.copy(), tokens, loss, steps, seconds)
+            if order.gradient:
+                result = replace(result, gradient=self.lesson(order.ids))
         self.site_does(node, node.site.computed(result, applied, self.now))
 
     # ---- the network --------------------------------------------------------------------------------------

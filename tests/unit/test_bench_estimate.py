@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import estimate
 import estimate_fit as fit
+import estimate_runs
+import serving_fit
 from caudal.estimate.constants import FITTED
+from caudal.estimate.serving_constants import FITTED as SERVING
 from caudal.estimate.step_time import step_time
+from caudal.estimate.whole_run import PRACTICE
 
 
 def test_every_source_counts_alike() -> None:
@@ -61,3 +66,29 @@ def test_the_constants_are_what_the_fit_gives() -> None:
     before, after = (step_time(rows.columns, k).total for k in (FITTED, again))
     assert np.median(np.abs(np.log(after / before))) < 0.01
     assert all(getattr(FITTED, name) > 0 for name in fit.NAMES)
+
+
+def test_the_serving_constants_are_what_the_fit_gives() -> None:
+    rows = serving_fit.read()
+    again = serving_fit.estimated(rows, serving_fit.fit(rows, SERVING, rounds=3))
+    now = serving_fit.estimated(rows, SERVING)
+    assert float(np.median(np.abs(np.log(again / now)))) < 0.01
+
+
+def test_a_left_out_serving_source_is_estimated_without_it() -> None:
+    rows = serving_fit.read()
+    some = serving_fit.taken(rows, np.isin(rows.sources, ["sglang_96h100", "trtllm_050"]))
+    mine = some.sources == "sglang_96h100"
+    wrong = dataclasses.replace(some, measured=np.where(mine, some.measured * 7, some.measured))
+    assert (serving_fit.left_out(some)[mine] == serving_fit.left_out(wrong)[mine]).all()
+
+
+def test_the_factor_of_whole_runs_is_the_published_one() -> None:
+    runs = estimate_runs.read()
+    assert estimate_runs.practice(runs, np.ones(len(runs.ids), dtype=bool)) == pytest.approx(
+        PRACTICE, rel=0.02
+    )
+    mine = runs.sources == "BLOOM"
+    assert mine.any() and estimate_runs.left_out(runs)[mine] == pytest.approx(
+        runs.ideal[mine] * estimate_runs.practice(runs, ~mine)
+    )

@@ -12,7 +12,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caudal.control.reports import MAX_KEYS, _mapping
+from caudal.control.reports import MAX_KEYS, plain_mapping
 from caudal.gateway import router as routing
 from caudal.gateway.demand import MAX_MODELS, MAX_PEAKS, Demand, ModelDemand, Peaks
 from caudal.gateway.place import ALONE
@@ -111,7 +111,7 @@ def test_a_report_of_many_models_is_one_that_control_takes() -> None:
         told, peaks = demand.report()
     assert len(told) == len(peaks) == MAX_MODELS and next(iter(told)) == "m99"
     status = {"demand": told, "peaks": peaks, "load": {}}
-    assert _mapping(status, "status") == status
+    assert plain_mapping(status, "status") == status
     now.time += 100_000.0
     demand.report()
     assert len(demand.report()[0]) == MAX_MODELS and len(demand._models) < 100

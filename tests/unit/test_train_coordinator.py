@@ -21,6 +21,7 @@ from caudal.train.protocol import rules
 from caudal.train.protocol.coordinator import Coordinator
 from caudal.train.protocol.effects import Close, Commit, Send, Trained
 from caudal.train.protocol.terms import Terms
+from caudal.train.schedule import fresh_factor, learning_rate
 from tests.support.train_world import SPEC, hello, tiny_plan
 
 OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False, bits=8, grow=False)
@@ -487,3 +488,56 @@ def test_a_clock_that_jumps_an_hour_changes_nothing() -> None:
     boss.delta(1)
     boss.delta(2)
     assert boss.entries[0].at == 1000.0, "the wall clock was read once, at the start"
+
+
+IN_STEP = tiny_plan(
+    dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, sync_fraction=0.5, overlap=True))
+)
+
+
+def test_of_gradients_it_takes_adams_step_and_writes_down_its_rate() -> None:
+    boss = Boss(plan=IN_STEP, rung=1)
+    boss.join(1, "a")
+    boss.join(2, "b")
+    before = boss.machine.outer.state.copy()
+    stage = IN_STEP.stages[0]
+    for round_number in range(1, 4):
+        order = boss.order(1)
+        assert order.gradient and order.waits and order.rate == 1.0
+        for connection in (1, 2):
+            boss.delta(connection, scale=0.25)
+        entry = boss.entries[-1]
+        assert entry.round == round_number and entry.gradients
+        wanted = learning_rate(stage, (round_number - 0.5) * 2 * stage.batch / stage.ids)
+        assert entry.learning_rate == pytest.approx(wanted)
+        for connection in (1, 2):
+            boss.say(connection, Ready(1, round_number))
+    # equal gradients: every step of Adam's is its rate, and what is left of matrices' decay
+    moved = boss.machine.outer.state - before
+    rates = sum(entry.learning_rate for entry in boss.entries)
+    assert np.abs(moved + rates).max() < 0.15 * rates
+
+
+def test_a_coordinator_that_takes_over_lets_the_rate_of_its_new_moments_rise() -> None:
+    boss = Boss(sites=1, plan=IN_STEP, rung=1)
+    boss.machine.round = boss.machine._recent.round = 7  # as restored
+    boss.join(1, "a")
+    order = boss.order(1)
+    assert order.round == 8 and order.gradient
+    boss.delta(1, scale=0.25, fresh=True)
+    stage = IN_STEP.stages[0]
+    assert boss.entries[-1].learning_rate == pytest.approx(
+        learning_rate(stage, sum(order.progress) / 2) * fresh_factor(0)
+    )
+
+
+def test_a_gradient_under_way_is_adopted_as_one_and_not_where_the_plan_has_none() -> None:
+    held = Held(1, 0, ((0, 2),), (0.0, 0.02), 1, True, 1.0, True)
+    without = dataclasses.replace(IN_STEP, outer=dataclasses.replace(IN_STEP.outer, sync="parameters"))
+    for plan, adopted in ((IN_STEP, 1), (without, 0)):
+        boss = Boss(plan=plan)
+        sha256 = state_sha256(boss.machine.outer.state)
+        boss.join(1, "a", ready=False, round=0, state_sha256=sha256, held=(held,))
+        assert len(boss.to(1, Welcome)[0].adopted) == adopted
+        turns = boss.machine.book.turns
+        assert [turn.tempo.gradients for turn in turns] == [True] * adopted

@@ -38,14 +38,15 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 @pytest.fixture(scope="module")
-def alone(setup: Setup) -> tuple[InnerResult, InnerResult, dict[str, float]]:
+def alone(setup: Setup) -> tuple[InnerResult, InnerResult, InnerResult, dict[str, float]]:
     return trained(TorchInner(setup.plan, setup.manifest, Path(setup.folder)), setup)
 
 
 def trained(
     inner: TorchInner | GroupInner, setup: Setup
-) -> tuple[InnerResult, InnerResult, dict[str, float]]:
-    """Twelve steps of text (the last batch short) with a change from outside among them, and three of chat."""
+) -> tuple[InnerResult, InnerResult, InnerResult, dict[str, float]]:
+    """Twelve steps of text (the last batch short) with a change from outside among them, three of chat, and one more
+    with its gradient."""
     inner.load(initial_state(setup.plan.shape, setup.plan.vocab, setup.plan.seed))
     change = np.linspace(-0.01, 0.01, 5000, dtype=np.float32)
 
@@ -57,7 +58,8 @@ def trained(
     first = inner.run(0, [IdRange(0, 45)], (0.0, 0.2), between, 1.4)
     chat = setup.plan.stages[1].first_id
     second = inner.run(1, [IdRange(chat, chat + 11)], (0.0, 0.1), never)
-    return first, second, inner.evaluate()
+    third = inner.gradient(1, [IdRange(chat + 11, chat + 14)], (0.1, 0.2), never, 1.4)
+    return first, second, third, inner.evaluate()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def trained(
     ],
 )
 def test_however_it_is_shared_the_steps_are_the_same(
-    inner: InnerSpec, setup: Setup, alone: tuple[InnerResult, InnerResult, dict[str, float]]
+    inner: InnerSpec, setup: Setup, alone: tuple[InnerResult, InnerResult, InnerResult, dict[str, float]]
 ) -> None:
     script = Path(setup.folder).parent / "group.json"
     script.write_bytes(msgspec.json.encode(replace(setup, inner=inner)))
@@ -82,13 +84,16 @@ def test_however_it_is_shared_the_steps_are_the_same(
     )
     assert done.returncode == 0, done.stderr.decode()
     found = msgspec.json.decode(done.stdout)
-    for got, wanted in zip(found["results"], alone[:2], strict=True):
+    for got, wanted in zip(found["results"], alone[:3], strict=True):
         assert got["loss"] == pytest.approx(wanted.loss, rel=2e-4)
         assert (got["steps"], got["tokens"]) == (wanted.steps, wanted.tokens)
         there = np.array(got["params"], dtype=np.float32)
         # AdamW's first steps have the sign of a gradient: near zero, the order of additions decides it
         assert np.mean(np.abs(there - wanted.params)) < 2e-4
-    assert found["values"] == pytest.approx(alone[2], rel=2e-3)
+    gradient = np.array(found["gradient"], dtype=np.float32)
+    assert alone[2].gradient is not None
+    assert np.linalg.norm(gradient - alone[2].gradient) < 0.02 * np.linalg.norm(gradient)
+    assert found["values"] == pytest.approx(alone[3], rel=2e-3)
 
 
 def test_the_other_processes_end_with_the_first(setup: Setup) -> None:
@@ -133,13 +138,13 @@ def test_bfloat16_is_never_used_where_the_hardware_lacks_it(monkeypatch: pytest.
 
 
 def test_bfloat16_learns_the_same_within_its_precision(
-    setup: Setup, alone: tuple[InnerResult, InnerResult, dict[str, float]]
+    setup: Setup, alone: tuple[InnerResult, InnerResult, InnerResult, dict[str, float]]
 ) -> None:
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
         pytest.skip("this processor has no bfloat16")
-    first, _, values = trained(GroupInner(replace(setup, inner=InnerSpec(precision="bf16"))), setup)
+    first, _, _, values = trained(GroupInner(replace(setup, inner=InnerSpec(precision="bf16"))), setup)
     assert first.loss == pytest.approx(alone[0].loss, rel=0.01) and first.loss != alone[0].loss
-    assert values["val_loss"] == pytest.approx(alone[2]["val_loss"], rel=0.02)
+    assert values["val_loss"] == pytest.approx(alone[3]["val_loss"], rel=0.02)
 
 
 def test_what_was_compiled_is_kept(setup: Setup, tmp_path: Path) -> None:
@@ -175,12 +180,15 @@ def main() -> None:
         inner.load(initial_state(setup.plan.shape, setup.plan.vocab, setup.plan.seed))
         print(inner.run(0, [IdRange(0, 8)], (0.0, 0.2), never).loss)
         return
-    first, second, values = trained(inner, setup)
+    first, second, third, values = trained(inner, setup)
+    assert third.gradient is not None
     results = [
         {"loss": r.loss, "steps": r.steps, "tokens": r.tokens, "params": r.params.tolist()}
-        for r in (first, second)
+        for r in (first, second, third)
     ]
-    sys.stdout.buffer.write(msgspec.json.encode({"results": results, "values": values}))
+    sys.stdout.buffer.write(
+        msgspec.json.encode({"results": results, "values": values, "gradient": third.gradient.tolist()})
+    )
     sys.stdout.flush()
     inner.close()
 

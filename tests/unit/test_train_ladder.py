@@ -127,3 +127,31 @@ def test_how_far_the_rate_has_fallen_is_read_at_the_next_ids() -> None:
     script = Stage("data", "text", 0, second.ids, 9, 4, 1, 0.0, 0.0, 0.0, 0.0)
     mine = replace(PLAN, stages=(script,))
     assert Book(mine, Pool(mine.total_ids), 1).cooled() == 1.0, "a script's rate is not known"
+
+
+def test_in_the_warm_up_sites_agree_on_gradients_and_where_they_wait_on_those_of_a_step_before() -> None:
+    ladder = Ladder(OUTER)
+    assert ladder.tempo(0.1).gradients and ladder.tempo(0.1).waits
+    assert not ladder.tempo(0.3).gradients, "behind the warm-up every site goes its own way"
+    see(ladder, 3 * WINDOW, done=0.1, wait=0.11)
+    assert ladder.tempo(0.1).waits, "that is not more than wait_share of the whole run"
+    see(ladder, LONG_ROUNDS, done=0.1, wait=0.3)
+    tempo = ladder.tempo(0.1)
+    assert ladder.rung == 1 and tempo.gradients and not tempo.waits
+    assert "gradients are a step old" in ladder.why
+    see(ladder, WINDOW, done=0.1, wait=0.14)
+    tempo = ladder.tempo(0.1)
+    assert ladder.rung == 2 and not tempo.gradients and not tempo.waits
+
+
+def test_gradients_are_not_asked_for_where_the_spec_says_parameters() -> None:
+    ladder = Ladder(replace(OUTER, sync="parameters"))
+    assert not ladder.tempo(0.1).gradients
+    see(ladder, WINDOW, done=0.1, wait=0.05)
+    assert ladder.rung == 2
+
+
+def test_without_overlap_gradients_are_waited_for_or_given_up() -> None:
+    ladder = Ladder(replace(OUTER, overlap=False))
+    see(ladder, WINDOW, done=0.1, wait=0.05)
+    assert ladder.rung == 2 and ladder.tempo(0.1).waits

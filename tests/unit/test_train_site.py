@@ -68,6 +68,7 @@ class Place:
         stopped: bool = False,
         steps: int = 4,
         tokens: int = 64,
+        gradient: np.ndarray | None = None,
     ) -> None:
         """End the steps under way; `took`: whether shifts came in between them or behind."""
         assert self.computing is not None
@@ -76,7 +77,7 @@ class Place:
         for shift in self.shifts if took == "within" else []:
             self.params[shift.start : shift.start + len(shift.change)] += shift.change
             applied[shift.key] = 2
-        result = InnerResult(self.params.copy(), tokens, 1.0, steps, 0.4, stopped=stopped)
+        result = InnerResult(self.params.copy(), tokens, 1.0, steps, 0.4, stopped, gradient)
         for shift in self.shifts if took == "behind" else []:
             self.params[shift.start : shift.start + len(shift.change)] += shift.change
         self.computing, self.shifts = None, []
@@ -287,3 +288,42 @@ def test_the_end() -> None:
     assert place.of(Done)
     place.hear(order(1))
     assert place.computing is None
+
+
+def gradient_order(round_number: int, *, waits: bool = False) -> Round:
+    ids = ((2 * round_number, 2 * round_number + 2),)
+    return Round(1, round_number, f"lease-{round_number}", 0, ids, (0.0, 0.1), 1, waits, gradient=True)
+
+
+def test_a_gradient_is_sent_and_the_step_of_its_own_is_taken_back_when_that_of_all_arrives() -> None:
+    place, state = joined()
+    place.hear(gradient_order(1))
+    assert place.computing is not None and place.computing.gradient
+    place.hear(gradient_order(2))
+    place.compute(lesson(1), steps=1, tokens=16, gradient=lesson(11))
+    assert np.allclose(place.delta(1), lesson(11), atol=1e-3), "the gradient, not what was learnt"
+    assert place.computing is not None, "the next is under way"
+    place.update(lesson(5), 1, ("lease-1",))
+    place.compute(lesson(2), steps=1, tokens=16, gradient=lesson(12))
+    assert np.allclose(place.delta(2), lesson(12) + lesson(11) - place.delta(1), atol=1e-3)
+    now = place.site.state
+    assert np.allclose(now, state + lesson(5), atol=1e-3)
+    assert np.allclose(place.params, now + lesson(2), atol=1e-6), (
+        "its own first step is undone, the second is not"
+    )
+
+
+def test_what_a_gradients_bytes_could_not_say_is_not_said_of_parameters() -> None:
+    place, _ = joined()
+    place.hear(gradient_order(1, waits=True))
+    place.compute(lesson(1), steps=1, tokens=16, gradient=lesson(11))
+    place.update(lesson(5), 1, ("lease-1",))
+    assert np.abs(place.site.residual).max() > 0
+    place.hear(order(2))
+    place.compute(lesson(2))
+    zeros = np.zeros(PLAN.parameters, np.float32)
+    exact = [
+        decode(Encoder().encode(place.site.works[0].learnt[a:b], zeros[a:b], zeros[a:b].copy()), b - a)
+        for a, b in CUTS
+    ]
+    assert np.array_equal(place.delta(2), np.concatenate(exact))

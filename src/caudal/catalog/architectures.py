@@ -108,6 +108,8 @@ KNOWN: tuple[tuple[str, Transformer], ...] = (
     (r"qwen2(\.5)?7b.*", _dense("Qwen2.5-7B", 28, 3584, 28, 4, 18944, 152064)),
     (r"qwen2(\.5)?1\.?5b.*", _dense("Qwen2.5-1.5B", 28, 1536, 12, 2, 8960, 151936, tied=True)),
     (r"qwen(1\.5)?72b.*", _dense("Qwen-72B", 80, 8192, 64, 64, 24576, 152064)),
+    (r"qwen3(coder)?480ba35b.*", _moe("Qwen3-Coder-480B-A35B", 62, 6144, 96, 8, 151936, 160, 8, 2560, head_dim=128)),
+    (r"minimaxm2.*", _moe("MiniMax-M2", 62, 3072, 48, 8, 200064, 256, 8, 1536, head_dim=128)),
     (r"gptoss120b.*", _moe("gpt-oss-120b", 36, 2880, 64, 8, 201088, 128, 4, 2880, head_dim=64,
                            sinks=True, window=128, window_share=0.5)),
     (r"gptoss20b.*", _moe("gpt-oss-20b", 24, 2880, 64, 8, 201088, 32, 4, 2880, head_dim=64,

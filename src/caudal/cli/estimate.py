@@ -8,6 +8,8 @@ import click
 
 QUESTIONS = {
     "train": ("estimate_train", "The time and memory of training steps, and the best layouts."),
+    "serve": ("estimate_serve", "Tokens a second and waits of serving; replicas for a traffic curve."),
+    "run": ("estimate_run", "A whole run: days, interruptions, dollars, energy."),
 }
 """Name -> (module in cli/, help). A new question is a line here and a module with a `verb`."""
 
@@ -35,7 +37,7 @@ class Questions(click.Group):
 
 @click.command("estimate", cls=Questions)
 def verb() -> None:
-    """Estimate what training takes, before it is paid for.
+    """Estimate what training and serving take, before they are paid for.
 
     Figures are estimates with an 80 % interval; docs/accuracy.md says how far they were off on published runs.
     """

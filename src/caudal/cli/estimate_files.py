@@ -96,7 +96,11 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """As UTF-8 CSV."""
-    text = table_text(columns, rows)
+    write_text(path, table_text(columns, rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As UTF-8. Raises `UsageError` where it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:

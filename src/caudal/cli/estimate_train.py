@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from caudal.catalog.chips import Chip, chip, close_names
-from caudal.cli.estimate_files import model_named, read_table, table_text, write_table
+from caudal.cli.estimate_files import model_named, read_table, table_text, write_table, write_text
+from caudal.cli.estimate_page import train_page
 from caudal.cli.estimate_show import (
     as_dict,
     show_estimate,
@@ -83,6 +84,7 @@ def _options(call: Any) -> Any:
     "--out", type=click.Path(path_type=Path), help="Where --points writes. Default: standard output."
 )
 @click.option("--explain", is_flag=True, help="Time and memory item by item.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with pictures.")
 @json_option
 def verb(**given: Any) -> None:
     """Estimate a step of training: time, memory, tokens a second, with an 80 % interval.
@@ -180,6 +182,8 @@ def _question(given: dict[str, Any]) -> None:
     if not answer.fits:
         raise _does_not_fit(answer)
     rounds = _rounds(given, answer)
+    if given["html"] is not None:
+        write_text(given["html"], train_page(answer))
     if given["as_json"]:
         print_json({"shape": "estimate-train/1", **as_dict(answer, found, rounds)})
         return

@@ -24,6 +24,50 @@ from caudal.domain.snapshot import Snapshot, State
 from caudal.ports import Change
 
 
+class _Seen:
+    """A state and a snapshot by what is asked of them: a large fleet is walked once."""
+
+    def __init__(self, state: State, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.leases = {x.id: x for x in state.leases}
+        self.rows = {g.id: g for g in state.gangs}
+        self.listed = {s.gang_id for s in snapshot.gangs}
+        self.alive = {s.gang_id for s in snapshot.gangs if s.alive}
+        self.machines = {m.id for m in snapshot.machines}
+        self.models = {m.id for m in snapshot.models}
+        self.running: dict[str, Machine] = {}  # by lease, the first by its id
+        for machine in sorted(snapshot.machines, key=lambda m: m.id):
+            if machine.lease_id and machine.state is MachineState.RUNNING:
+                self.running.setdefault(machine.lease_id, machine)
+
+    def proves(self, intent: Intent) -> bool:
+        """Whether what an intent was for is seen."""
+        action = intent.action
+        if isinstance(action, StartGang):
+            return action.gang.id in self.listed
+        if isinstance(action, AcquireNode):
+            return action.lease_id in self.running
+        if isinstance(action, PullModel):
+            return action.model_id in self.models
+        if intent.state is not IntentState.ISSUED or intent.changed_at > self.snapshot.at:
+            return False  # what follows is proved by absence
+        if isinstance(action, StopGang):
+            return self._stopped(intent, action)
+        if isinstance(action, ReleaseNode):
+            lease = self.leases.get(action.lease_id)
+            return lease is None or self._gone(lease.machine_id, lease.site)
+        assert isinstance(action, ReleaseMachine)
+        return self._gone(action.machine_id, action.site)
+
+    def _stopped(self, intent: Intent, action: StopGang) -> bool:
+        row = self.rows.get(action.gang_id)
+        site = row.site if row else str(intent.reason.data.get("site", ""))
+        return site not in self.snapshot.silent_drivers and action.gang_id not in self.alive
+
+    def _gone(self, machine_id: str, site: str) -> bool:
+        return site not in self.snapshot.silent_providers and machine_id not in self.machines
+
+
 def confirm(state: State, snapshot: Snapshot) -> Change | None:
     """What the snapshot proves of the state's open intents; None where that is nothing new.
 
@@ -32,8 +76,9 @@ def confirm(state: State, snapshot: Snapshot) -> Change | None:
     """
     leases: list[Lease] = []
     events: list[Event] = []
+    seen = _Seen(state, snapshot)
     for lease in state.leases:
-        machine = _running(lease, snapshot)
+        machine = seen.running.get(lease.id)
         if lease.state is LeaseState.REQUESTED and machine is not None:
             leases.append(
                 replace(lease, state=LeaseState.ACTIVE, machine_id=machine.id, active_at=snapshot.at)
@@ -43,50 +88,12 @@ def confirm(state: State, snapshot: Snapshot) -> Change | None:
             events.append(Event(snapshot.at, "lease.active", lease.node, text, data))
     intents: list[Intent] = []
     for intent in state.intents:
-        if intent.open and _seen(intent, state, snapshot):
+        if intent.open and seen.proves(intent):
             intents.append(replace(intent, state=IntentState.CONFIRMED, changed_at=snapshot.at, error=""))
             events += _events(intent, snapshot)
     if not leases and not intents:
         return None
     return Change(leases=leases, intents=intents, events=events)
-
-
-def _running(lease: Lease, snapshot: Snapshot) -> Machine | None:
-    tagged = sorted((m for m in snapshot.machines if m.lease_id == lease.id), key=lambda m: m.id)
-    return next((m for m in tagged if m.state is MachineState.RUNNING), None)
-
-
-def _seen(intent: Intent, state: State, snapshot: Snapshot) -> bool:
-    action = intent.action
-    if isinstance(action, StartGang):
-        return any(s.gang_id == action.gang.id for s in snapshot.gangs)
-    if isinstance(action, AcquireNode):
-        return any(
-            m.lease_id == action.lease_id and m.state is MachineState.RUNNING for m in snapshot.machines
-        )
-    if isinstance(action, PullModel):
-        return any(m.id == action.model_id for m in snapshot.models)
-    if intent.state is not IntentState.ISSUED or intent.changed_at > snapshot.at:
-        return False  # what follows is proved by absence
-    if isinstance(action, StopGang):
-        return _stopped(intent, action, state, snapshot)
-    if isinstance(action, ReleaseNode):
-        lease = next((x for x in state.leases if x.id == action.lease_id), None)
-        return lease is None or _gone(lease.machine_id, lease.site, snapshot)
-    assert isinstance(action, ReleaseMachine)
-    return _gone(action.machine_id, action.site, snapshot)
-
-
-def _stopped(intent: Intent, action: StopGang, state: State, snapshot: Snapshot) -> bool:
-    row = next((g for g in state.gangs if g.id == action.gang_id), None)
-    site = row.site if row else str(intent.reason.data.get("site", ""))
-    alive = any(s.gang_id == action.gang_id and s.alive for s in snapshot.gangs)
-    return site not in snapshot.silent_drivers and not alive
-
-
-def _gone(machine_id: str, site: str, snapshot: Snapshot) -> bool:
-    listed = any(m.id == machine_id for m in snapshot.machines)
-    return site not in snapshot.silent_providers and not listed
 
 
 def _events(intent: Intent, snapshot: Snapshot) -> list[Event]:

@@ -56,7 +56,9 @@ class StageSpec:
 class OuterSpec:
     """The outer optimisation: how sites agree.
 
-    For the first `sync_fraction` of a run's tokens sites agree after every inner step; then a round is
+    For the first `sync_fraction` of a run's tokens sites agree after every inner step: on `gradients`, of whose mean the
+    coordinator takes one step of AdamW, as one process with all of the batch would, or (`sync: parameters`) on the mean
+    of the parameters after a step of each. Then a round is
     `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
     more than `wait_share` of their time. With `grow` that is so at a stage's highest learning rate, and as the
     rate falls rounds grow by 1/rate², up to sixteen times as long. Deltas and updates travel as blockwise
@@ -76,6 +78,7 @@ class OuterSpec:
     momentum: float = 0.0
     scale_rate: bool = True
     sync_fraction: float = 0.25
+    sync: Literal["gradients", "parameters"] = "gradients"
     inner_steps: int = 4
     grow: bool = True
     max_inner_steps: int = 120

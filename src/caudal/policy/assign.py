@@ -3,6 +3,7 @@ the others wait."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from caudal.domain.decision import Reason, StartGang
@@ -16,22 +17,26 @@ from caudal.policy.leaving import move_off
 from caudal.policy.placement import Placement, Placer
 from caudal.policy.recovery import give_up, grace_over, start_not_before
 from caudal.policy.slots import Slot
+from caudal.policy.together import buy, homes
 
 
 def assign(board: Board, wanted: Desired, placer: Placer, buyer: Buyer) -> frozenset[str]:
     """Start what can be started. Returns the slots for which there is no room on any node."""
-    homeless: set[str] = set()
+    holders = {name: board.holder(name) for name in wanted.slots}
+    planned = homes(board, [s for s in wanted.slots.values() if holders[s.name] is None], placer)
+    unplaced: list[tuple[Slot, Placement]] = []
     for slot in wanted.slots.values():
-        holder = board.holder(slot.name)
+        holder = holders[slot.name]
         if holder is None:
-            if _may_start(board, slot) and not _start(board, slot, placer, buyer):
-                homeless.add(slot.name)
+            nowhere = _start(board, slot, placer, planned.get(slot.name)) if _may_start(board, slot) else None
+            if nowhere is not None:
+                unplaced.append((slot, nowhere))
         elif holder.stopping:
             text = f"{holder.id} has to end before it is started again"
             board.wait(slot.name, slot.workload, Reason("slot.stopping", text))
         else:
             _held(board, slot, holder, placer, buyer)
-    return frozenset(homeless)
+    return frozenset(_find_nodes(board, unplaced, placer, buyer))
 
 
 def _held(board: Board, slot: Slot, holder: Gang, placer: Placer, buyer: Buyer) -> None:
@@ -81,25 +86,44 @@ def _may_start(board: Board, slot: Slot) -> bool:
     return True
 
 
-def _start(board: Board, slot: Slot, placer: Placer, buyer: Buyer) -> bool:
-    """Start a slot where it fits, or take a node for it; False where there is no room and none to be had."""
-    placement = placer.place(slot)
-    lease = placement.lease
-    if lease is not None and placement.ready:
-        _start_at(board, slot, lease, placement)
-        return True
-    if lease is None:
+def _start(board: Board, slot: Slot, placer: Placer, home: Lease | None) -> Placement | None:
+    """Start a slot where it fits, or wait for its node. Returns why it fits nowhere, where it does not."""
+    placement = (placer.place_home(slot, home) if home is not None else None) or placer.place(slot)
+    if placement.lease is None:
+        return placement
+    if placement.ready:
+        _start_at(board, slot, placement.lease, placement)
+    else:
+        _await(board, slot, placement.lease, placement)
+    return None
+
+
+def _find_nodes(
+    board: Board, unplaced: list[tuple[Slot, Placement]], placer: Placer, buyer: Buyer
+) -> Iterator[str]:
+    """Take nodes for what fits on none: for all together, and what that leaves out one by one. Yields the slots for
+    which there is no room and none to be had."""
+    bought = buy(board, buyer, [slot for slot, _ in unplaced], placer) if len(unplaced) > 1 else {}
+    for slot, placement in unplaced:
         never = impossible(board, slot)
-        lease = None if never else buyer.for_slot(slot, placer)
+        lease = (
+            None
+            if never
+            else bought.get(slot.name) or placer.place(slot).lease or buyer.for_slot(slot, placer)
+        )
         if lease is None:
             reason = never or buyer.broke(slot) or placement.reason
             board.wait(slot.name, slot.workload, reason, placement.rejected)
-            return False
+            yield slot.name
+        else:
+            _await(board, slot, lease, placement)
+
+
+def _await(board: Board, slot: Slot, lease: Lease, placement: Placement) -> None:
     text = f"node {lease.node} is on its way"
     board.wait(
         slot.name, slot.workload, Reason("node.booting", text, {"lease": lease.id}), placement.rejected
     )
-    return True
 
 
 def _start_at(board: Board, slot: Slot, lease: Lease, placement: Placement) -> None:

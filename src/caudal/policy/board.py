@@ -23,10 +23,12 @@ from caudal.domain.decision import (
 )
 from caudal.domain.fleet import Lease, LeaseState, Machine, Resources
 from caudal.domain.gang import Gang, GangStatus, Report, Role
+from caudal.domain.node import failed
 from caudal.domain.snapshot import Snapshot
 from caudal.domain.workload import Workload
 from caudal.policy.contracts import leaves_at
 from caudal.policy.rules import Rules
+from caudal.policy.table import GangTable
 
 _ORDER = {
     "end_lease": 0,
@@ -54,14 +56,20 @@ class Board:
         self.now = now
         self.rules = rules
         self.sites = tuple(s.name for s in state.fleet.sites) if state.fleet else ()
+        # Sites whose Ray cluster their own nodes make up: there a machine is no node before it says so.
+        self.begin_ray = frozenset(s for s in self.sites if state.fleet and state.fleet.begins_ray(s))
         self.workloads: dict[str, Workload] = {w.name: w for w in sorted(state.workloads, key=_name)}
         self.leases: dict[str, Lease] = {x.id: x for x in sorted(state.leases, key=_id) if x.live}
-        self.gangs: dict[str, Gang] = {}
-        self.over: dict[str, Gang] = {}
-        for gang in sorted(state.gangs, key=lambda g: (g.slot, g.incarnation)):
-            (self.gangs if gang.ended_at is None else self.over)[gang.id] = gang
+        ordered = sorted(state.gangs, key=lambda g: (g.slot, g.incarnation))
+        self.gangs = GangTable(g for g in ordered if g.ended_at is None)
+        self.over = GangTable(g for g in ordered if g.ended_at is not None)
+        self._free: dict[
+            str, tuple[tuple[int, int], Resources]
+        ] = {}  # by lease, as of its gangs' last change
+        self.changed_leases = 0  # how often leases were put in, or changed
         self.status: dict[str, GangStatus] = _statuses(snapshot)
         self.reports: Mapping[str, Report] = {r.gang_id: r for r in state.reports}
+        self.failed_nodes = {r.gang_id: r for r in state.reports if failed(r)}  # by their reports' subject
         self.open: list[Intent] = sorted((i for i in state.intents if i.open), key=_id)
         self.failed: list[Intent] = sorted((i for i in state.intents if i.state == "failed"), key=_id)
         self.machines: dict[str, Machine] = {m.id: m for m in sorted(snapshot.machines, key=_id)}
@@ -115,26 +123,31 @@ class Board:
 
     def live(self, workload: str, role: Role | None = None) -> list[Gang]:
         """The gangs of a workload that are not over, by slot."""
-        return [g for g in self.gangs.values() if g.workload == workload and role in (None, g.role)]
+        return [g for g in self.gangs.of(workload) if role in (None, g.role)]
 
     def holder(self, slot: str) -> Gang | None:
         """The newest gang that is not over in a slot."""
-        return next((g for g in reversed(list(self.gangs.values())) if g.slot == slot), None)
+        found = self.gangs.in_slot(slot)
+        return found[-1] if found else None
 
     def ended(self, slot: str) -> list[Gang]:
         """The gangs that are over in a slot, newest first, as far as they are remembered."""
-        return sorted((g for g in self.over.values() if g.slot == slot), key=lambda g: -g.incarnation)
+        return sorted(self.over.in_slot(slot), key=lambda g: -g.incarnation)
 
     def free(self, lease: Lease) -> Resources:
         """What is left of a node: taken are its gangs, those being stopped too, and those that are over in
         the books while their processes still live."""
+        stamp = (self.gangs.changed.get(lease.id, 0), self.over.changed.get(lease.id, 0))
+        known = self._free.get(lease.id)
+        if known is not None and known[0] == stamp:
+            return known[1]
         left = lease.machine_type.resources
-        for gang in self.gangs.values():
-            if gang.lease_id == lease.id:
+        for gang in self.gangs.on(lease.id):
+            left = left.minus(gang.resources)
+        for gang in self.over.on(lease.id):
+            if self.alive(gang.id):
                 left = left.minus(gang.resources)
-        for gang in self.over.values():
-            if gang.lease_id == lease.id and self.alive(gang.id):
-                left = left.minus(gang.resources)
+        self._free[lease.id] = (stamp, left)
         return left
 
     def alive(self, gang_id: str) -> bool:
@@ -168,6 +181,7 @@ class Board:
 
     def set_lease(self, lease: Lease) -> None:
         """Count on a lease being like this; one that has ended holds nothing any more."""
+        self.changed_leases += 1
         if lease.state is LeaseState.ENDED:
             self.leases.pop(lease.id, None)
         else:

@@ -15,7 +15,7 @@ from caudal.domain.decision import AcquireNode, Reason, Rejected, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Market, Offer
 from caudal.policy.board import Board
 from caudal.policy.budgets import spent
-from caudal.policy.contracts import against, rank, under_contracts
+from caudal.policy.contracts import MACHINES, against, find, rank, room, under_contracts
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
 from caudal.policy.unfit import against_offer, joined
@@ -36,11 +36,11 @@ class Buyer:
         board = self._board
         held = {x.site for x in board.leases.values()}
         for site in board.sites:
-            offers = [o for o in self._offers() if o.site == site and o.market is Market.OWN]
-            usable = [o for o in offers if self._against(o) is None]
+            offers = [o for o in self.offers() if o.site == site and o.market is Market.OWN]
+            usable = [o for o in offers if self.against(o) is None]
             if site not in held and usable:
                 text = f"site {site} has a machine of its own and no node yet"
-                self._acquire(usable[0], Reason("node.own", text, {"offer": usable[0].id}), ())
+                self.acquire(usable[0], Reason("node.own", text, {"offer": usable[0].id}), ())
 
     def for_slot(self, slot: Slot, placer: Placer, leaving: str = "") -> Lease | None:
         """Take the cheapest node that can hold a slot; None where no offer can, now."""
@@ -48,8 +48,8 @@ class Buyer:
         broke = self.broke(slot)
         fitting: list[Offer] = []
         rejected: list[Rejected] = []
-        for offer in self._offers():
-            reason = _unsuitable(slot, offer, taken, leaving) or self._against(offer)
+        for offer in self.offers():
+            reason = unsuitable(slot, offer, taken, leaving) or self.against(offer)
             if reason is None and broke is not None and offer.price_usd_per_hour:
                 reason = broke
             if reason is None:
@@ -66,7 +66,7 @@ class Buyer:
         )
         dearer = [Rejected(f"offer {o.id}", _dearer(o, best)) for o in fitting[1:]]
         reason = Reason("node.needed", text, {"slot": slot.name, "offer": best.id})
-        lease = self._acquire(best, reason, tuple(dearer + rejected))
+        lease = self.acquire(best, reason, tuple(dearer + rejected))
         placer.promise(slot, lease)
         return lease
 
@@ -78,7 +78,7 @@ class Buyer:
         )
         return found[1] if found else None
 
-    def _offers(self) -> list[Offer]:
+    def offers(self) -> list[Offer]:
         """The offers at the fleet's sites: own, then under a contract, then by the hour, each the cheapest first,
         then in the fleet's order."""
         board = self._board
@@ -89,7 +89,8 @@ class Buyer:
             here = under_contracts(fleet, here, board.leases.values(), board.now)
         return sorted(here, key=lambda o: (*rank(o), order[o.site], o.id))
 
-    def _against(self, offer: Offer) -> Reason | None:
+    def against(self, offer: Offer) -> Reason | None:
+        """Why nothing can be had of an offer now; None where something can."""
         board = self._board
         if offer.site in board.snapshot.silent_providers or not board.answers(offer.site):
             return Reason("site.silent", f"site {offer.site} does not answer")
@@ -112,12 +113,25 @@ class Buyer:
                     return Reason("offer.failed_lately", f"offer {offer.id}: {said}", {"again_at": again_at})
         return None
 
+    def left(self, offer: Offer) -> tuple[int | None, str]:
+        """How many machines of an offer can be had now (None: any number), and what it shares that bound with."""
+        board, fleet = self._board, self._board.snapshot.state.fleet
+        most = None if offer.available is None else max(0, offer.available - self._taken.get(offer.id, 0))
+        if self._one_node(offer.site):
+            return 1, f"site {offer.site}"
+        contract = find(fleet, offer.contract) if offer.contract else None
+        if contract is None or contract.kind not in MACHINES:
+            return most, ""
+        here = room(contract, board.leases.values(), board.now).left
+        return here if most is None else min(most, here), f"contract {contract.name}"
+
     def _one_node(self, site: str) -> bool:
         fleet = self._board.snapshot.state.fleet
         spec = fleet.site(site) if fleet else None
         return spec is not None and spec.provider in ONE_NODE_PROVIDERS
 
-    def _acquire(self, offer: Offer, reason: Reason, rejected: tuple[Rejected, ...]) -> Lease:
+    def acquire(self, offer: Offer, reason: Reason, rejected: tuple[Rejected, ...]) -> Lease:
+        """Take one node of an offer."""
         board = self._board
         number = sum(self._taken.values()) + 1
         fleet = board.snapshot.state.fleet
@@ -157,7 +171,7 @@ def release_nodes(board: Board) -> None:
     if board.snapshot.state.fleet is None:
         return
     for lease in list(board.leases.values()):
-        busy = any(g.lease_id == lease.id for g in board.gangs.values()) or _haunted(board, lease)
+        busy = bool(board.gangs.on(lease.id)) or _haunted(board, lease)
         if board.rules.closing:
             _close(board, lease, busy)
             continue
@@ -212,11 +226,11 @@ def _release(board: Board, lease: Lease, code: str, text: str) -> None:
 
 def _haunted(board: Board, lease: Lease) -> bool:
     """Whether something that was over in the books still lives there."""
-    return any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values())
+    return any(board.alive(g.id) for g in board.over.on(lease.id))
 
 
 def _idle_s(board: Board, lease: Lease) -> float:
-    ends = [g.ended_at for g in board.over.values() if g.lease_id == lease.id and g.ended_at is not None]
+    ends = [g.ended_at for g in board.over.on(lease.id) if g.ended_at is not None]
     return board.now - max([*ends, lease.active_at or lease.requested_at])
 
 
@@ -229,7 +243,7 @@ def _node_name(board: Board, site: str) -> str:
     return f"{site}-{number}"
 
 
-def _unsuitable(slot: Slot, offer: Offer, taken: Mapping[str, str], leaving: str) -> Reason | None:
+def unsuitable(slot: Slot, offer: Offer, taken: Mapping[str, str], leaving: str) -> Reason | None:
     has = offer.machine_type.resources
     if offer.site not in slot.sites:
         return Reason("site.not_asked", f"`at` does not name site {offer.site}")

@@ -57,13 +57,17 @@ def _failed(board: Board, workload: Workload, slot: str, newest: Gang) -> Reason
 
 def settle_states(board: Board, wanted: Desired, over: frozenset[str]) -> None:
     """Say of every other workload whether it runs, waits or has stopped."""
+    slots: dict[str, list[Slot]] = {}
+    for slot in wanted.slots.values():
+        slots.setdefault(slot.workload, []).append(slot)
+    door = any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values())
     for workload in board.workloads.values():
         if workload.name in over or workload.over:
             continue
         if not workload.wanted:
             _stopped(board, workload)
         else:
-            _running_or_pending(board, workload, wanted)
+            _running_or_pending(board, workload, wanted, slots.get(workload.name, []), door)
 
 
 def _stopped(board: Board, workload: Workload) -> None:
@@ -75,19 +79,22 @@ def _stopped(board: Board, workload: Workload) -> None:
         _set(board, workload, WorkloadState.STOPPED, Reason("workload.stopped", "stopped by the user"))
 
 
-def _running_or_pending(board: Board, workload: Workload, wanted: Desired) -> None:
-    lacking = _lacking(board, workload, wanted)
+def _running_or_pending(
+    board: Board, workload: Workload, wanted: Desired, slots: list[Slot], door: bool
+) -> None:
+    lacking = _lacking(board, workload, wanted, slots, door)
     if lacking is None:
         _set(board, workload, WorkloadState.RUNNING, Reason("workload.running", _sites(board, workload)))
     else:
         _set(board, workload, WorkloadState.PENDING, lacking)
 
 
-def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None:
-    """What a workload waits for; None where it runs. A run runs with a coordinator and one worker; a service
-    with all replicas that can be had now, ready, and the gateway there."""
+def _lacking(
+    board: Board, workload: Workload, wanted: Desired, slots: list[Slot], door: bool
+) -> Reason | None:
+    """What a workload with these slots waits for; None where it runs. A run runs with a coordinator and one worker; a
+    service with all replicas that can be had now, ready, and (`door`) a gateway there."""
     waits = [w for w in board.waiting if w.workload == workload.name]
-    slots = [s for s in wanted.slots.values() if s.workload == workload.name]
     if isinstance(workload.spec, ServiceSpec):
         unready = [s.name for s in slots if not _serves(board, s)]
         waits = [w for w in waits if w.reason.code != "scale.asleep"]
@@ -96,7 +103,7 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
             return Reason(first.reason.code, f"{first.subject}: {first.reason.text}")
         if unready:
             return Reason("replica.loading", f"{unready[0]} is starting")
-        if not any(g.role is Role.GATEWAY and board.believed_up(g) for g in board.gangs.values()):
+        if not door:
             return Reason("gateway.starting", "the gateway is not there yet")
         own = [model for model in workload.spec.models if model.own]
         asleep = wanted.scales and all(m.scale.on for m in own)
@@ -116,7 +123,8 @@ def _lacking(board: Board, workload: Workload, wanted: Desired) -> Reason | None
 def _serves(board: Board, slot: Slot) -> bool:
     """Whether a replica is ready: the one that the slot asks for, or still the one that it replaces; where their
     number follows demand, any of the model."""
-    alike = [g for g in board.gangs.values() if g.role is Role.REPLICA and base_of(g.slot) == slot.base]
+    base = slot.base
+    alike = [g for g in board.live(slot.workload, Role.REPLICA) if base_of(g.slot) == base]
     if slot.why:
         alike = [g for g in board.live(slot.workload, Role.REPLICA) if g.model == slot.model]
     return any(board.ready(g) and not g.stopping for g in alike)

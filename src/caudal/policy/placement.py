@@ -7,7 +7,8 @@ Only nodes that exist or were asked for are looked at; getting more of them is c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 from caudal.domain.decision import Reason, Rejected
 from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
@@ -19,6 +20,9 @@ from caudal.policy.unfit import joined, why_unfit
 
 GIB = float(1 << 30)
 
+MOST_TOLD = 16
+"""Of more nodes than that, a decision says only how many there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -29,6 +33,30 @@ class Placement:
     ready: bool
     reason: Reason
     rejected: tuple[Rejected, ...] = ()
+
+
+class _Told:
+    """Why nodes were rejected: the first few by name, of the others how many for which reason. Nobody reads ten thousand
+    lines, and no store should keep them."""
+
+    def __init__(self) -> None:
+        self._first: list[Rejected] = []
+        self._more: dict[str, tuple[int, Reason]] = {}
+
+    def add(self, node: str, reason: Reason) -> None:
+        """One more."""
+        if len(self._first) < MOST_TOLD:
+            self._first.append(Rejected(node, reason))
+        else:
+            count, first = self._more.get(reason.code, (0, reason))
+            self._more[reason.code] = (count + 1, first)
+
+    def rejected(self) -> list[Rejected]:
+        """All of it."""
+        return self._first + [
+            Rejected(f"{count} more nodes", replace(reason, text=f"such as: {reason.text}"))
+            for count, reason in self._more.values()
+        ]
 
 
 class Placer:
@@ -43,30 +71,64 @@ class Placer:
         self._dirty_sites = dirty_sites
         self._dirty_leases = dirty_leases
         self._promised: dict[str, list[Slot]] = {}
+        self._sorted: list[Lease] = []
+        self._sorted_at = -1
+        self._standing: dict[str, Reason | None] = {}  # what speaks against a node for any slot
 
     def place(self, slot: Slot, leaving: str = "") -> Placement:
         """The best node for a slot. `leaving` is the site that it has to get away from, if any."""
         board = self._board
         fits: list[Lease] = []
-        rejected: list[Rejected] = []
+        told = _Told()
+        taken = self.sites_taken(slot)
         for lease in self._nodes():
-            reason = self._against(slot, lease, leaving)
+            reason = self._against(slot, lease, leaving, taken)
             if reason is None:
                 fits.append(lease)
             else:
-                rejected.append(Rejected(lease.node, reason))
-        rejected += self._sites_without_nodes(slot)
+                told.add(lease.node, reason)
+        rejected = told.rejected() + self._sites_without_nodes(slot)
         if not fits:
             return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
-        ranked = sorted(fits, key=lambda lease: self._rank(slot, lease))
+        siblings = {site: self._siblings(slot, site) for site in {lease.site for lease in fits}}
+        order = {site: place for place, site in enumerate(board.sites)}
+        unused: dict[tuple[object, ...], float] = {}  # most nodes of a type are as full as many others
+
+        def rank(lease: Lease) -> tuple[float | int | str, ...]:
+            free = self.free(lease)
+            like = (lease.machine_type.name, free.cpus, free.memory_bytes, free.accelerators)
+            left = unused.get(like)
+            if left is None:
+                left = unused[like] = self._left(slot, lease)
+            return self._rank(slot, lease, siblings[lease.site], order[lease.site], left)
+
+        ranked = nsmallest(MOST_TOLD + 1, fits, key=rank)
         best = ranked[0]
         ready = not self._waits(best)
         reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
-        rejected = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]] + rejected
+        second = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]]
+        if more := len(fits) - len(ranked):
+            text = f"they can hold it, too, and come after {ranked[-1].node}"
+            second.append(Rejected(f"{more} more nodes", Reason("node.second", text)))
+        rejected = second + rejected
         if not ready:
             self.promise(slot, best)
         assert slot.resources.fits(board.free(best))
         return Placement(best, ready, reason, tuple(rejected))
+
+    def place_home(self, slot: Slot, lease: Lease) -> Placement | None:
+        """The node that room is kept on for a slot; None where something speaks against it by now."""
+        kept = self._promised.get(lease.id, [])
+        if slot in kept:
+            kept.remove(slot)
+        if self._against(slot, lease, "") is not None:
+            return None
+        ready = lease.state is LeaseState.ACTIVE
+        if not ready:
+            self.promise(slot, lease)
+        text = f"node {lease.node} was taken for it" + (f" and {len(kept)} more" if kept else "")
+        data = {"free": numbers(self.free(lease)), "asked": numbers(slot.resources), "site": lease.site}
+        return Placement(lease, ready, Reason("place.planned", text, data))
 
     def promise(self, slot: Slot, lease: Lease) -> None:
         """Keep room for a slot on a node that is on its way."""
@@ -95,36 +157,52 @@ class Placer:
 
     def _nodes(self) -> list[Lease]:
         board = self._board
-        order = {site: i for i, site in enumerate(board.sites)}
-        known = [x for x in board.leases.values() if x.site in order]
-        return sorted(known, key=lambda x: (order[x.site], x.node))
+        if self._sorted_at != board.changed_leases:
+            order = {site: i for i, site in enumerate(board.sites)}
+            known = [x for x in board.leases.values() if x.site in order]
+            self._sorted = sorted(known, key=lambda x: (order[x.site], x.node))
+            self._sorted_at = board.changed_leases
+            self._standing.clear()
+        return self._sorted
 
-    def _against(self, slot: Slot, lease: Lease, leaving: str) -> Reason | None:
-        """Why not this node; None where nothing speaks against it."""
-        board, site = self._board, lease.site
-        taken = self.sites_taken(slot)
-        machine = machine_of(board, lease)
-        free = self.free(lease)
+    def _against(
+        self, slot: Slot, lease: Lease, leaving: str, taken: Mapping[str, str] | None = None
+    ) -> Reason | None:
+        """Why not this node; None where nothing speaks against it. `taken` is what `sites_taken` says of the slot."""
+        site = lease.site
+        taken = self.sites_taken(slot) if taken is None else taken
         if site not in slot.sites:
             return Reason("site.not_asked", f"`at` does not name site {site}")
         if site == leaving or lease.state is LeaseState.SUSPECT:
             return Reason("site.silent", f"contact with site {site} is lost")
         if site in taken:
             return Reason("site.taken", f"site {site} holds {taken[site]}; workers of a run keep apart")
+        if lease.id not in self._standing:
+            self._standing[lease.id] = self._against_any(lease)
+        standing = self._standing[lease.id]
+        if standing is not None:
+            return standing
+        free = self.free(lease)
+        if not slot.resources.fits(free):
+            text = f"node {lease.node} has {amount(free)} free, and {amount(slot.resources)} is asked"
+            return Reason("node.full", text, {"free": numbers(free), "asked": numbers(slot.resources)})
+        return None
+
+    def _against_any(self, lease: Lease) -> Reason | None:
+        """Why no slot may come to this node now."""
+        board, site = self._board, lease.site
         if not board.answers(site):
             return Reason("site.silent", f"the driver of site {site} does not answer")
         if site in self._dirty_sites or lease.id in self._dirty_leases:
             return Reason("site.cleaning", f"what is fenced on {lease.node} has to end first")
         if why := why_unfit(board, lease):
             return Reason("node.failed", f"node {lease.node} is not as promised: {why}")
+        machine = machine_of(board, lease)
         if lease.state is LeaseState.RELEASING or (machine and machine.state is MachineState.STOPPING):
             return Reason("node.leaving", f"node {lease.node} is being given back")
         if lease.id in board.leaving:
             left_s = max(0.0, board.leaving[lease.id] - board.now)
             return Reason("node.leaving", f"node {lease.node} goes in {left_s:.0f} s")
-        if not slot.resources.fits(free):
-            text = f"node {lease.node} has {amount(free)} free, and {amount(slot.resources)} is asked"
-            return Reason("node.full", text, {"free": numbers(free), "asked": numbers(slot.resources)})
         return None
 
     def _sites_without_nodes(self, slot: Slot) -> list[Rejected]:
@@ -137,13 +215,14 @@ class Placer:
             for s in none
         ]
 
-    def _rank(self, slot: Slot, lease: Lease) -> tuple[float | int | str, ...]:
+    def _rank(
+        self, slot: Slot, lease: Lease, siblings: int, order: int, left: float
+    ) -> tuple[float | int | str, ...]:
         """Smallest is best. Nodes that are ready come first for all."""
-        order = self._board.sites.index(lease.site)
         waits = int(self._waits(lease))
         if slot.role is not Role.REPLICA:
-            return (waits, order, self._left(slot, lease), lease.node)
-        return (waits, self._siblings(slot, lease.site), self._left(slot, lease), order, lease.node)
+            return (waits, order, left, lease.node)
+        return (waits, siblings, left, order, lease.node)
 
     def _waits(self, lease: Lease) -> bool:
         """Whether a node is still on its way."""

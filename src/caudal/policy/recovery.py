@@ -117,7 +117,7 @@ def _trust(board: Board, lease: Lease) -> None:
     text = f"site {lease.site} answers again after {board.now - since:.1f} s of suspicion"
     board.choose(TrustLease(lease.id), lease.node, Reason("contact.back", text, {"epoch": lease.epoch}))
     board.set_lease(replace(lease, state=LeaseState.ACTIVE, suspect_since=None))
-    for gang in [g for g in board.gangs.values() if g.lease_id == lease.id]:
+    for gang in board.gangs.on(lease.id):
         board.gangs[gang.id] = replace(gang, epoch=lease.epoch)
 
 

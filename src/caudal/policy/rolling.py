@@ -53,11 +53,7 @@ def _replace(board: Board, gang: Gang, slot: Slot, homeless: bool) -> None:
 
 def _another_is_away(board: Board, gang: Gang) -> bool:
     """Whether another replica of the model is on its way out or in: then this one has to answer meanwhile."""
-    others = [
-        g
-        for g in board.gangs.values()
-        if g.role is Role.REPLICA and (g.workload, g.model) == (gang.workload, gang.model) and g.id != gang.id
-    ]
+    others = [g for g in board.live(gang.workload, Role.REPLICA) if g.model == gang.model and g.id != gang.id]
     return any(g.stopping or g.id in board.retiring or not board.ready(g) for g in others)
 
 

@@ -7,31 +7,30 @@ from dataclasses import replace
 
 from caudal.domain.decision import Reason, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Offer
-from caudal.domain.node import failed, ready, subject
+from caudal.domain.node import ready, subject
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 
 
 def why_unfit(board: Board, lease: Lease) -> str:
     """Why a node is none, by its own word or its provider's; empty: nothing is known against it."""
-    report = board.reports.get(subject(lease.id))
-    if report is not None and failed(report):
+    report = board.failed_nodes.get(subject(lease.id)) if board.failed_nodes else None
+    if report is not None:
         return str(report.status.get("why") or "its burn-in failed")
     machine = machine_of(board, lease)
     if machine is not None and machine.failed:
         return machine.failed
+    if joined(board, lease):
+        return ""
     since = lease.active_at if lease.active_at is not None else board.now
-    if not joined(board, lease) and board.now - since >= board.rules.boot_s:
+    if board.now - since >= board.rules.boot_s:
         return f"it has not joined its site within {board.rules.boot_s:.0f} s"
     return ""
 
 
 def joined(board: Board, lease: Lease) -> bool:
     """Whether a node belongs to its site by its own word, where that takes one: a machine that runs is no node yet."""
-    fleet = board.snapshot.state.fleet
-    if fleet is None or not fleet.begins_ray(lease.site):
-        return True
-    return ready(board.reports.get(subject(lease.id)))
+    return lease.site not in board.begin_ray or ready(board.reports.get(subject(lease.id)))
 
 
 def release_unfit(board: Board) -> None:
@@ -40,9 +39,9 @@ def release_unfit(board: Board) -> None:
     for lease in list(board.leases.values()):
         if lease.state is not LeaseState.ACTIVE or not (why := why_unfit(board, lease)):
             continue
-        if any(g.lease_id == lease.id for g in board.gangs.values()):
+        if board.gangs.on(lease.id):
             continue
-        if any(g.lease_id == lease.id and board.alive(g.id) for g in board.over.values()):
+        if any(board.alive(g.id) for g in board.over.on(lease.id)):
             continue
         text = f"node {lease.node} is given back: {why}"
         data = {"why": why, "offer": lease.offer_id, "site": lease.site}
@@ -52,8 +51,8 @@ def release_unfit(board: Board) -> None:
 
 def against_offer(board: Board, offer: Offer) -> Reason | None:
     """Why an offer is left alone now; None where its machines were well, or long enough ago."""
-    for report in board.reports.values():
-        if not failed(report) or report.status.get("offer") != offer.id:
+    for report in board.failed_nodes.values():
+        if report.status.get("offer") != offer.id:
             continue
         again_at = report.at + board.rules.unfit_retry_s
         if board.now < again_at:

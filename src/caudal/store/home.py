@@ -44,6 +44,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def catalog(self) -> Path:
+        """Imported prices, one file for each source."""
+        return self.root / "catalog"
+
+    @property
     def certificates(self) -> Path:
         """The fleet's authority and its sites' certificates, or the user's own; see `authority`."""
         return self.root / "certificates"

@@ -60,6 +60,7 @@ class Hub:
     def __post_init__(self) -> None:
         self._numbers = itertools.count(1)
         self._strangers = 0
+        self._ending = False
         self._error = ""
         self._why = ""  # the last word on the steps of a round
         self._packed: tuple[Message | None, bytes] = None, b""
@@ -97,13 +98,17 @@ class Hub:
         self._report()
 
     async def keep(self) -> None:
-        """Write a checkpoint of the last committed round, before the process ends."""
+        """Write a checkpoint of the last committed round, before the process ends. What sites say from now on is not
+        heard: where rounds are short, others would be committed behind it."""
         assert self.keeper is not None
+        self._ending = True
         await self.keeper.drained()
-        if self.machine.settled:
-            self.machine.keep()
-            self._do(self.machine.tick(time.monotonic()))
+        while not self.machine.settled:  # the next round's deltas were all here
             await self.keeper.drained()
+            await asyncio.sleep(0)
+        self.machine.keep()
+        self._do(self.machine.tick(time.monotonic()))
+        await self.keeper.drained()
 
     async def finish(self) -> None:
         """Tell all sites that the run is finished, and close."""
@@ -138,7 +143,8 @@ class Hub:
 
             while admitted:
                 message, payload = await read_frame(reader, self._max_payload_bytes, heard)
-                self._do(self.machine.message(number, message, payload, time.monotonic()))
+                if not self._ending:
+                    self._do(self.machine.message(number, message, payload, time.monotonic()))
         except BadMessage as error:
             why = error.one_line()
             self.say(f"connection {number}: {why}")

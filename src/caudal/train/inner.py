@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from caudal.train.adam import BETAS, EPSILON
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.heldout import load_questions, score
 from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan
@@ -27,8 +28,6 @@ from caudal.train.layout import tensors
 from caudal.train.model import Llama
 from caudal.train.schedule import fresh_factor, learning_rate
 
-BETAS = (0.9, 0.99)
-EPSILON = 1e-8
 GRADIENT_NORM = 1.0
 """Gradients longer than this are shortened to it."""
 
@@ -82,6 +81,18 @@ class TorchInner:
         rate: float = 1.0,
     ) -> InnerResult:
         """Take inner steps over exactly these samples; see `Inner.run`."""
+        return self._run(stage, ids, progress, between, rate, None)
+
+    def _run(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float,
+        into: Flat | None,
+    ) -> InnerResult:
+        """`into` becomes the gradient of the last step."""
         started = time.perf_counter()
         if self._steps == 0:
             self._fresh = stage > 0 or progress[0] > 0
@@ -96,16 +107,34 @@ class TorchInner:
                     break
                 batch = self._samples[stage].batch(positions[step * of.batch : (step + 1) * of.batch])
                 at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
-                total += self._step(batch, rate * learning_rate(of, at), of.weight_decay) * len(batch.targets)
+                now = rate * learning_rate(of, at)
+                total += self._step(batch, now, of.weight_decay, into) * len(batch.targets)
                 counted += len(batch.targets)
         return InnerResult(
-            params=self._flat.detach().numpy().copy(),
+            params=self._read(),
             tokens=min(len(positions), done * of.batch) * of.sample_tokens,
             loss=total / max(counted, 1),
             steps=done,
             seconds=time.perf_counter() - started,
             stopped=done < steps,
+            gradient=into,
         )
+
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        """The step over one batch, with its gradient; see `Inner.gradient`."""
+        into: Flat = np.zeros(self.size, np.float32)
+        return self._run(stage, ids, progress, between, rate, into)
+
+    def _read(self) -> Flat:
+        params: Flat = self._flat.detach().numpy().copy()
+        return params
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -126,8 +155,8 @@ class TorchInner:
         """`{"correct", "of", "kinds", "samples"}`; `of` is 0 where the data has no such questions."""
         return score(self._model, self._flat.detach(), self._questions, self._tokenizer)
 
-    def _step(self, batch: Batch, rate: float, weight_decay: float) -> float:
-        """One step of AdamW; returns the loss."""
+    def _step(self, batch: Batch, rate: float, weight_decay: float, into: Flat | None = None) -> float:
+        """One step of AdamW; returns the loss. `into` becomes the gradient."""
         if len(batch.targets) == 0:
             return 0.0
         if self._fresh:
@@ -136,6 +165,8 @@ class TorchInner:
         loss.backward()  # type: ignore[no-untyped-call]
         assert self._flat.grad is not None
         torch.nn.utils.clip_grad_norm_([self._flat], GRADIENT_NORM)
+        if into is not None:
+            np.copyto(into, self._flat.grad.numpy())
         with torch.no_grad():
             self._flat.addcmul_(self._flat, self._decays, value=-rate * weight_decay)
         self._optimiser.param_groups[0]["lr"] = rate

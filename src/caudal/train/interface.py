@@ -102,6 +102,8 @@ class RunPlan:
     model: str = ""  # a hash of what is trained, where it is not a model of `shape`
     made_of: dict[str, str] = field(default_factory=dict)
     """What else has to be the same: the sha256 of the tokenizer and of each data file, a script's dtype."""
+    undecayed: Cuts = ()
+    """Where weights do not decay, from number to number: norms and biases."""
     frozen: int = 0  # parameters that are computed with beside those that are trained
 
     @property
@@ -167,6 +169,7 @@ def plan(spec: TrainSpec, manifest: DataManifest) -> RunPlan:
         fragments=cut(size, [part.offset for part in parts], spec.outer.fragments),
         model=signature(spec.base, base.files) if base else "",
         frozen=base.frozen if base else 0,
+        undecayed=tuple((part.offset, part.offset + part.size) for part in parts if len(part.shape) == 1),
         made_of={
             name: sha for files in (manifest.files, *stage_files) for name, sha in sorted(files.items())
         },
@@ -179,6 +182,7 @@ class InnerResult:
 
     `params` are the parameters after them; `tokens` the positions trained; `loss` the mean nats per
     predicted token; `stopped` says that `between` was obeyed: all of it is of the `steps` taken until then.
+    `gradient` is there where that was asked for.
     """
 
     params: Flat
@@ -187,6 +191,7 @@ class InnerResult:
     steps: int
     seconds: float
     stopped: bool = False
+    gradient: Flat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,18 @@ class Inner(Protocol):
         """Take inner steps over exactly these samples, in batches of the stage's `batch` (the last may be
         smaller), the learning rate read at the stage's progress going from progress[0] to progress[1] and
         multiplied by `rate`."""
+        ...
+
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        """As `run`, over one batch or less, with the gradient that the step was made of: the mean over the samples,
+        shortened as the step's."""
         ...
 
     def evaluate(self) -> dict[str, float]:

@@ -59,7 +59,8 @@ class Entry(msgspec.Struct, frozen=True):
     """A committed round. `state_sha256` is empty in rounds where it was not computed. `update_bytes` is the
     length of the update, all its fragments one after the other; `bits` what it is encoded in, as the deltas
     were; `fragments` where each begins and ends, in numbers. `skipped` were set aside before this round: they
-    stand in this commit and in no other. A round without sites changes nothing and only says so of the last ids."""
+    stand in this commit and in no other. `gradients`: sites sent these, and AdamW's step for their mean is the update.
+    A round without sites changes nothing and only says so of the last ids."""
 
     run: str
     round: int
@@ -67,7 +68,7 @@ class Entry(msgspec.Struct, frozen=True):
     previous: str
     stage: int
     inner_steps: int
-    learning_rate: float  # of the outer step
+    learning_rate: float  # of the outer step; of AdamW's where sites sent gradients
     momentum: float  # of the outer step
     sites: tuple[Contribution, ...]
     tokens: int
@@ -80,6 +81,7 @@ class Entry(msgspec.Struct, frozen=True):
     bits: int = 8
     fragments: Ranges = ()
     skipped: tuple[Skipped, ...] = ()
+    gradients: bool = False
 
 
 def to_bytes(entry: Entry) -> bytes:
@@ -87,6 +89,8 @@ def to_bytes(entry: Entry) -> bytes:
     said = msgspec.to_builtins(entry)
     if not entry.skipped:  # nearly always: the bytes are those of an entry from before there was this field
         del said["skipped"]
+    if not entry.gradients:
+        del said["gradients"]
     return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 

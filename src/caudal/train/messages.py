@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from caudal.domain.errors import Failed
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised when an older program could not take part any more."""
 
 Ranges = tuple[tuple[int, int], ...]
@@ -56,6 +56,7 @@ class Held(_Part, frozen=True):
     inner_steps: int
     waits: bool
     rate: float = 1.0
+    gradient: bool = False
 
 
 class Hello(_Message, frozen=True):
@@ -118,7 +119,8 @@ class Ready(_Message, frozen=True):
 class Round(_Message, frozen=True):
     """Coordinator → site: train these ids. `waits`: begin when round - 1 is applied; else as soon as the
     round before is computed (its delta is cut when round - 1 is applied). `progress` is of the stage;
-    `rate` is what its learning rate is multiplied by. `evaluate`: evaluate the state first."""
+    `rate` is what its learning rate is multiplied by. `evaluate`: evaluate the state first. `gradient`: send
+    the gradient of the round's one step instead of what was learnt."""
 
     epoch: int
     round: int
@@ -131,6 +133,7 @@ class Round(_Message, frozen=True):
     evaluate: bool = False
     bits: int = 8
     rate: float = 1.0
+    gradient: bool = False
 
 
 class Hurry(_Message, frozen=True):

@@ -1,4 +1,5 @@
-"""The outer optimiser: merges the sites' deltas, takes a Nesterov step, and says it in int8 or int4.
+"""The outer optimiser: merges what sites send, takes a step, and says it in int8 or int4. Of deltas it is Nesterov's,
+of gradients (in the synchronous part) AdamW's.
 
 What changes the state is the *decoded update*, at the coordinator as at every site, so all copies are
 bit-identical. The momentum is a function of the decoded updates alone: with u the update,
@@ -16,7 +17,9 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from caudal.train.adam import Adam
 from caudal.train.codec import PIECE, Encoder, Payload, coded, encoded_bytes, pieces
 from caudal.train.fragments import Cuts, split
 from caudal.train.interface import Flat
@@ -61,7 +64,8 @@ class Outer:
     """State, momentum and residual of a run, at its coordinator. A round is merged fragment by fragment, as
     they arrive, and taken as a whole or not at all."""
 
-    def __init__(self, state: Flat, momentum: Flat, cuts: Cuts) -> None:
+    def __init__(self, state: Flat, momentum: Flat, cuts: Cuts, undecayed: Cuts = ()) -> None:
+        """`undecayed`: where weights do not decay, of steps that are made of gradients."""
         assert state.dtype == momentum.dtype == np.float32 and state.shape == momentum.shape
         assert cuts[0][0] == 0 and cuts[-1][1] == len(state)
         self.state = state
@@ -69,6 +73,9 @@ class Outer:
         self.cuts = cuts
         self.residual: Flat = np.zeros_like(state)
         self._unsaid: Flat = np.zeros_like(state)  # the residual, if what is merged is taken
+        self.adam: Adam | None = None  # while sites send gradients
+        self._undecayed = undecayed
+        self._decays: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._encoder = Encoder()
         self._works = [np.empty(PIECE, np.float32) for _ in range(2)]
 
@@ -101,7 +108,48 @@ class Outer:
             np.subtract(wanted, said, out=unsaid[numbers])
         return buffer
 
-    def take(self, update: Payload, mu: float, bits: int = 8) -> None:
-        """Take the step that was merged last, all its fragments one after the other."""
+    def merge_gradients(
+        self,
+        fragment: int,
+        gradients: Sequence[tuple[float, Payload]],
+        rate: float,
+        weight_decay: float,
+        bits: int = 8,
+    ) -> bytearray:
+        """As `merge`, of one fragment's (weight, encoded gradient): a step of AdamW at this learning rate for their
+        mean."""
+        adam = self.adam or self._begin_adam()
+        start, stop = self.cuts[fragment]
+        parts = [coded(p, stop - start, bits).scaled(np.float32(w)) for w, p in gradients]
+        buffer, into = self._encoder.start(stop - start, bits)
+        shrink = np.float32(rate * weight_decay)
+        for numbers, rows in pieces(stop - start):
+            at = slice(start + numbers.start, start + numbers.stop)
+            mean = parts[0].piece(numbers, rows, self._works[0])
+            for part in parts[1:]:
+                mean += part.piece(numbers, rows, self._works[1])
+            wanted = adam.piece(at, mean, rate)
+            decayed = np.multiply(self.state[at], shrink, out=self._works[1][: len(wanted)])
+            decayed *= self._decays[at]
+            wanted -= decayed
+            wanted += self.residual[at]
+            said = self._encoder.piece(wanted, into, numbers, rows)
+            np.subtract(wanted, said, out=self._unsaid[at])
+        return buffer
+
+    def _begin_adam(self) -> Adam:
+        self.adam = Adam(len(self.state))
+        self._decays = np.ones(len(self.state), np.bool_)
+        for start, stop in self._undecayed:
+            self._decays[start:stop] = False
+        return self.adam
+
+    def take(self, update: Payload, mu: float, bits: int = 8, *, gradients: bool = False) -> None:
+        """Take the step that was merged last, all its fragments one after the other. AdamW's moments end with the
+        first that is not of gradients."""
+        if gradients and self.adam is not None:
+            self.adam.take()
+        else:
+            self.adam = None
         roll_forward(self.state, self.momentum, update, mu, bits, self.cuts)
         self.residual, self._unsaid = self._unsaid, self.residual

@@ -20,7 +20,7 @@ from caudal.train import checkpoint, ledger
 from caudal.train.codec import Encoder, decode, encoded_bytes
 from caudal.train.fragments import split
 from caudal.train.interface import Flat, IdRange, Inner, RunPlan
-from caudal.train.outer import Outer, state_sha256
+from caudal.train.outer import Outer, roll_forward, state_sha256
 
 MakeInner = Callable[[], Inner]
 
@@ -54,6 +54,7 @@ class _Site:
     unsaid: Flat
     learnt: Flat
     cut: int = -1
+    of_gradients: bool = False  # what the residual is left of
     encoder: Encoder = field(default_factory=Encoder)
 
 
@@ -62,7 +63,7 @@ class _Replay:
 
     def __init__(self, plan: RunPlan, state: Flat, momentum: Flat, make_inner: MakeInner) -> None:
         self.plan, self._make_inner = plan, make_inner
-        self.outer = Outer(state, momentum, plan.fragments)
+        self.outer = Outer(state, momentum, plan.fragments, plan.undecayed)
         self.before: Flat = state.copy()  # the state one round earlier
         self.update: list[Flat] = []  # what led from there to the state, by fragment
         self.epoch = 0
@@ -71,7 +72,8 @@ class _Replay:
     def round(self, entry: ledger.Entry) -> bytes:
         """Train a round; returns what would have been broadcast. The state stays: see `take`."""
         if entry.epoch != self.epoch:
-            self.outer.residual[:] = 0  # a new coordinator begins without
+            self.outer.residual[:] = 0  # a new coordinator begins without, and without moments
+            self.outer.adam = None
             self.epoch = entry.epoch
         if not entry.sites:
             return bytes(entry.update_bytes)  # nobody trained: zeros
@@ -82,6 +84,12 @@ class _Replay:
                 (part.tokens / entry.tokens, said[fragment])
                 for part, said in zip(entry.sites, payloads, strict=True)
             ]
+            if entry.gradients:
+                decay = self.plan.stages[entry.stage].weight_decay
+                parts.append(
+                    self.outer.merge_gradients(fragment, weighted, entry.learning_rate, decay, entry.bits)
+                )
+                continue
             parts.append(
                 self.outer.merge(fragment, weighted, entry.learning_rate, entry.momentum, entry.bits)
             )
@@ -90,7 +98,11 @@ class _Replay:
     def take(self, update: bytes, entry: ledger.Entry) -> None:
         """Go on behind a round with the bytes that were broadcast."""
         np.copyto(self.before, self.outer.state)
-        self.outer.take(update, entry.momentum, entry.bits)
+        if entry.sites:
+            self.outer.take(update, entry.momentum, entry.bits, gradients=entry.gradients)
+        else:
+            state, momentum = self.outer.state, self.outer.momentum
+            roll_forward(state, momentum, update, entry.momentum, entry.bits, self.outer.cuts)
         cuts = self.plan.fragments
         lengths = [encoded_bytes(stop - start, entry.bits) for start, stop in cuts]
         said = split(memoryview(update), lengths)
@@ -136,7 +148,8 @@ class _Replay:
                     site.inner.add(self.plan.fragments[fragment][0], changes[fragment])
             return False
 
-        result = site.inner.run(entry.stage, ids, part.progress, between, part.rate)
+        work = site.inner.gradient if entry.gradients else site.inner.run
+        result = work(entry.stage, ids, part.progress, between, part.rate)
         local = result.params
         for fragment, at in enumerate(late):
             if at >= result.steps:
@@ -144,9 +157,16 @@ class _Replay:
                 local[start:stop] += changes[fragment]
                 site.inner.add(start, changes[fragment])
         site.learnt, site.cut = local - self.outer.state, entry.round
+        said = site.learnt
+        if entry.gradients:
+            assert result.gradient is not None
+            said = result.gradient
+        if site.of_gradients != entry.gradients:
+            site.of_gradients = entry.gradients
+            site.residual[:] = 0
         return [
             site.encoder.encode(
-                site.learnt[start:stop], site.residual[start:stop], site.unsaid[start:stop], entry.bits
+                said[start:stop], site.residual[start:stop], site.unsaid[start:stop], entry.bits
             )
             for start, stop in self.plan.fragments
         ]

@@ -157,7 +157,8 @@ def _compute(
             applied[shift.key] = step
         return stop.is_set() or (step > 0 and short.is_set())
 
-    return inner.run(order.stage, order.ids, order.progress, between, order.rate), applied
+    work = inner.gradient if order.gradient else inner.run
+    return work(order.stage, order.ids, order.progress, between, order.rate), applied
 
 
 def _assess(order: Assess, inner: Inner) -> tuple[int, dict[str, float], dict[str, Any] | None]:

@@ -66,6 +66,19 @@ class GroupInner:
         rate: float = 1.0,
     ) -> InnerResult:
         """Take inner steps over exactly these samples; see `Inner.run`."""
+        return self._run(stage, ids, progress, between, rate, keep=False)
+
+    def _run(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float,
+        *,
+        keep: bool,
+    ) -> InnerResult:
+        """`keep`: with the gradient of the last step."""
         started = time.perf_counter()
         if self._steps == 0:
             self._fresh = stage > 0 or progress[0] > 0
@@ -80,7 +93,7 @@ class GroupInner:
             at = progress[0] + (progress[1] - progress[0]) * (step + 0.5) / steps
             now = rate * learning_rate(of, at) * (fresh_factor(self._steps) if self._fresh else 1.0)
             those = positions[step * of.batch : (step + 1) * of.batch]
-            loss, positions_counted = self._step(stage, those, now, of.weight_decay)
+            loss, positions_counted = self._step(stage, those, now, of.weight_decay, keep)
             total, counted = total + loss, counted + positions_counted
         return InnerResult(
             params=self._read(),
@@ -89,13 +102,27 @@ class GroupInner:
             steps=done,
             seconds=time.perf_counter() - started,
             stopped=done < steps,
+            gradient=self._member.gradient.numpy() if keep and done else None,
         )
 
-    def _step(self, stage: int, positions: list[int], rate: float, weight_decay: float) -> tuple[float, int]:
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        """The step over one batch, with its gradient; see `Inner.gradient`."""
+        return self._run(stage, ids, progress, between, rate, keep=True)
+
+    def _step(
+        self, stage: int, positions: list[int], rate: float, weight_decay: float, keep: bool
+    ) -> tuple[float, int]:
         words = {"stage": stage, "positions": positions, "rate": rate, "weight_decay": weight_decay}
-        self._ranks.say({"do": "step", **words})
+        self._ranks.say({"do": "step", "keep": keep, **words})
         self._steps += 1
-        return self._member.step(stage, positions, rate, weight_decay)
+        return self._member.step(stage, positions, rate, weight_decay, keep)
 
     def _read(self) -> Flat:
         self._ranks.say({"do": "read"})

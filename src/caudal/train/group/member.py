@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from caudal.domain.errors import UsageError
 from caudal.domain.workload import InnerSpec
+from caudal.train.adam import BETAS, EPSILON
 from caudal.train.base.layout import FOLDER, base_of, require_libraries
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.group.module import LlamaModule
-from caudal.train.inner import BETAS, EPSILON, GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
+from caudal.train.inner import GRADIENT_NORM, MAX_VALIDATION_TOKENS, spread
 from caudal.train.interface import DataManifest, Devices, RunPlan, trained_parameters
 from caudal.train.module import SharedModule
 
@@ -98,6 +99,7 @@ class Member:
         self._parts = trained_parameters(self.plan.shape, setup.manifest)
         self._model = _module(setup).to(self._device)
         self._wrapped = self._wrap(setup)
+        self.gradient = torch.zeros(0)
         self.forget()
         folder = Path(setup.folder)
         stages = range(len(self.plan.stages))
@@ -164,8 +166,15 @@ class Member:
     @torch.no_grad()
     def read(self) -> Tensor:
         """The whole state, [parameters], on the CPU."""
-        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in self._model.ordered()]
-        return torch.cat([p.detach().float().cpu().reshape(-1) for p in whole])
+        return self._flat(self._model.ordered())
+
+    def _flat(self, each: Sequence[Tensor | None]) -> Tensor:
+        """Tensors of all parameters as one vector; one that is not there is zeros."""
+        whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in each]
+        parts = zip(whole, self._parts, strict=True)
+        return torch.cat(
+            [torch.zeros(p.size) if t is None else t.detach().float().cpu().reshape(-1) for t, p in parts]
+        )
 
     def forget(self) -> None:
         """Begin again without moments."""
@@ -179,9 +188,12 @@ class Member:
     # ---- work ---------------------------------------------------------------------------------------------
 
     def step(
-        self, stage: int, positions: Sequence[int], rate: float, weight_decay: float
+        self, stage: int, positions: Sequence[int], rate: float, weight_decay: float, keep: bool = False
     ) -> tuple[float, int]:
-        """One step over these samples, each process with its part: (sum of losses, positions that counted)."""
+        """One step over these samples, each process with its part: (sum of losses, positions that counted). With
+        `keep` the gradient is in `gradient` then, [parameters], on the CPU."""
+        if keep:
+            self.gradient = torch.zeros(self.plan.parameters)
         mine = positions[self.rank :: self.world]
         batches = [self._batch(stage, mine[k :: self._inner.accumulate], positions) for k in self._turns()]
         figures = self._summed([0.0, float(sum(len(b.targets) for b in batches))])
@@ -196,6 +208,8 @@ class Member:
                 total += loss.detach()
         every = self._model.ordered()
         torch.nn.utils.clip_grad_norm_(every, GRADIENT_NORM)
+        if keep:
+            self.gradient = self._flat([parameter.grad for parameter in every])
         for group in self._optimiser.param_groups:
             group["lr"], group["weight_decay"] = rate, weight_decay if group["decays"] else 0.0
         self._optimiser.step()

@@ -130,7 +130,8 @@ def follow(ranks: Ranks) -> NoReturn:
             case "add":
                 member.add(words["start"], ranks.share(torch.zeros(words["size"])))
             case "step":
-                member.step(words["stage"], words["positions"], words["rate"], words["weight_decay"])
+                rate, decay = words["rate"], words["weight_decay"]
+                member.step(words["stage"], words["positions"], rate, decay, words["keep"])
             case "evaluate":
                 member.evaluate()
             case "read":

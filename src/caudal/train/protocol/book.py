@@ -69,7 +69,8 @@ class Book:
         taken = self._take_ids(turn, stage, members, shares)
         counts = [size(ids) for _, _, ids in taken]
         progress = (begun / stage.ids, min(1.0, (begun + sum(counts)) / stage.ids))
-        rate = rules.rate_of([*others, *counts]) if self.plan.outer.scale_rate else 1.0
+        scaled = self.plan.outer.scale_rate and not turn.tempo.gradients
+        rate = rules.rate_of([*others, *counts]) if scaled else 1.0
         for member, name, ids in taken:
             self._enter(turn, member, name, ids, progress, rate, now)
         turn.merged.clear()
@@ -133,10 +134,14 @@ class Book:
         if not 1 <= work.inner_steps <= stages[work.stage].ids:
             return None
         if at == len(self.turns):
-            like = Tempo(work.inner_steps, tempo.learning_rate, tempo.momentum, work.waits, tempo.bits)
+            if work.gradient and (self.plan.outer.sync != "gradients" or work.inner_steps > 1):
+                return None
+            outer = (1.0, 0.0) if work.gradient else (tempo.learning_rate, tempo.momentum)
+            like = Tempo(work.inner_steps, *outer, work.waits, tempo.bits, gradients=work.gradient)
             self.turns.append(Turn(work.round, work.stage, like, self.plan.outer.quorum))
         turn = self.turns[at]
         same = (turn.stage, turn.tempo.inner_steps) == (work.stage, work.inner_steps)
+        same = same and turn.tempo.gradients == work.gradient
         return turn if same and turn.tempo.waits == work.waits else None
 
     def _take(self, turn: Turn, member: Member, work: Held, now: float) -> str:

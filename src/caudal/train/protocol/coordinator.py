@@ -57,7 +57,7 @@ class Coordinator:
     def __init__(self, terms: Terms, restored: Restored, now: float, at_offset: float) -> None:
         assert len(restored.state) == terms.plan.parameters
         self.terms, self.plan = terms, terms.plan
-        self.outer = Outer(restored.state, restored.momentum, terms.plan.fragments)
+        self.outer = Outer(restored.state, restored.momentum, terms.plan.fragments, terms.plan.undecayed)
         self.round = restored.round  # applied to the state
         pool = Pool(self.plan.total_ids, [IdRange(*r) for r in restored.totals.committed])
         self.book = Book(self.plan, pool, terms.epoch)
@@ -244,7 +244,7 @@ class Coordinator:
             elif self.settled and self._gathered(now):
                 self._merge(turns[0], now)
         elif turns:
-            merge.early(self.outer, turns[0])
+            merge.early(self.outer, turns[0], self.plan)
         if not turns:
             self.phase = Phase.WAITING
 
@@ -328,10 +328,10 @@ class Coordinator:
         self._drop(member, f"its delta was refused: {problem}")
 
     def _merge(self, turn: Turn, now: float) -> None:
-        parts = merge.finish(self.outer, turn)
+        parts = merge.finish(self.outer, turn, self.plan)
         self.round += 1
         for lease in turn.leases():
-            self.pace.merged(lease.size, turn.stage, turn.tempo.inner_steps)
+            self.pace.merged(lease.size, turn.stage, turn.tempo.alike)
         self.book.merged()
         update = b"".join(parts)
         entry = self.scribe.merged(turn, self.outer.state, len(update), now)

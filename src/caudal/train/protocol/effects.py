@@ -98,13 +98,15 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Take inner steps; answer with `computed`, and before which step each `Shift` meanwhile was applied."""
+    """Take inner steps, or (`gradient`) one with its gradient; answer with `computed`, and before which step each
+    `Shift` meanwhile was applied."""
 
     lease: str
     stage: int
     ids: tuple[IdRange, ...]
     progress: tuple[float, float]
     rate: float = 1.0
+    gradient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def take(
     if len(lease.parts) < len(plan.fragments):
         return None
     lease.delta, lease.size = delta, merge.size_of(lease, plan)
-    if pace.too_large(lease.size, turn.stage, turn.tempo.inner_steps):
+    if pace.too_large(lease.size, turn.stage, turn.tempo.alike):
         problem = "its numbers explode, against all deltas before"
         book.failed(turn, lease, problem)
         return turn, lease, problem

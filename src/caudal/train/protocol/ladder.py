@@ -1,6 +1,7 @@
 """How many inner steps a round has: few while the model is young, then as many as the network asks for.
 
-A ladder of rungs. Below `sync_fraction` of the tokens sites agree after every step; then the rung climbs by
+A ladder of rungs. Below `sync_fraction` of the tokens sites agree after every step, on gradients where the spec says so:
+where sites wait for them, the next is computed meanwhile, a step old. Then the rung climbs by
 doubling to the spec's `inner_steps`. Beyond that only the network moves it: up where sites wait for updates
 for more than `wait_share` of their time, down again where updates are back long before the round is over.
 A loss that rises halves it. Every change says why.
@@ -64,6 +65,7 @@ class Ladder:
     _stage: int = -1
     _rounds: int = 0  # on this rung
     _hold: int = 0
+    _streams: bool = False  # gradients are computed while the step that the last ones became is on its way
     _warm: bool = True
 
     @staticmethod
@@ -74,13 +76,19 @@ class Ladder:
 
     def tempo(self, done: float, cooled: float = 1.0) -> Tempo:
         """How the next round goes, when `done` of the run's tokens are trained and the learning rate is `cooled`
-        times its highest. In the warm-up sites average plainly."""
+        times its highest. In the warm-up sites average plainly, gradients where a round is one step."""
         outer = self.outer
         waits = self.rung == 1 or not outer.overlap
         if done < outer.sync_fraction:
-            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits, self.rung)
+            gradients = self._gradients
+            waits = waits and not (gradients and self._streams)
+            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits, self.rung, gradients)
         steps = self._grown(cooled) if outer.grow and self.rung > 1 else self.rung
         return Tempo(steps, outer.learning_rate, outer.momentum, waits, outer.bits, self.rung)
+
+    @property
+    def _gradients(self) -> bool:
+        return self.outer.sync == "gradients" and self.rung == 1
 
     def _grown(self, cooled: float) -> int:
         most = max(self.rung, min(GROWN * self.outer.inner_steps, self.outer.max_inner_steps))
@@ -106,7 +114,8 @@ class Ladder:
             return
         waiting = sum(self._waits) / len(self._waits)
         if len(self._waits) < WINDOW:
-            if self._rounds >= LONG_ROUNDS and min(self._waits) > LONG * self.outer.wait_share:
+            long = max(LONG * self.outer.wait_share, self._allowed)
+            if self._rounds >= LONG_ROUNDS and min(self._waits) > long:
                 self._link(waiting)
             return
         mean = math.inf
@@ -138,12 +147,27 @@ class Ladder:
     def _most(self) -> int:
         return max(self.outer.max_inner_steps, self.outer.inner_steps)
 
+    @property
+    def _allowed(self) -> float:
+        """The share of their time that sites may wait. While they agree on gradients that is what makes `wait_share` of
+        the whole run: every round there is worth more than later ones."""
+        outer = self.outer
+        if self._warm and self._gradients and self.outer.overlap:
+            return min(0.5, outer.wait_share / max(1e-3, outer.sync_fraction))
+        return outer.wait_share
+
     def _link(self, waiting: float) -> None:
         """What the network asks for."""
+        if self._warm and self._gradients and self.outer.overlap and not self._streams:
+            if waiting > self._allowed:
+                self._streams, self._rounds = True, 0
+                self._forget()
+                self.why = f"sites waited {waiting:.1%} of their time: gradients are a step old, from now on"
+            return
         most = self.outer.inner_steps if self._warm else self._most
         least = 1 if self._warm else self.outer.inner_steps
         needed = math.ceil(max(self._backs) * self.rung / 0.6)
-        if waiting > self.outer.wait_share:
+        if waiting > self._allowed:
             if not self._hold and self.rung < most:
                 times = min(4.0, max(1.5, ROOM / max(0.01, 1 - waiting)))
                 self._go(min(most, math.ceil(times * self.rung)), f"sites waited {waiting:.1%} of their time")
@@ -156,6 +180,9 @@ class Ladder:
         if rung != self.rung:
             self.why = f"{self.rung} → {rung} inner steps a round: {why}"
         self.rung, self._rounds = rung, 0
+        self._forget()
+
+    def _forget(self) -> None:
         self._waits.clear()
         self._backs.clear()
         self._losses.clear()

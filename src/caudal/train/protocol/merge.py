@@ -7,11 +7,13 @@ from typing import Any
 
 from caudal.catalog.accelerators import peak_flops_per_s
 from caudal.train.codec import blocks, encoded_bytes, magnitude
-from caudal.train.interface import RunPlan
+from caudal.train.interface import RunPlan, Stage
+from caudal.train.leases import size
 from caudal.train.ledger import FIRST, Contribution, Entry, Link, Skipped
 from caudal.train.messages import Delta
 from caudal.train.outer import Outer, roll_forward
 from caudal.train.protocol.turns import Lease, Turn
+from caudal.train.schedule import fresh_factor, learning_rate
 
 MOST_STEPS = 1 << 20
 """No round is longer."""
@@ -46,15 +48,15 @@ def size_of(lease: Lease, plan: RunPlan) -> float:
     return math.sqrt(lease.large / sum(blocks(stop - start) for start, stop in plan.fragments))
 
 
-def early(outer: Outer, turn: Turn) -> None:
+def early(outer: Outer, turn: Turn, plan: RunPlan) -> None:
     """Merge the fragments that are here from all who hold a lease, whatever else is still to come."""
     leases = turn.leases()
     here = set.intersection(*(set(lease.parts) for lease in leases))
     for fragment in sorted(here - set(turn.merged)):
-        _merge(outer, turn, fragment, leases)
+        _merge(outer, turn, fragment, leases, plan)
 
 
-def finish(outer: Outer, turn: Turn) -> list[bytearray]:
+def finish(outer: Outer, turn: Turn, plan: RunPlan) -> list[bytearray]:
     """Merge what is not merged yet, change the state, and return the update's fragments."""
     assert not turn.waiting
     leases = turn.leases()
@@ -62,9 +64,10 @@ def finish(outer: Outer, turn: Turn) -> list[bytearray]:
         return _nothing(outer, turn)
     for fragment in range(len(outer.cuts)):
         if fragment not in turn.merged:
-            _merge(outer, turn, fragment, leases)
+            _merge(outer, turn, fragment, leases, plan)
     parts = [turn.merged[fragment] for fragment in range(len(outer.cuts))]
-    outer.take(b"".join(parts), turn.tempo.momentum, turn.tempo.bits)
+    tempo = turn.tempo
+    outer.take(b"".join(parts), tempo.momentum, tempo.bits, gradients=tempo.gradients)
     return parts
 
 
@@ -77,11 +80,27 @@ def _nothing(outer: Outer, turn: Turn) -> list[bytearray]:
     return parts
 
 
-def _merge(outer: Outer, turn: Turn, fragment: int, leases: list[Lease]) -> None:
+def step_rate(outer: Outer, turn: Turn, leases: list[Lease], stage: Stage) -> float:
+    """The learning rate of the coordinator's step for the mean gradient: the stage's in the middle of what sites were
+    leased. Without moments, and behind the run's first round, it rises as a site's own would."""
+    sizes = [size(lease.ids) for lease in leases]
+    middles = [sum(lease.progress) / 2 * count for lease, count in zip(leases, sizes, strict=True)]
+    steps = outer.adam.steps if outer.adam else 0
+    rises = turn.number - 1 > steps  # moments as old as the run were never lost
+    return learning_rate(stage, sum(middles) / sum(sizes)) * (fresh_factor(steps) if rises else 1.0)
+
+
+def _merge(outer: Outer, turn: Turn, fragment: int, leases: list[Lease], plan: RunPlan) -> None:
     """Weighted by tokens, in the order of the slots."""
     tokens = sum(lease.tokens for lease in leases)
     weighted = [(lease.tokens / tokens, lease.parts[fragment]) for lease in leases]
     tempo = turn.tempo
+    if tempo.gradients:
+        stage = plan.stages[turn.stage]
+        turn.rate = step_rate(outer, turn, leases, stage)
+        decay = stage.weight_decay
+        turn.merged[fragment] = outer.merge_gradients(fragment, weighted, turn.rate, decay, tempo.bits)
+        return
     turn.merged[fragment] = outer.merge(fragment, weighted, tempo.learning_rate, tempo.momentum, tempo.bits)
 
 
@@ -106,7 +125,8 @@ def entry(
         previous=previous.hash if previous else FIRST,
         stage=turn.stage,
         inner_steps=turn.tempo.inner_steps,
-        learning_rate=turn.tempo.learning_rate,
+        learning_rate=turn.rate if turn.tempo.gradients else turn.tempo.learning_rate,
+        gradients=turn.tempo.gradients,
         momentum=turn.tempo.momentum,
         sites=parts,
         tokens=tokens,

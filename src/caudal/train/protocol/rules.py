@@ -61,7 +61,8 @@ _NOTHING = 1e-20
 @dataclass(frozen=True, slots=True)
 class Tempo:
     """How a round goes: inner steps per site, the outer optimiser's two numbers, and whether sites wait for
-    its update before they go on. `rung` is the ladder's that it was made on (0: another coordinator's)."""
+    its update before they go on. `rung` is the ladder's that it was made on (0: another coordinator's). `gradients`:
+    sites send gradients, of whose mean the coordinator takes a step."""
 
     inner_steps: int
     learning_rate: float
@@ -69,6 +70,12 @@ class Tempo:
     waits: bool
     bits: int = 8
     rung: int = 0
+    gradients: bool = False
+
+    @property
+    def alike(self) -> int:
+        """What deltas of rounds like this one are compared by: their steps, 0 where they are gradients."""
+        return 0 if self.gradients else self.inner_steps
 
 
 @dataclass(slots=True)
@@ -93,17 +100,17 @@ class Pace:
         spread = median(abs(s - middle) for s in self.late)
         return expected_s * (1.5 * middle + GRACE_MADS * spread) + GRACE_FLOOR_S
 
-    def too_large(self, size: float, stage: int, inner_steps: int) -> bool:
-        """Whether a delta's numbers explode, against those before in the same stage and tempo."""
+    def too_large(self, size: float, stage: int, alike: int) -> bool:
+        """Whether a delta's numbers explode, against those before in the same stage and tempo (`Tempo.alike`)."""
         if not math.isfinite(size):
             return True
-        if self.sizes_of != (stage, inner_steps.bit_length()) or len(self.sizes) < 4:
+        if self.sizes_of != (stage, alike.bit_length()) or len(self.sizes) < 4:
             return False
         return size > EXPLODING * median(self.sizes)
 
-    def merged(self, size: float, stage: int, inner_steps: int) -> None:
+    def merged(self, size: float, stage: int, alike: int) -> None:
         """A delta of this size was good. One that is all zeros says nothing of what is large."""
-        like = stage, inner_steps.bit_length()  # rounds grow: within a factor of two they are alike
+        like = stage, alike.bit_length()  # rounds grow: within a factor of two they are alike
         if self.sizes_of != like:
             self.sizes.clear()
             self.sizes_of = like

@@ -62,6 +62,7 @@ class Site:
         self.round = -1  # of the state; -1: none yet
         self.state: Flat = np.zeros(self.parameters, np.float32)
         self.residual: Flat = np.zeros(self.parameters, np.float32)
+        self._of_gradients = False  # what the residual is left of
         self.works: list[Work] = []
         self.loss = 0.0
         self._unsaid: Flat = np.zeros(self.parameters, np.float32)  # the residual, if what was cut is merged
@@ -242,16 +243,22 @@ class Site:
         work.waited_s = max(0.0, now - self._idle_since)
         self._computing = work
         ids = tuple(IdRange(*r) for r in order.ids)
-        compute = Compute(order.lease, order.stage, ids, order.progress, order.rate)
+        compute = Compute(order.lease, order.stage, ids, order.progress, order.rate, order.gradient)
         return [self._assess(heldout=False), compute] if order.evaluate else [compute]
 
     def _cut(self, work: Work) -> None:
-        """Take what was learnt since the last cut, and encode it."""
+        """Take what was learnt since the last cut, or the gradient, and encode it."""
+        assert work.result is not None
+        if work.order.gradient != self._of_gradients:
+            self._of_gradients = work.order.gradient
+            self.residual[:] = 0  # other numbers' errors
         with np.errstate(invalid="ignore", over="ignore"):
             work.learnt = self._local - self.state
+        said = work.result.gradient if work.order.gradient else work.learnt
+        assert said is not None
         work.payloads = [
             self._encoder.encode(
-                work.learnt[start:stop],
+                said[start:stop],
                 self.residual[start:stop],
                 self._unsaid[start:stop],
                 work.order.bits,

@@ -54,6 +54,7 @@ class Turn:
     grace_s: float = 0.0
     deadline: float = 0.0  # 0: not running yet
     evaluator: str = ""
+    rate: float = 0.0  # of gradients: the learning rate of the step that was made of them
     skipped: tuple[Aside, ...] = ()  # ids that were set aside before it is merged
 
     def leases(self) -> list[Lease]:
@@ -90,4 +91,5 @@ class Turn:
             self.evaluator == lease.worker,
             self.tempo.bits,
             lease.rate,
+            self.tempo.gradients,
         )

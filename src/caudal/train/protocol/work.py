@@ -41,7 +41,7 @@ class Work:
     def held(self) -> Held:
         """What is offered of it to the next coordinator."""
         o = self.order
-        return Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate)
+        return Held(o.round, o.stage, o.ids, o.progress, o.inner_steps, o.waits, o.rate, o.gradient)
 
     def frames(self) -> list[Send]:
         """Its delta, one frame a fragment."""

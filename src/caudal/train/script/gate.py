@@ -174,6 +174,17 @@ class Gate:
         seconds = time.perf_counter() - started
         return InnerResult(params, len(positions), total / len(positions), len(tickets), seconds)
 
+    def gradient(
+        self,
+        stage: int,
+        ids: Sequence[IdRange],
+        progress: tuple[float, float],
+        between: Between,
+        rate: float = 1.0,
+    ) -> InnerResult:
+        """Not to be had of a script, whose loop steps by itself: `outer` plans no round that asks for it."""
+        raise AssertionError("a script's loop was asked for a gradient")
+
     def _stopped(self, tickets: list[Ticket], step: int, total: float, started: float) -> InnerResult:
         """What was done until now; the script, which waits meanwhile, is told that the rest is void."""
         self.settle()

@@ -43,9 +43,11 @@ from caudal.train.script.model import TorchParameters
 from caudal.train.tls import server_context
 from caudal.train.work import take_part
 
-SETTINGS = OuterSpec(learning_rate=0.8, momentum=0.5, scale_rate=False, inner_steps=10, grow=False, bits=8)
+SETTINGS = OuterSpec(
+    learning_rate=0.8, momentum=0.5, scale_rate=False, inner_steps=10, grow=False, bits=8, sync="parameters"
+)
 """A script's optimiser keeps its learning rate, so the outer step has to be the longer one; and nobody here knows how
-it falls, so that rounds do not grow with it."""
+it falls, so that rounds do not grow with it, nor could anybody take its step for it."""
 
 
 class OuterRun:
@@ -172,8 +174,8 @@ def outer(
     shared out in batches of `batch` samples. `store` is the address of an object store that all sites reach
     (`file://`, `s3://`, `az://`, `gs://`); `host` the address at which this site can be reached by the others,
     for which `certificates` names a folder that `caudal certificates` made (loopback needs none).
-    `settings` are the outer optimisation's (`OuterSpec`; `scale_rate` and `grow` cannot reach into a script). What is
-    yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
+    `settings` are the outer optimisation's (`OuterSpec`; `scale_rate`, `grow` and `sync` cannot reach into a script).
+    What is yielded is what `collate` makes of a list of samples (torch's default_collate). Learning rates are the
     script's own; `run.steps` counts this site's steps. A dataset's samples go through the loop exactly once per
     epoch over all sites, but for those of steps that were lost with a site, which another trains again.
 
@@ -182,7 +184,7 @@ def outer(
     if len(dataset) == 0:
         raise UsageError("the dataset is empty")
     parameters = TorchParameters(model, optimizer)
-    wanted = replace(settings, scale_rate=False, grow=False) if settings else SETTINGS
+    wanted = replace(settings, scale_rate=False, grow=False, sync="parameters") if settings else SETTINGS
     ids = round(len(dataset) * epochs)
     stage = Stage("data", "text", 0, ids, len(dataset), batch, 1, 0.0, 0.0, 0.0, 0.0)
     plan = _plan(run, seed, parameters, stage, wanted)
