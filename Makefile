@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup test test-cluster check format swarm docs screenshots clean bench-%
+.PHONY: help up setup test test-cluster check format swarm docs screenshots demo-clouds clean bench-%
 
 help:  ## what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -35,7 +35,8 @@ test: $(VENV)/.setup  ## all tests
 	$(BIN)/python -m pytest -m "not cluster"
 
 CLUSTER := tests/conformance/test_store.py tests/e2e/test_two_stores.py tests/conformance/test_driver.py \
-  tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py
+  tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py tests/e2e/test_ray_nodes.py \
+  tests/e2e/test_demo_clouds.py
 
 test-cluster: $(VENV)/.setup  ## tests that need servers to be installed first: PostgreSQL, Azure's emulator (npm), Slurm, Ray
 	$(BIN)/python -m pytest $(CLUSTER)
@@ -56,6 +57,9 @@ docs: $(VENV)/.setup  ## write docs/reference anew from the code
 
 swarm: $(VENV)/.setup  ## SEEDS=1000 simulated days with faults; a failing seed is printed as the command that replays it
 	$(BIN)/python -m caudal.simulate --seeds $(SEEDS)
+
+demo-clouds: $(VENV)/.setup  ## a run over two clouds (fakes here), one of which fails and comes back; about four minutes
+	$(BIN)/python examples/two-clouds/demo.py
 
 bench-%: $(VENV)/.setup  ## one benchmark of bench/; its last line is one JSON object
 	$(BIN)/python bench/$(subst -,_,$*).py

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from caudal import composition
+from caudal.composition.process import lead
 from caudal.control.loop import ControlLoop
 from caudal.control.settings import Settings
 from caudal.domain.errors import CaudalError
@@ -83,7 +84,7 @@ def world(home: Path, port: int) -> World:
 def control(made: World) -> ControlLoop:
     """A loop that leads, also where the one before it was killed."""
     holder = composition.this_process("test")
-    composition._lead(made.store, holder, made.clock, 5.0)  # type: ignore[arg-type]
+    lead(made.store, holder, made.clock, 5.0)  # type: ignore[arg-type]
     return ControlLoop(made, holder, Settings(rules=RULES))
 
 

@@ -15,6 +15,7 @@ from caudal.composition import Control
 from caudal.control.tokens import gang_token
 from caudal.domain.errors import SpecError
 from caudal.domain.fleet import ApiSpec, FleetSpec, GatewaySpec, SiteSpec
+from caudal.node.control import Away, ControlApi, Refused
 from caudal.spec import check
 from caudal.store.home import Home
 from caudal.telemetry import report
@@ -93,3 +94,12 @@ def test_who_listens_for_others_says_how() -> None:
     for host in ("0.0.0.0", "::", "example.org"):
         with pytest.raises(SpecError):
             check(replace(fleet, api=ApiSpec(host, tls=True)))
+
+
+def test_a_node_trusts_the_fleets_authority_and_nobody_else(control: Control, tmp_path: Path) -> None:
+    (tmp_path / "join").write_text("1.none")
+    with pytest.raises(Away, match=r"(?i)certificate"):
+        ControlApi(control.url, "far.north.1.1", tmp_path).join()
+    (tmp_path / "ca.pem").write_bytes((control.place.certificates / "ca.pem").read_bytes())
+    with pytest.raises(Refused, match="401"):  # it was heard: the token is no good
+        ControlApi(control.url, "far.north.1.1", tmp_path).join()

@@ -46,4 +46,4 @@ def test_the_policy_allows_what_is_called_and_buying_is_left_out() -> None:
 def test_ending_a_machine_is_bound_to_the_tag() -> None:
     statements = json.loads(block("json"))["Statement"]
     ending = next(s for s in statements if s["Action"] == "ec2:TerminateInstances")
-    assert ending["Condition"] == {"StringEquals": {"aws:ResourceTag/caudal-fleet": "lab"}}
+    assert ending["Condition"] == {"StringLike": {"aws:ResourceTag/caudal-fleet": "lab-*"}}

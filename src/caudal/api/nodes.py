@@ -20,9 +20,8 @@ def join(
     lease_id: LeaseId, request: Request, ctx: Ctx, body: Annotated[dict[str, Any], Body()]
 ) -> dict[str, str]:
     """Change a join token, once, for the node's own. The body holds a `nonce` that the node chose; asking again with the
-    same one gives the same answer."""
-    token = nodes.join(ctx.store, _secret(ctx), lease_id, _given(request), body.get("nonce"), ctx.clock.now())
-    return {"token": token}
+    same one gives the same answer, and where the head of its cluster is, as soon as that is known."""
+    return nodes.join(ctx.store, _secret(ctx), lease_id, _given(request), body.get("nonce"), ctx.clock.now())
 
 
 @router.post("/nodes/{lease_id}/report", dependencies=[Depends(guard_body)])

@@ -11,6 +11,7 @@ from rich.console import Console
 from caudal.cli.client import Client
 from caudal.cli.output import console, json_option, plain, print_json, table
 from caudal.composition import Control
+from caudal.composition.world import end_fakes, fakes
 from caudal.control.down import PATIENCE_S, Left, take_down
 from caudal.domain.errors import CaudalError, Failed
 from caudal.store.home import Home, home
@@ -27,9 +28,15 @@ LEAVE_S = 60.0
     show_default=True,
     help="Seconds until what is left is named.",
 )
+@click.option(
+    "--end-fakes",
+    "end_fakes_too",
+    is_flag=True,
+    help="End the fakes of clouds on this machine, too, once they list nothing.",
+)
 @json_option
 @click.pass_obj
-def verb(root: str | None, patience: float, as_json: bool) -> None:
+def verb(root: str | None, patience: float, end_fakes_too: bool, as_json: bool) -> None:
     """Stop all that runs, release every lease, and wait until the providers' own lists show nothing of ours.
 
     What is left then is named, with its price per hour, and the exit code is 1. Runs keep their last round, and what
@@ -49,6 +56,7 @@ def verb(root: str | None, patience: float, as_json: bool) -> None:
     if not left:
         if not as_json:
             out.print("down: nothing is left.")
+        _fakes(control, place, out, end=end_fakes_too)
         return
     if not as_json:
         rows = [(x.what, plain(x.name), x.site or x.provider, price_of(x), plain(x.text)) for x in left]
@@ -58,6 +66,16 @@ def verb(root: str | None, patience: float, as_json: bool) -> None:
         why=f"the providers' lists were not empty within {patience:.0f} s",
         remedy="call `caudal down` again; what a provider itself does not give up is ended in its own console",
     )
+
+
+def _fakes(control: Control, place: Home, out: Console, *, end: bool) -> None:
+    """A fake of a cloud goes on, as a cloud does, until it is told to end."""
+    names = ", ".join(spec.name for spec in fakes(control.fleet))
+    if end:
+        for name in end_fakes(place, control.fleet):
+            out.print(f"the fake of {plain(name)} has ended")
+    elif names:
+        out.print(f"[dim]fakes that run on: {plain(names)}; `caudal down --end-fakes` ends them[/]")
 
 
 def _take_over(place: Home, out: Console) -> None:

@@ -9,16 +9,18 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import closing
 
+from caudal.cli.driver_checks import driver_checks
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import FleetSpec, ProviderSpec, SiteSpec
 from caudal.ports import Check
 from caudal.store.home import Home
+from caudal.store.identity import known
 
 PACKAGES = {"aws": "boto3", "azure": "azure.mgmt.compute", "hosts": "asyncssh"}
 
 
 def fleet_checks(fleet: FleetSpec, place: Home) -> list[Check]:
-    """What every provider of a fleet says. Raises nothing."""
+    """What every provider and every driver of a fleet says. Raises nothing."""
     found: list[Check] = []
     for spec in fleet.providers:
         name = f"provider {spec.name}"
@@ -31,7 +33,7 @@ def fleet_checks(fleet: FleetSpec, place: Home) -> list[Check]:
             found += _of(spec, fleet, place)
         except CaudalError as error:
             found.append(Check(name, "fail", error.what, error.remedy or error.why))
-    return found
+    return [*found, *driver_checks(fleet, place)]
 
 
 def _of(spec: ProviderSpec, fleet: FleetSpec, place: Home) -> Sequence[Check]:
@@ -39,7 +41,9 @@ def _of(spec: ProviderSpec, fleet: FleetSpec, place: Home) -> Sequence[Check]:
     if spec.kind == "hosts":
         from caudal.providers.hosts import HostsProvider  # noqa: PLC0415 - an extra
 
-        with closing(HostsProvider(spec, fleet.name, place.root / "hosts", "")) as hosts:
+        with closing(
+            HostsProvider(spec, known(place, fleet.name) or fleet.name, place.root / "hosts", "")
+        ) as hosts:
             return hosts.checks()
     if spec.kind == "aws":
         from caudal.providers import aws_checks  # noqa: PLC0415 - an extra

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +17,19 @@ from caudal.control.reports import plain_mapping
 from caudal.domain.errors import NotFound, Stale, Unauthorized, UsageError
 from caudal.domain.fleet import Lease
 from caudal.domain.gang import Report
-from caudal.domain.node import FAILED, failed, subject
+from caudal.domain.node import FAILED, HEAD, READY, failed, head_of, subject
 from caudal.domain.snapshot import Snapshot, State
 from caudal.ports import Store
 
 JOIN_VALID_S = 3600.0
 """A cloud's slowest machines (bare metal with many GPUs) take 10 to 30 minutes until they run user data."""
 
-STATES = frozenset({"burning", "joining", "ready", FAILED})
+STATES = frozenset({"burning", "joining", READY, FAILED})
 LEAST_NONCE, MOST_NONCE = 16, 128
+KEPT = ("joined_by", "role")  # of a node's first word, whatever it says later
+MAX_HEAD_URL = 300
+
+_joining = threading.Lock()  # of two that join at one time, one is the head
 
 
 def join_token(secret: str, lease_id: str, expires_at: float) -> str:
@@ -37,8 +42,21 @@ def node_token(secret: str, lease_id: str) -> str:
     return _made(secret, f"node {lease_id}")
 
 
-def join(store: Store, secret: str, lease_id: str, given: str, nonce: object, now: float) -> str:
-    """Change a join token. Raises Unauthorized (wrong, of another lease, expired), NotFound, Stale (used)."""
+def join_expiry(lease: Lease) -> float:
+    """Until when a lease's join token holds. It follows from the lease alone, so that whoever asks for the machine, and
+    whenever, gives it the same user data: clouds refuse a token that comes with another text."""
+    return lease.requested_at + JOIN_VALID_S
+
+
+def ray_token(secret: str, site: str) -> str:
+    """The token of the Ray cluster that a site's first node begins. Nodes get it for their join token."""
+    return _made(secret, f"ray cluster of {site}")
+
+
+def join(store: Store, secret: str, lease_id: str, given: str, nonce: object, now: float) -> dict[str, str]:
+    """Change a join token: the node's own, and where its site is a cluster that its nodes make up, `role` (head or
+    node), `cluster_token` and `head` (empty until the head has said where it is: ask again). Raises Unauthorized (wrong,
+    of another lease, expired), NotFound, Stale (used)."""
     until, _, _ = given.partition(".")
     if not until.isdigit() or not _same(given, join_token(secret, lease_id, int(until))):
         raise Unauthorized("this is no join token of that lease")
@@ -46,14 +64,36 @@ def join(store: Store, secret: str, lease_id: str, given: str, nonce: object, no
         raise Unauthorized("the join token has expired", remedy="nothing: the machine is given back")
     if not isinstance(nonce, str) or not LEAST_NONCE <= len(nonce) <= MOST_NONCE:
         raise UsageError(f"nonce: a text of {LEAST_NONCE} to {MOST_NONCE} characters is needed")
-    state = store.read()
-    _live(state, lease_id)
-    before = _status(state, lease_id)
-    chosen = hashlib.sha256(nonce.encode()).hexdigest()
-    if before.get("joined_by", chosen) != chosen:
-        raise Stale("the join token has been used", why="another process has joined as this node")
-    store.put_report(Report(subject(lease_id), now, {**before, "joined_by": chosen}))
-    return node_token(secret, lease_id)
+    with _joining:
+        state = store.read()
+        lease = _live(state, lease_id)
+        before = _status(state, lease_id)
+        chosen = hashlib.sha256(nonce.encode()).hexdigest()
+        if before.get("joined_by", chosen) != chosen:
+            raise Stale("the join token has been used", why="another process has joined as this node")
+        told = {"token": node_token(secret, lease_id)}
+        status = {**before, "joined_by": chosen}
+        if state.fleet is not None and state.fleet.begins_ray(lease.site):
+            head = head_of(lease.site, state.leases, state.reports)
+            status["role"] = before.get("role") or ("node" if head else HEAD)
+            told |= {"role": status["role"], "cluster_token": ray_token(secret, lease.site)}
+            told["head"] = _said(head[1].get("head"), "address") if head else ""
+        store.put_report(Report(subject(lease_id), now, status))
+    return told
+
+
+def jobs_url(state: State, site: str) -> str:
+    """Where the head of a site's own Ray cluster takes jobs; empty where there is none, or it is not up yet."""
+    head = head_of(site, state.leases, state.reports)
+    if head is None or head[1].get("state") != READY:
+        return ""
+    url = _said(head[1].get("head"), "jobs")
+    return url if url.startswith(("http://", "https://")) else ""
+
+
+def _said(head: object, key: str) -> str:
+    found = head.get(key) if isinstance(head, Mapping) else None
+    return found if isinstance(found, str) and len(found) <= MAX_HEAD_URL else ""
 
 
 def accept(store: Store, secret: str, lease_id: str, given: str, body: Mapping[str, Any], now: float) -> None:
@@ -68,7 +108,7 @@ def accept(store: Store, secret: str, lease_id: str, given: str, body: Mapping[s
     before = _status(state, lease_id)
     if before.get("state") == FAILED:
         return  # it has been judged: a machine that broke once is not taken back at its own word
-    kept = {key: before[key] for key in ("joined_by",) if key in before}
+    kept = {key: before[key] for key in KEPT if key in before}
     store.put_report(Report(subject(lease_id), now, {**status, **kept, "offer": lease.offer_id}))
 
 

@@ -222,6 +222,19 @@ class ApiSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NodesSpec:
+    """What a rented machine is given to become a node: a wheel of Caudal and (`lock`) a requirements file with the hash
+    of every dependency, as URLs or absolute paths, each with its SHA-256; `python` makes the venv. Without a wheel the
+    image has Caudal, in `python`."""
+
+    python: str = "python3"
+    wheel: str = ""
+    wheel_sha256: str = ""
+    lock: str = ""
+    lock_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSpec:
     """What a `type: fleet` file says. Filled by spec/; read by everything above it."""
 
@@ -233,6 +246,17 @@ class FleetSpec:
     drivers: tuple[DriverSpec, ...] = ()
     contracts: tuple[Contract, ...] = ()
     budgets: tuple[BudgetSpec, ...] = ()
+    nodes: NodesSpec = field(default_factory=NodesSpec)
+
+    def driver_of(self, site: str) -> DriverSpec | None:
+        """What runs processes at a site; None where that is this machine itself, or nobody knows the site."""
+        found = self.site(site)
+        return next((d for d in self.drivers if found is not None and d.name == found.driver), None)
+
+    def begins_ray(self, site: str) -> bool:
+        """Whether the site's Ray cluster is begun by its first node, so that nothing runs there before it is."""
+        driver = self.driver_of(site)
+        return driver is not None and driver.kind == "ray" and not driver.address
 
     def site(self, name: str) -> SiteSpec | None:
         """The site of that name, if the fleet has it."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from caudal.node.burn_in import Found, faults, look
+from caudal.node.cluster import Member
 from caudal.node.control import Away, ControlApi, Refused
 from caudal.node.links import Answering, measured
 
@@ -34,6 +35,7 @@ class Agent:
     def __init__(self, config: Mapping[str, Any], folder: Path, ending: threading.Event) -> None:
         self._config, self._folder, self._ending = config, folder, ending
         self._api = ControlApi(str(config["api_url"]), str(config["lease"]), folder)
+        self._member: Member | None = None
 
     def run(self) -> int:
         """Until it is asked to end; the exit code is 0 then, and 1 where this is no node."""
@@ -56,7 +58,11 @@ class Agent:
                 self._tell("ready", found=_shown(found), **self._now())
                 if self._ending.wait(BEAT_S):
                     return 0
+                if self._member is not None and (why := self._member.over()):
+                    return self._failed(why)
         finally:
+            if self._member is not None:
+                self._member.close()
             if links is not None:
                 links.close()
 
@@ -78,6 +84,11 @@ class Agent:
 
     def _join(self) -> str:
         """Join the site; why not, or empty."""
+        try:
+            if self._api.part():
+                return self._join_cluster()
+        except (OSError, Refused) as error:
+            return f"cannot join the site: {type(error).__name__}: {error}"
         argv = [str(part) for part in self._config.get("join", ())]
         if not argv:
             return ""
@@ -88,8 +99,32 @@ class Agent:
         tail = (done.stderr or done.stdout).strip()[-300:]
         return f"joining the site ended with code {done.returncode}: {tail}" if done.returncode else ""
 
+    def _join_cluster(self) -> str:
+        """Be the head of the site's cluster, or join it; why not, or empty. Raises OSError, Refused."""
+        self._member = Member(
+            self._folder,
+            str(self._config["api_url"]),
+            shares_machine=bool(self._config.get("shares_machine")),
+        )
+        end = time.monotonic() + JOIN_S
+        leads = self._api.part()["role"] == "head"
+        while not leads and not self._api.part()["head"]:
+            if time.monotonic() > end or self._ending.wait(1.0):
+                return f"the site's head was not there within {JOIN_S:.0f} s"
+            try:
+                self._api.join(again=True)
+            except Away:
+                continue
+        argv = [str(part) for part in self._config.get("head" if leads else "member", ())]
+        if not argv:
+            return "its site is a cluster, and it was not told how to join one"
+        self._member.start(argv, self._api.part()["head"])
+        return self._member.wait_up(self._ending, head=leads)
+
     def _now(self) -> dict[str, Any]:
-        return {"load": os.getloadavg()[0], "disk_free_bytes": shutil.disk_usage(self._folder).free}
+        now = {"load": os.getloadavg()[0], "disk_free_bytes": shutil.disk_usage(self._folder).free}
+        leads = self._member is not None and self._api.part().get("role") == "head"
+        return {**now, "head": dict(self._member.head())} if self._member is not None and leads else now
 
     def _failed(self, why: str, *, tell: bool = True) -> int:
         line = " ".join(why.split())[:MAX_WHY]

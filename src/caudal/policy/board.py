@@ -56,6 +56,8 @@ class Board:
         self.now = now
         self.rules = rules
         self.sites = tuple(s.name for s in state.fleet.sites) if state.fleet else ()
+        # Sites whose Ray cluster their own nodes make up: there a machine is no node before it says so.
+        self.begin_ray = frozenset(s for s in self.sites if state.fleet and state.fleet.begins_ray(s))
         self.workloads: dict[str, Workload] = {w.name: w for w in sorted(state.workloads, key=_name)}
         self.leases: dict[str, Lease] = {x.id: x for x in sorted(state.leases, key=_id) if x.live}
         ordered = sorted(state.gangs, key=lambda g: (g.slot, g.incarnation))

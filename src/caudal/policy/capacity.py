@@ -18,7 +18,7 @@ from caudal.policy.budgets import spent
 from caudal.policy.contracts import MACHINES, against, find, rank, room, under_contracts
 from caudal.policy.placement import Placer, amount, numbers
 from caudal.policy.slots import Slot
-from caudal.policy.unfit import against_offer
+from caudal.policy.unfit import against_offer, joined
 
 ONE_NODE_PROVIDERS = frozenset({"local"})
 """Providers whose site is one share of one machine: a second node there would hold the same cores."""
@@ -175,7 +175,7 @@ def release_nodes(board: Board) -> None:
         if board.rules.closing:
             _close(board, lease, busy)
             continue
-        if lease.state is not LeaseState.ACTIVE or busy:
+        if lease.state is not LeaseState.ACTIVE or busy or not joined(board, lease):
             continue
         if lease.site not in board.sites:
             _release(board, lease, "site.removed", f"site {lease.site} is no longer in the fleet")

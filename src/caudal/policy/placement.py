@@ -16,7 +16,7 @@ from caudal.domain.gang import Gang, Role
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 from caudal.policy.slots import Slot, base_of
-from caudal.policy.unfit import why_unfit
+from caudal.policy.unfit import joined, why_unfit
 
 GIB = float(1 << 30)
 
@@ -104,7 +104,7 @@ class Placer:
 
         ranked = nsmallest(MOST_TOLD + 1, fits, key=rank)
         best = ranked[0]
-        ready = best.state is LeaseState.ACTIVE
+        ready = not self._waits(best)
         reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
         second = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]]
         if more := len(fits) - len(ranked):
@@ -219,10 +219,14 @@ class Placer:
         self, slot: Slot, lease: Lease, siblings: int, order: int, left: float
     ) -> tuple[float | int | str, ...]:
         """Smallest is best. Nodes that are ready come first for all."""
-        waits = int(lease.state is not LeaseState.ACTIVE)
+        waits = int(self._waits(lease))
         if slot.role is not Role.REPLICA:
             return (waits, order, left, lease.node)
         return (waits, siblings, left, order, lease.node)
+
+    def _waits(self, lease: Lease) -> bool:
+        """Whether a node is still on its way."""
+        return lease.state is not LeaseState.ACTIVE or not joined(self._board, lease)
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
@@ -247,7 +251,7 @@ class Placer:
 
     def _advantage(self, slot: Slot, best: Lease, other: Lease) -> str:
         """The first thing in which one node is better than another, as a sentence."""
-        if (best.state is LeaseState.ACTIVE) != (other.state is LeaseState.ACTIVE):
+        if self._waits(best) != self._waits(other):
             return f"node {best.node} is ready, and {other.node} is still on its way"
         if slot.role is Role.REPLICA:
             here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)

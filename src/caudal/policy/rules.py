@@ -54,6 +54,9 @@ class Rules:
     idle_release_s: float = 300.0
     leave_ahead_s: float = 150.0
     leave_margin_s: float = 10.0
+    boot_s: float = (
+        2400.0  # from a machine that runs to a node that has joined; bare metal takes 10 to 30 minutes
+    )
     unfit_retry_s: float = 900.0  # an offer whose machine failed its burn-in is left alone for so long
     intent_retry_base_s: float = 0.5
     intent_retry_max_s: float = 15.0

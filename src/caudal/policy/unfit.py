@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from caudal.domain.decision import Reason, ReleaseNode
 from caudal.domain.fleet import Lease, LeaseState, Offer
-from caudal.domain.node import subject
+from caudal.domain.node import ready, subject
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 
@@ -18,7 +18,19 @@ def why_unfit(board: Board, lease: Lease) -> str:
     if report is not None:
         return str(report.status.get("why") or "its burn-in failed")
     machine = machine_of(board, lease)
-    return machine.failed if machine else ""
+    if machine is not None and machine.failed:
+        return machine.failed
+    if joined(board, lease):
+        return ""
+    since = lease.active_at if lease.active_at is not None else board.now
+    if board.now - since >= board.rules.boot_s:
+        return f"it has not joined its site within {board.rules.boot_s:.0f} s"
+    return ""
+
+
+def joined(board: Board, lease: Lease) -> bool:
+    """Whether a node belongs to its site by its own word, where that takes one: a machine that runs is no node yet."""
+    return lease.site not in board.begin_ray or ready(board.reports.get(subject(lease.id)))
 
 
 def release_unfit(board: Board) -> None:

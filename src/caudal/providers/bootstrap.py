@@ -27,6 +27,7 @@ AZURE_LIMIT_BYTES = 64 * 1024
 """Of custom data (Azure's documentation on custom data, read 2026-11)."""
 
 END_OF_TEXT = "CAUDAL_END_OF_TEXT"
+OWN_HOME = ('HOME="$PWD"', "export HOME")  # of a machine that is a process: what it keeps is its own
 HEXADECIMAL = frozenset("0123456789abcdef")
 
 
@@ -51,14 +52,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What one machine is to become. `join` is what makes it part of its site (`ray start ...`), once it is known to be
-    well; `peers` are `host:port` of other nodes' link tests; `listen` is where this one answers theirs (empty: not)."""
+    """What one machine is to become. `join` is what makes it part of its site, once it is known to be well, and is done
+    then. Of a site whose nodes make up its cluster, `head` is what the first one runs for as long as it lives, `member`
+    the others; both have words to be filled in (node/cluster.py). `ca_pem` is the authority of the control API's
+    certificate, where it is not a public one. `peers` are `host:port` of other nodes' link tests; `listen` is where this
+    one answers theirs (empty: not). `here`: the machine is a process of this one, beside others."""
 
     lease: str
     api_url: str
     join_token: str = field(repr=False)
     promised: Resources
     join: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    member: tuple[str, ...] = ()
+    ca_pem: str = ""
+    here: bool = False
     accelerator_memory_bytes: int = 0
     disk_bytes: int = 0
     peers: tuple[str, ...] = ()
@@ -107,6 +115,9 @@ def _lease_part(plan: NodePlan) -> list[str]:
         "api_url": plan.api_url,
         "promised": promised,
         "join": list(plan.join),
+        "head": list(plan.head),
+        "member": list(plan.member),
+        "shares_machine": plan.here,
         "peers": list(plan.peers),
         "listen": plan.listen,
         "link_least_bytes_per_s": plan.link_least_bytes_per_s,
@@ -115,12 +126,14 @@ def _lease_part(plan: NodePlan) -> list[str]:
         "#!/bin/sh",
         "set -eu",
         "umask 077",
+        *(OWN_HOME if plan.here else ()),
         'CAUDAL_NODE_DIR="${CAUDAL_NODE_DIR:-${HOME:-/root}/.caudal/node}"',
         "export CAUDAL_NODE_DIR",
         'mkdir -p "$CAUDAL_NODE_DIR"',
         'cd "$CAUDAL_NODE_DIR"',
         *_text("config.json", json.dumps(config, sort_keys=True)),
         *_text("join", plan.join_token),
+        *(_text("ca.pem", plan.ca_pem) if plan.ca_pem else ()),
     ]
 
 

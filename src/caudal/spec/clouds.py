@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from caudal.spec.located import Located, Problems
 
 LOCAL = "local"
 FAKE = "fake"
+FETCHED = ("https://", "http://", "file://", "/")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_clouds(spec: FleetSpec, tree: Located, problems: Problems) -> None:
@@ -36,6 +39,18 @@ def check_clouds(spec: FleetSpec, tree: Located, problems: Problems) -> None:
                 problems.add(tree.at([listed, number, "name"]), text)
     for number, provider in enumerate(spec.providers):
         _check_provider(spec, provider, tree, number, problems)
+    for key, url, digest in (
+        ("wheel", spec.nodes.wheel, spec.nodes.wheel_sha256),
+        ("lock", spec.nodes.lock, spec.nodes.lock_sha256),
+    ):
+        if url and not url.startswith(FETCHED):
+            text = f"{key}: {url!r} is no address that a machine can fetch: {', '.join(FETCHED)}"
+            problems.add(tree.at(["nodes", key]), text)
+        if url and not SHA256.fullmatch(digest):
+            text = f"{key}_sha256: the SHA-256 of {url} is needed, in 64 small hexadecimal digits"
+            problems.add(tree.at(["nodes", f"{key}_sha256"]), text)
+    if spec.nodes.lock and not spec.nodes.wheel:
+        problems.add(tree.at(["nodes", "lock"]), "lock: is for a wheel, and there is none")
 
 
 def _check_provider(

@@ -52,9 +52,9 @@ def head_command(
     *,
     node_address: str,
     token_file: str,
-    port: int = HEAD_PORT,
+    port: int | str = HEAD_PORT,
     jobs_host: str = "127.0.0.1",
-    jobs_port: int = JOBS_PORT,
+    jobs_port: int | str = JOBS_PORT,
     more: tuple[str, ...] = (),
 ) -> list[str]:
     """Start a site's head on its first node, which runs gangs like any other. Blocks for as long as it lives.

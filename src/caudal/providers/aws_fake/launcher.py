@@ -7,7 +7,6 @@ Imports neither moto nor anything that is slow.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -16,9 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import psutil
-
 from caudal.domain.errors import Failed
+from caudal.providers.fake_processes import end, recorded
 
 RECORD = "fake.json"
 LOG = "fake.log"
@@ -66,9 +64,10 @@ def start(
 
 def running(state: Path) -> str:
     """The URL of the fake that runs there and answers; empty where none does."""
-    process, url = _recorded(state)
+    process, record = recorded(state / RECORD)
     if process is None:
         return ""
+    url = str(record.get("url", ""))
     try:
         with urllib.request.urlopen(f"{url}/_caudal/health", timeout=5.0) as answer:
             return url if answer.status == 200 else ""
@@ -78,17 +77,10 @@ def running(state: Path) -> str:
 
 def stop(state: Path) -> None:
     """End the fake that runs there, and with it its machines; none is fine. Returns when it is gone."""
-    process, _ = _recorded(state)
+    process, _ = recorded(state / RECORD)
     if process is None:
         return
-    try:
-        process.terminate()
-        process.wait(END_S)
-    except psutil.TimeoutExpired:
-        process.kill()  # its machines lose their power with it
-        process.wait(END_S)
-    except psutil.NoSuchProcess:
-        pass  # it was quicker
+    end(process, END_S)
     (state / RECORD).unlink(missing_ok=True)
 
 
@@ -101,15 +93,3 @@ def lock(state: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _recorded(state: Path) -> tuple[psutil.Process | None, str]:
-    """The process that the record names, if it is still that one, and its URL."""
-    try:
-        found = json.loads((state / RECORD).read_text())
-        process = psutil.Process(int(found["pid"]))
-        if process.create_time() == found["born"]:
-            return process, str(found["url"])
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        pass  # nobody wrote a record, or who did is gone
-    return None, ""

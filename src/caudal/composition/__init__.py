@@ -11,18 +11,18 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import uvicorn
 from fastapi import FastAPI
 
 import caudal
 from caudal.api.app import create_app
 from caudal.api.context import LOOPBACK, Context
+from caudal.composition.process import SystemClock, lead, make_home, this_process, unusable
+from caudal.composition.world import Closing, build_world, elsewhere
 from caudal.console import page
 from caudal.control.apply import apply
 from caudal.control.background import ThreadBackground
@@ -35,24 +35,21 @@ from caudal.domain.errors import (
     CaudalError,
     Failed,
     PortInUse,
-    StateHeld,
-    StorageFailed,
     Unreachable,
     UsageError,
 )
 from caudal.domain.fleet import FleetSpec
 from caudal.domain.gang import Role
 from caudal.domain.workload import ServiceSpec, TrainSpec
-from caudal.drivers.local import LocalDriver
-from caudal.drivers.processes import identify
-from caudal.ports import Driver, Holder, Provider, World
-from caudal.providers.local import LocalProvider
+from caudal.ports import World
 from caudal.store.atomic import write_atomic
 from caudal.store.authority import AUTHORITY, ensure_certificates, ensure_door
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.models import ModelStore
-from caudal.store.state import SqlStore, open_store
+from caudal.store.state import open_store
+
+__all__ = ["Control", "Spec", "SystemClock", "make_home", "this_process"]
 
 Spec = FleetSpec | TrainSpec | ServiceSpec
 
@@ -66,80 +63,6 @@ GIVE_BACK_S = 120.0
 
 HAND_OVER_S = 0.2
 """Until who asked for it has its answer."""
-
-
-class SystemClock:
-    """The machine's clock, but never backwards: where somebody sets it back, time goes on from where it was,
-    so that nothing waits for hours until a moment comes round again. It follows a clock that is set forward.
-    """
-
-    def __init__(
-        self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._wall, self._steady = wall, steady
-        self._lock = threading.Lock()
-        self._last, self._last_steady = wall(), steady()
-
-    def now(self) -> float:
-        """Seconds since 1970."""
-        with self._lock:
-            steady = self._steady()
-            self._last = max(self._wall(), self._last + steady - self._last_steady)
-            self._last_steady = steady
-            return self._last
-
-    def sleep(self, seconds: float) -> None:
-        """Return after that long."""
-        time.sleep(seconds)
-
-
-def this_process(name: str) -> Holder:
-    """This process, as the one that leads."""
-    born = _born(os.getpid())
-    assert born is not None
-    return Holder(name=name, host=socket.gethostname(), pid=os.getpid(), pid_started_at=born)
-
-
-def _born(pid: int) -> float | None:
-    """When the kernel started that process, as the kernel counts (on Linux since boot, so that setting the
-    clock does not make a leader that lives look dead); None where it is gone, or only waits to be reaped."""
-    found = identify(pid)
-    return None if found is None else float(found.born.rpartition(":")[2])
-
-
-def _lives(holder: Holder) -> bool:
-    return _born(holder.pid) == holder.pid_started_at
-
-
-def make_home(place: Home) -> None:
-    """Make the state directory and its secret. Raises StorageFailed where that cannot be done."""
-    try:
-        place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place.token()
-    except OSError as error:
-        raise _unusable(place, error) from error
-
-
-def _unusable(place: Home, error: OSError) -> StorageFailed:
-    return StorageFailed(
-        "the state directory cannot be used",
-        where=str(place.root),
-        why=f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror),
-        remedy="make it a folder with room that you may write to, or name another one with --home or "
-        "CAUDAL_HOME",
-    )
-
-
-def _lead(store: SqlStore, holder: Holder, clock: SystemClock, ttl_s: float) -> int:
-    """Lead, also where the last leader of this machine died without resigning: then its term is over."""
-    try:
-        return store.lead(holder, clock.now(), ttl_s)
-    except StateHeld:
-        found = store.leader()
-        if found is None or found[0].host != holder.host or _lives(found[0]):
-            raise
-        store.resign(found[1])
-        return store.lead(holder, clock.now(), ttl_s)
 
 
 def _in_url(host: str) -> str:
@@ -183,11 +106,16 @@ class Control:
         self.store = open_store(place.database_url)
         self.models = ModelStore(open_blobs(place.blobs_url), place.cache / "models")
         holder = this_process(name)
-        epoch = _lead(self.store, holder, self.clock, self.settings.leader_ttl_s)
+        epoch = lead(self.store, holder, self.clock, self.settings.leader_ttl_s)
         with ExitStack() as undo:
             undo.callback(self.store.resign, epoch)
             self.fleet = self._fleet(specs, default_fleet)
-            self.world = self._world()
+            self.world = build_world(
+                World(self.clock, self.store, self.models, {}, {}, self.fleet.sites),
+                self.fleet,
+                place,
+                lambda: self.url,
+            )
             # To take a fleet down no port is needed that others could have: whoever calls is told the address.
             port = 0 if closing else self.fleet.api.port
             self._listener = _listen(self.fleet.api.host, port, "the control API", "api.port")
@@ -241,7 +169,7 @@ class Control:
         try:
             write_atomic(self.place.root / "control.url", self.url.encode())
         except OSError as error:
-            raise _unusable(self.place, error) from error
+            raise unusable(self.place, error) from error
 
     def hand_over(self) -> None:
         """Leave as by Ctrl-C, a moment from now, and touch nothing that runs."""
@@ -271,6 +199,9 @@ class Control:
         found = self.store.leader()
         if found and found[0].pid == os.getpid():
             self.store.resign(found[1])
+        for part in (*self.world.providers.values(), *self.world.drivers.values()):
+            if isinstance(part, Closing):
+                part.close()
         self._server.should_exit = True
         if self._api.is_alive():
             self._api.join(timeout=5.0)
@@ -304,32 +235,6 @@ class Control:
             )
         return fleet
 
-    def _world(self) -> World:
-        memory_bytes = psutil.virtual_memory().total
-        today = datetime.now(UTC).date().isoformat()
-        providers: dict[str, Provider] = {}
-        drivers: dict[str, Driver] = {}
-        for site in self.fleet.sites:
-            if site.provider != "local" or site.driver != "local":
-                raise UsageError(
-                    f"site {site.name}: provider {site.provider!r} with driver {site.driver!r} is not built yet",
-                    remedy="this version runs `provider: local` with `driver: local`",
-                )
-            drivers[site.name] = LocalDriver(site.name, self.place.gangs, self.clock)
-        if self.fleet.sites:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            providers["local"] = LocalProvider(
-                self.place.machines, self.fleet.sites, cores, memory_bytes, as_of=today
-            )
-        return World(
-            clock=self.clock,
-            store=self.store,
-            models=self.models,
-            providers=providers,
-            drivers=drivers,
-            sites=self.fleet.sites,
-        )
-
     def _launch(self) -> LaunchSettings:
         ensure_certificates(self.place.certificates, (site.name for site in self.fleet.sites))
         return LaunchSettings(
@@ -342,7 +247,7 @@ class Control:
             gateway=self.fleet.gateway,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
             gateway_dir=str(self.place.root),
-            elsewhere=frozenset(site.name for site in self.fleet.sites if site.driver != "local"),
+            elsewhere=elsewhere(self.fleet),
             ca_file=str(self.place.certificates / AUTHORITY) if self.fleet.api.tls else "",
         )
 
