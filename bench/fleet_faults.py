@@ -98,6 +98,7 @@ def loss_local(options: Options) -> dict[str, Any]:
     killed = [_local_loss(options, chance, dark=False) for _ in range(max(1, count // 5))]
     return {
         "site_lost.noticed": spread([x.noticed_s for x in lost]),
+        "site_lost.decided": spread([x.decided_s for x in lost]),
         "site_lost.elsewhere": spread([x.elsewhere_s for x in lost]),
         "processes_killed.noticed": spread([x.noticed_s for x in killed]),
         "processes_killed.running_again": spread([x.elsewhere_s for x in killed]),

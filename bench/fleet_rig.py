@@ -90,12 +90,14 @@ def spread(values: Sequence[float], unit: str = "s") -> dict[str, Any]:
     return {**rounded, "repeats": len(ranked), "unit": unit, "load_1min": round(os.getloadavg()[0], 2)}
 
 
-def until(holds: Callable[[], Any], limit_s: float, why: str, step_s: float = 0.02) -> Any:
-    """Look until it is so; returns what was seen. Raises TimeoutError."""
+def until(
+    holds: Callable[[], Any], limit_s: float, why: str, step_s: float = 0.02, tail: Callable[[], str] = str
+) -> Any:
+    """Look until it is so; returns what was seen. Raises TimeoutError with what `tail` says."""
     deadline = time.monotonic() + limit_s
     while not (seen := holds()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {limit_s:.0f} s: {why}")
+            raise TimeoutError(f"not within {limit_s:.0f} s: {why}\n{tail()}")
         time.sleep(step_s)
     return seen
 
@@ -179,9 +181,11 @@ class Beating:
 
 @dataclass
 class Loss:
-    """Seconds from a loss until the books say so, and until all that ran there says that it runs again."""
+    """Seconds from a loss until the books say so, until the last replacement is decided, and until all that ran there
+    says that it runs again."""
 
     noticed_s: float
+    decided_s: float
     elsewhere_s: float
     sites: set[str] = field(default_factory=set)  # where it runs now
 
@@ -222,7 +226,7 @@ class Rig:
     def start(self) -> None:
         """Begin, and wait until everything that is wanted says that it runs."""
         self._runner.start()
-        until(lambda: len(self.beating()) == self.slots, 60.0, "the service to start")
+        until(lambda: len(self.beating()) == self.slots, 60.0, "the service to start", tail=self.tail)
 
     def gangs(self) -> list[Gang]:
         """Those that are not over, as the books have it."""
@@ -250,7 +254,7 @@ class Rig:
 
     def loss(self, gangs: Sequence[Gang], at: float, noticed: Callable[[], object]) -> Loss:
         """Wait until it is noticed that these gangs were lost at that time, and until their slots run again."""
-        until(noticed, 90.0, "the loss to be noticed", 0.01)
+        until(noticed, 90.0, "the loss to be noticed", 0.01, self.tail)
         noticed_s = time.time() - at
         lost = {g.id for g in gangs}
         slots = {g.slot for g in gangs}
@@ -259,9 +263,15 @@ class Rig:
             found = [g for g in self.beating() if g.slot in slots and g.id not in lost]
             return found if {g.slot for g in found} == slots else []
 
-        found = until(again, 120.0, "what was lost to run again", 0.02)
+        found = until(again, 120.0, "what was lost to run again", 0.02, self.tail)
         said = self.beats()
-        return Loss(noticed_s, max(said[g.id] for g in found) - at, {g.site for g in found})
+        decided_s = max(g.created_at for g in found) - at
+        return Loss(noticed_s, decided_s, max(said[g.id] for g in found) - at, {g.site for g in found})
+
+    def tail(self) -> str:
+        """What the control process wrote down last."""
+        last = self.store.last_event_seq()
+        return "\n".join(f"  {e.at:.1f} {e.kind} {e.text}" for e in self.store.events(max(0, last - 25)))
 
     def close(self) -> None:
         """End the loop, then all gangs."""

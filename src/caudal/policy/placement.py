@@ -14,7 +14,7 @@ from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
 from caudal.domain.gang import Gang, Role
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
-from caudal.policy.slots import Slot, base_of
+from caudal.policy.slots import Slot, base_of, end_code
 from caudal.policy.unfit import why_unfit
 
 GIB = float(1 << 30)
@@ -43,6 +43,7 @@ class Placer:
         self._dirty_sites = dirty_sites
         self._dirty_leases = dirty_leases
         self._promised: dict[str, list[Slot]] = {}
+        self._lost_at = ""  # the lease at which the slot that is being placed was lost last
 
     def place(self, slot: Slot, leaving: str = "") -> Placement:
         """The best node for a slot. `leaving` is the site that it has to get away from, if any."""
@@ -58,6 +59,7 @@ class Placer:
         rejected += self._sites_without_nodes(slot)
         if not fits:
             return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
+        self._lost_at = self._lost(slot)
         ranked = sorted(fits, key=lambda lease: self._rank(slot, lease))
         best = ranked[0]
         ready = best.state is LeaseState.ACTIVE
@@ -141,9 +143,16 @@ class Placer:
         """Smallest is best. Nodes that are ready come first for all."""
         order = self._board.sites.index(lease.site)
         waits = int(lease.state is not LeaseState.ACTIVE)
+        lost = int(lease.id == self._lost_at)
         if slot.role is not Role.REPLICA:
-            return (waits, order, self._left(slot, lease), lease.node)
-        return (waits, self._siblings(slot, lease.site), self._left(slot, lease), order, lease.node)
+            return (waits, lost, order, self._left(slot, lease), lease.node)
+        return (waits, lost, self._siblings(slot, lease.site), self._left(slot, lease), order, lease.node)
+
+    def _lost(self, slot: Slot) -> str:
+        """The lease of the slot's last gang, if it was lost there: what took it may be the node's, and still be so
+        (a dead raylet, where the machine runs)."""
+        newest = next(iter(self._board.ended(slot.name)), None)
+        return newest.lease_id if newest is not None and end_code(newest) == "gang.lost" else ""
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
@@ -170,6 +179,8 @@ class Placer:
         """The first thing in which one node is better than another, as a sentence."""
         if (best.state is LeaseState.ACTIVE) != (other.state is LeaseState.ACTIVE):
             return f"node {best.node} is ready, and {other.node} is still on its way"
+        if other.id == self._lost_at:
+            return f"the one before was lost on {other.node}"
         if slot.role is Role.REPLICA:
             here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)
             if here != there:
