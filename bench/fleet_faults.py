@@ -41,50 +41,46 @@ Row = Callable[[Options], dict[str, Any]]
 
 
 class LocalSite:
-    """A site of this machine that can be lost: what runs there is killed, and its driver's folder is not there."""
+    """A site of this machine that can be lost, or only fall silent: its driver's folder is a link to the true one."""
 
-    def __init__(self, name: str, root: Path) -> None:
-        self.root = root
-        self._away = root.with_name(f"{name}.away")
-        self.driver = LocalDriver(name, root, SystemClock())
+    def __init__(self, name: str, home: Path) -> None:
+        self.root = home / name
+        self._true, self._none = home / f"{name}.true", home / f"{name}.none"
+        self._true.mkdir()
+        self._none.touch()
+        self._point(self._true)
+        self.driver = LocalDriver(name, self.root, SystemClock())
+        self.truth = LocalDriver(name, self._true, SystemClock())
+        """What lives there, whether its driver can see it or not."""
 
-    def pids(self) -> list[int]:
-        """All processes of its gangs, and their shims."""
-        alive = [row for row in self.driver.gangs() if row.alive]
-        shims = [(Folder(self.root / row.gang_id).read(SHIM) or {}).get("shim", [0])[0] for row in alive]
-        return [pid for pid in (*shims, *(p for row in alive for p in row.pids)) if pid]
-
-    def kill(self) -> None:
-        """`kill -9` of all of it; its driver still answers."""
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def _point(self, target: Path) -> None:
+        draft = self.root.with_name(f"{self.root.name}.draft")
+        draft.symlink_to(target)
+        draft.replace(
+            self.root
+        )  # at one moment: a folder that was gone in between would read as an empty site
 
     def hide(self) -> None:
-        """From now on its driver cannot read it, and says so: a folder is asked for where there is a file."""
-        self.root.rename(self._away)
-        self.root.touch()
+        """From now on its driver finds a file where a folder should be, and says that it cannot read it."""
+        self._point(self._none)
 
     def show(self) -> None:
         """Undo that."""
-        if self._away.exists():
-            self.root.unlink()
-            self._away.rename(self.root)
+        self._point(self._true)
 
-    def lose(self) -> None:
-        """All of it is gone at one moment: dead, and silent."""
-        pids = self.pids()
-        self.hide()
-        for pid in pids:
+    def kill(self) -> None:
+        """`kill -9` of all that runs there: the gangs' processes and their shims."""
+        alive = [row for row in self.truth.gangs() if row.alive]
+        shims = [(Folder(self._true / row.gang_id).read(SHIM) or {}).get("shim", [0])[0] for row in alive]
+        for pid in (*shims, *(p for row in alive for p in row.pids)):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
 
 
 def local_fleet(home: Path, **more: Any) -> tuple[Rig, dict[str, LocalSite]]:
     """Two sites on this machine, a gateway, a replica at each."""
-    sites = {name: LocalSite(name, home / name) for name in SITES}
-    for site in sites.values():
-        site.root.mkdir()
+    sites = {name: LocalSite(name, home) for name in SITES}
     provider = LocalProvider(home / "machines", [SiteSpec(x) for x in SITES], 4, 4 << 30, "2026-11-29")
     return Rig(home, {name: site.driver for name, site in sites.items()}, provider, **more), sites
 
@@ -115,7 +111,8 @@ def _local_loss(options: Options, chance: random.Random, *, dark: bool) -> Loss:
         there = [g for g in rig.gangs() if g.site == name]
         at = time.time()
         if dark:
-            sites[name].lose()
+            sites[name].hide()
+            sites[name].kill()
             found = rig.loss(there, at, lambda: rig.suspected(name))
             assert name not in found.sites
         else:
