@@ -26,8 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
-from fleet_rig import Loss, Options, Rig, spread, until  # noqa: E402
-from harness import finish  # noqa: E402
 from tests.support.fleet import Fleet  # noqa: E402
 
 from caudal.composition import SystemClock  # noqa: E402
@@ -35,6 +33,8 @@ from caudal.domain.fleet import SiteSpec  # noqa: E402
 from caudal.drivers.local import LocalDriver  # noqa: E402
 from caudal.drivers.local_folder import SHIM, Folder  # noqa: E402
 from caudal.providers.local import LocalProvider  # noqa: E402
+from fleet_rig import Loss, Options, Rig, spread  # noqa: E402
+from harness import finish  # noqa: E402
 
 SITES = ("north", "south")
 Row = Callable[[Options], dict[str, Any]]

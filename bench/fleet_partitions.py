@@ -6,6 +6,7 @@ processes under the real control loop; a run of real processes in network namesp
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sys
@@ -17,16 +18,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fleet_faults import SITES, LocalSite, local_fleet  # noqa: E402
-from fleet_rig import Options, Rig, spread, until  # noqa: E402
 from tests.properties.test_train_protocol import weathered  # noqa: E402
 from tests.support.partitions import PartitionWorld, two_writers  # noqa: E402
-from wan_place import Wan, unusable  # noqa: E402
-from wan_run import SMALL, Run, train_spec  # noqa: E402
 
 from caudal.control.settings import Settings  # noqa: E402
 from caudal.domain.gang import Gang  # noqa: E402
 from caudal.policy.rules import Rules  # noqa: E402
+from fleet_faults import SITES, LocalSite, local_fleet  # noqa: E402
+from fleet_rig import Options, Rig, spread, until  # noqa: E402
+from wan_place import Wan, unusable  # noqa: E402
+from wan_run import SMALL, Run, train_spec  # noqa: E402
 
 STORM_S = 40.0
 FASTER = 8.0
@@ -144,8 +145,8 @@ def run_real(options: Options) -> dict[str, Any]:
         finally:
             run.close()
     epochs, times = [e.epoch for e in entries], [e.at for e in entries]
-    wrong = sum(b < a for a, b in zip(epochs, epochs[1:], strict=False))
-    wrong += sum(b.at < a.at for a, b in zip(entries, entries[1:], strict=False) if b.epoch != a.epoch)
+    wrong = sum(b < a for a, b in itertools.pairwise(epochs))
+    wrong += sum(b.at < a.at for a, b in itertools.pairwise(entries) if b.epoch != a.epoch)
     return {
         "partitions": count,
         "two_writers": wrong,

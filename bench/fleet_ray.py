@@ -17,13 +17,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fleet_rig import Loss, Options, Racks, Rig, spread, until  # noqa: E402
 from tests.support import ray_site, wan  # noqa: E402
 from tests.support.ray_site import RaySite, Tunnel, alive_nodes  # noqa: E402
 
 from caudal.domain.errors import CaudalError  # noqa: E402
 from caudal.domain.fleet import Resources  # noqa: E402
 from caudal.drivers.ray.driver import RayDriver  # noqa: E402
+from fleet_rig import Loss, Options, Racks, Rig, spread, until  # noqa: E402
 
 SIZE = Resources(cpus=4.0, memory_bytes=2 << 30)
 

@@ -9,6 +9,7 @@ time, in which another one may claim it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -117,6 +118,4 @@ def two_writers(world: TrainWorld) -> list[str]:
 
 
 def _backwards(order: str, seen: Sequence[int]) -> list[str]:
-    return [
-        f"epoch {b} behind {a} in the order of {order}" for a, b in zip(seen, seen[1:], strict=False) if b < a
-    ]
+    return [f"epoch {b} behind {a} in the order of {order}" for a, b in itertools.pairwise(seen) if b < a]
