@@ -53,9 +53,9 @@ class RayFleet:
         there.settimeout(None)
         return there
 
-    def driver(self, site: str) -> RayDriver:
+    def driver(self, site: str, alias: str = "") -> RayDriver:
         """A new one, as the next control process would make it."""
-        return self.sites[site].driver(self.doors[site].url)
+        return self.sites[site].driver(self.doors[site].url, alias)
 
     def join(self) -> None:
         """The second node of `a` joins, again after it was killed."""
@@ -66,10 +66,11 @@ class RayFleet:
         site.wait_up(self.driver("a"), nodes=2)
 
     def rig(self, options: Options, number: int, *leases: str) -> Rig:
-        """A fleet on the nodes of these leases."""
-        racks = Racks({lease: lease[0] for lease in leases}, SIZE)
-        drivers = {name: self.driver(name) for name in self.sites}
-        return Rig(options.room("ray"), drivers, racks, service=f"service{number}")
+        """A fleet on the nodes of these leases. Its sites have names of their own: a cluster remembers the gangs of
+        the fleet before, and starts none of the same site and id again."""
+        racks = Racks({lease: f"{lease[0]}{number}" for lease in leases}, SIZE)
+        drivers = {f"{name}{number}": self.driver(name, f"{name}{number}") for name in self.sites}
+        return Rig(options.room("ray"), drivers, racks)
 
 
 def loss_ray(options: Options) -> dict[str, Any]:
@@ -106,15 +107,15 @@ def _cut(fleet: RayFleet, options: Options, number: int, chance: random.Random) 
     try:
         rig.start()
         time.sleep(chance.uniform(0.5, 1.5))
-        there = [g for g in rig.gangs() if g.site == "b"]
+        there = [g for g in rig.gangs() if g.site == f"b{number}"]
         assert there
         at = time.time()
         fleet.wan.cut("b")
-        found = rig.loss(there, at, lambda: rig.suspected("b"))
-        assert found.sites == {"a"}
+        found = rig.loss(there, at, lambda: rig.suspected(f"b{number}"))
+        assert found.sites == {f"a{number}"}
         fleet.wan.heal("b")
         healed = time.time()
-        driver, given_up = fleet.driver("b"), {g.id for g in there}
+        driver, given_up = fleet.driver("b", f"b{number}"), {g.id for g in there}
 
         def ended() -> bool:
             try:

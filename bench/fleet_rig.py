@@ -46,6 +46,7 @@ from caudal.ports import Change, Driver, Provider, World
 from caudal.store.state import open_store
 
 MIB = 1 << 20
+ODD_S = 8.0
 BEAT = """
 import os, sys, time
 line = f"{sys.argv[2]} {os.getpid()} {time.time()}\\n".encode()
@@ -198,7 +199,6 @@ class Rig:
         home: Path,
         drivers: Mapping[str, Driver],
         provider: Provider,
-        service: str = "service",
         replicas: int = 2,
         settings: Settings | None = None,
     ) -> None:
@@ -208,7 +208,9 @@ class Rig:
         self.drivers = dict(drivers)
         sites = tuple(SiteSpec(name) for name in drivers)
         asks = Resources(0.2, 32 * MIB)
-        spec = ServiceSpec(service, (ServedModel("small", "bench:small", replicas=replicas, resources=asks),))
+        spec = ServiceSpec(
+            "service", (ServedModel("small", "bench:small", replicas=replicas, resources=asks),)
+        )
         self.slots = replicas + 1  # and a gateway
         self.world = World(
             clock=clock,
@@ -266,6 +268,8 @@ class Rig:
         found = until(again, 120.0, "what was lost to run again", 0.02, self.tail)
         said = self.beats()
         decided_s = max(g.created_at for g in found) - at
+        if decided_s > ODD_S:
+            print(f"decided only after {decided_s:.1f} s:\n{self.tail()}", file=sys.stderr, flush=True)
         return Loss(noticed_s, decided_s, max(said[g.id] for g in found) - at, {g.site for g in found})
 
     def tail(self) -> str:
