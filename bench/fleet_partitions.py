@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -130,8 +131,9 @@ def _one(
 
 def run_real(options: Options) -> dict[str, Any]:
     """A run over three namespaces, 30 ms apart, with inner steps that sleep. A random site, two times in three that of
-    the coordinator, is cut off for a random time; its standby elsewhere takes over. All share one object store, which
-    the cut-off can still reach: the worst case. Then the ledger is read, and the audit replays it."""
+    the coordinator, is cut off for a random time. The object store is one folder, so a coordinator that is cut off from
+    its sites would go on to commit, and nobody would take over; so it is cut off from the store as well, by SIGSTOP,
+    and wakes as one that believes in itself. Then the ledger is read, and the audit replays it."""
     chance = random.Random(options.seed)
     count = 3 if options.quick else options.real_partitions
     spec = train_spec(400_000_000, shape=SMALL, sites=3, sync_fraction=0.0)
@@ -160,14 +162,21 @@ def run_real(options: Options) -> dict[str, Any]:
 
 def _cut(run: Run, wan: Wan, chance: random.Random, options: Options) -> float:
     """One partition; how long until somebody commits."""
-    run.reach(run.round + 4)
-    boss = run.coordinator()
-    site = boss[0] if boss is not None and chance.random() < 2 / 3 else chance.choice(wan.sites)
+    run.reach(run.round + 3)
+    boss = until(run.coordinator, 30.0, "a coordinator", tail=run.tails)
+    site = boss[0] if chance.random() < 2 / 3 else chance.choice(wan.sites)
+    heads = [boss[1]] if site == boss[0] else []
     at = time.time()
     wan.cut(site)
-    pause_s = run.next_commit(at).at - at
-    time.sleep(max(0.0, chance.uniform(0.5, 15.0) - (time.time() - at)))
-    wan.heal(site)
+    for pid in heads:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        pause_s = run.next_commit(at + 0.5).at - at
+        time.sleep(max(0.0, chance.uniform(0.5, 15.0) - (time.time() - at)))
+    finally:
+        for pid in heads:
+            os.kill(pid, signal.SIGCONT)
+        wan.heal(site)
     options.say(f"{site} cut off for {time.time() - at:.1f} s, epoch {run.entries()[-1].epoch}")
-    run.reach(run.round + 4)
+    run.reach(run.round + 3)
     return pause_s
