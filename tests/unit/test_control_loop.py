@@ -3,6 +3,7 @@ another leader."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from caudal.control.loop import ControlLoop
 from caudal.domain.decision import AcquireNode, IntentState, StartGang
 from caudal.domain.errors import LostLeadership, PullFailed, StateHeld, Unreachable
 from caudal.domain.fleet import LeaseState
+from caudal.domain.gang import GangStatus
 from caudal.domain.workload import WorkloadState
 from tests.unit.control_world import RUN, SERVICE, Bench
 
@@ -198,6 +200,32 @@ def test_silence_shows_as_suspect_and_heals_without_a_restart() -> None:
     bench.run(3)
     assert {x.state for x in bench.store.read().leases} == {LeaseState.ACTIVE}
     assert len(bench.started) == 3
+
+
+def test_a_call_in_vain_counts_as_silence_for_as_long_as_it_took_and_the_next_look_is_at_once() -> None:
+    bench = Bench(RUN)
+    bench.run(12)
+    assert not bench.loop.busy
+    south = bench.drivers["south"]
+    listed = south.gangs
+
+    def in_vain() -> Sequence[GangStatus]:
+        bench.clock.sleep(1.1)
+        return listed()
+
+    south.silent, south.gangs = True, in_vain  # type: ignore[method-assign]
+
+    def state() -> LeaseState:
+        return {x.site: x.state for x in bench.store.read().leases}["south"]
+
+    bench.loop.run_once()
+    assert state() is LeaseState.ACTIVE and bench.loop.busy
+    bench.loop.run_once()
+    assert state() is LeaseState.SUSPECT
+    bench.clock.sleep(60.0)
+    bench.loop.run_once()
+    bench.loop.run_once()
+    assert not bench.loop.busy, "what has been away for long is not looked for all the time"
 
 
 def test_a_run_that_ends_well_is_finished_and_its_gangs_are_forgotten() -> None:

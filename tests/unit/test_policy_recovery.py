@@ -7,7 +7,7 @@ from dataclasses import replace
 from caudal.domain.decision import EndGang, StartGang, StopGang
 from caudal.domain.fleet import LeaseState, Machine, MachineState
 from caudal.domain.gang import GangState, GangStatus
-from caudal.domain.workload import WorkloadState
+from caudal.domain.workload import ServedModel, WorkloadState
 from caudal.policy.rules import Rules
 from tests.unit.policy_world import RULES, Play, kinds, model, service, train, waits
 
@@ -16,6 +16,10 @@ def running(*, sites: int = 2, at: tuple[str, ...] = ("north", "south")) -> Play
     play = Play(train(sites=sites), sites=at)
     play.settle()
     return play
+
+
+def model_named(name: str) -> ServedModel:
+    return ServedModel(name, source=f"pypi:{name}==1")
 
 
 def stops(play: Play, steps: int, each_s: float = 1.0) -> list[str]:
@@ -40,6 +44,23 @@ def test_a_dead_worker_is_started_again_at_its_site_after_a_pause() -> None:
     play.step(RULES.restart_base_s)
     worker = play.live("starter.worker.1")[0]
     assert (worker.incarnation, worker.site) == (2, "south")
+
+
+def test_what_was_lost_on_a_node_is_started_on_another_first_and_what_ended_there_is_not() -> None:
+    for exit_code, site in ((None, "south"), (1, "north")):
+        play = Play(service("assistant", model_named("small")))
+        play.models["small"] = model("small")
+        play.settle()
+        assert play.at()["assistant.replica.small.0"] == "north"
+        play.crash("assistant.replica.small.0", exit_code)
+        play.step()
+        play.step(RULES.restart_base_s)
+        assert play.at()["assistant.replica.small.0"] == site
+    play.crash("assistant.replica.small.0", None)
+    play.leases.pop("lease-south-1")
+    play.step()
+    play.step(10.0)
+    assert play.at()["assistant.replica.small.0"] == "north", "where there is no other, it is as good as any"
 
 
 def test_restarts_slow_down_and_a_long_life_makes_them_quick_again() -> None:

@@ -22,11 +22,14 @@ from caudal.control.settings import Settings
 from caudal.control.sweep import sweep
 from caudal.domain.decision import Decision
 from caudal.domain.errors import LostLeadership, Stale
+from caudal.domain.snapshot import Snapshot
 from caudal.policy import decide
 from caudal.policy.rules import Rules
 from caudal.ports import Holder, World
 
 __all__ = ["ControlLoop", "Settings"]
+
+IN_DOUBT_MARGIN_S = 2.0
 
 Waits = tuple[tuple[str, str], ...]
 
@@ -35,7 +38,8 @@ class ControlLoop:
     """One control process's loop. `launch` says where gangs find things; `background` runs what takes
     minutes (at once, unless another one is given).
 
-    `busy` says after a pass whether it changed anything, so that the next one is worth making at once.
+    `busy` says after a pass whether the next one is worth making at once: it changed something, or a site has just
+    fallen silent.
     """
 
     def __init__(
@@ -112,8 +116,16 @@ class ControlLoop:
             store.commit(confirmed, leader_epoch=epoch)
             self.busy = True
         yield "confirmed"
+        self.busy = self.busy or self._in_doubt(snapshot)
         yield from sweep(self.world, store.read(), snapshot, self._still_leads)
         yield "swept"
+
+    def _in_doubt(self, snapshot: Snapshot) -> bool:
+        """Whether a site is silent and not given up yet: a call in vain may take a second, and so a look every half
+        second would be one every one and a half."""
+        rules = self.settings.rules
+        doubt_s = rules.suspect_after_s + rules.grace_s + IN_DOUBT_MARGIN_S
+        return any(snapshot.at - since < doubt_s for since in snapshot.silent_since.values())
 
     def _rules(self) -> Rules:
         return replace(self.settings.rules, closing=self.closing) if self.closing else self.settings.rules

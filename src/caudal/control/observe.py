@@ -44,8 +44,7 @@ class Observer:
         now = self._world.clock.now()
         sites = self._sites(state)
         offers, machines, silent_providers = self._providers(sites)
-        gangs, silent_drivers = self._drivers(sites)
-        self._remember_silence(silent_drivers, now)
+        gangs, silences = self._drivers(sites)
         self._remember_strays(state, machines, now)
         return Snapshot(
             at=now,
@@ -55,8 +54,8 @@ class Observer:
             gangs=tuple(gangs),
             models=tuple(sorted(self._list_models(), key=lambda m: m.id)),
             silent_providers=silent_providers,
-            silent_drivers=silent_drivers,
-            silent_since=dict(self._silent_since),
+            silent_drivers=frozenset(silences),
+            silent_since={site: now - silent_s for site, silent_s in silences.items()},
             stray_since=dict(self._stray_since),
             spent_usd=self._spending(state, now),
         )
@@ -87,22 +86,26 @@ class Observer:
         silent = frozenset(s.name for s in sites.values() if s.provider not in answered or s.name in away)
         return offers, machines, silent
 
-    def _drivers(self, sites: dict[str, SiteSpec]) -> tuple[list[GangStatus], frozenset[str]]:
+    def _drivers(self, sites: dict[str, SiteSpec]) -> tuple[list[GangStatus], dict[str, float]]:
+        """What runs, and for how many seconds each site that did not answer has been silent: from when the first of
+        the calls in vain was made until the last one was given up. A call may take seconds, and so it counts."""
         gangs: list[GangStatus] = []
-        silent: set[str] = set()
+        silences: dict[str, float] = {}
+        since: dict[str, float] = {}
+        clock = self._world.clock
         for site in sites:
+            asked_at = clock.now()
             driver = self._world.drivers.get(site)
-            if driver is None:
-                silent.add(site)
-                continue
             try:
-                gangs += driver.gangs()
+                if driver is not None:
+                    gangs += driver.gangs()
+                    continue
             except CaudalError:
-                silent.add(site)  # what runs there is unknown, not over
-        return gangs, frozenset(silent)
-
-    def _remember_silence(self, silent: frozenset[str], now: float) -> None:
-        self._silent_since = {s: self._silent_since.get(s, now) for s in sorted(silent)}
+                pass  # what runs there is unknown, not over
+            since[site] = self._silent_since.get(site, asked_at)
+            silences[site] = clock.now() - since[site]
+        self._silent_since = since
+        return gangs, silences
 
     def _remember_strays(self, state: State, machines: list[Machine], now: float) -> None:
         held = {x.id: x.machine_id for x in state.leases if x.live}

@@ -15,7 +15,7 @@ from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
 from caudal.domain.gang import Gang, Role
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
-from caudal.policy.slots import Slot, base_of
+from caudal.policy.slots import Slot, base_of, end_code
 from caudal.policy.unfit import joined, why_unfit
 
 GIB = float(1 << 30)
@@ -74,6 +74,7 @@ class Placer:
         self._sorted: list[Lease] = []
         self._sorted_at = -1
         self._standing: dict[str, Reason | None] = {}  # what speaks against a node for any slot
+        self._lost_at = ""  # the lease at which the slot that is being placed was lost last
 
     def place(self, slot: Slot, leaving: str = "") -> Placement:
         """The best node for a slot. `leaving` is the site that it has to get away from, if any."""
@@ -93,6 +94,7 @@ class Placer:
         siblings = {site: self._siblings(slot, site) for site in {lease.site for lease in fits}}
         order = {site: place for place, site in enumerate(board.sites)}
         unused: dict[tuple[object, ...], float] = {}  # most nodes of a type are as full as many others
+        self._lost_at = self._lost(slot)
 
         def rank(lease: Lease) -> tuple[float | int | str, ...]:
             free = self.free(lease)
@@ -220,13 +222,20 @@ class Placer:
     ) -> tuple[float | int | str, ...]:
         """Smallest is best. Nodes that are ready come first for all."""
         waits = int(self._waits(lease))
+        lost = int(lease.id == self._lost_at)
         if slot.role is not Role.REPLICA:
-            return (waits, order, left, lease.node)
-        return (waits, siblings, left, order, lease.node)
+            return (waits, lost, order, left, lease.node)
+        return (waits, lost, siblings, left, order, lease.node)
 
     def _waits(self, lease: Lease) -> bool:
         """Whether a node is still on its way."""
         return lease.state is not LeaseState.ACTIVE or not joined(self._board, lease)
+
+    def _lost(self, slot: Slot) -> str:
+        """The lease of the slot's last gang, if it was lost there: what took it may be the node's, and still be so
+        (a dead raylet, where the machine runs)."""
+        newest = next(iter(self._board.ended(slot.name)), None)
+        return newest.lease_id if newest is not None and end_code(newest) == "gang.lost" else ""
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
@@ -253,6 +262,8 @@ class Placer:
         """The first thing in which one node is better than another, as a sentence."""
         if self._waits(best) != self._waits(other):
             return f"node {best.node} is ready, and {other.node} is still on its way"
+        if other.id == self._lost_at:
+            return f"the one before was lost on {other.node}"
         if slot.role is Role.REPLICA:
             here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)
             if here != there:

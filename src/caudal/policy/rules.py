@@ -1,7 +1,7 @@
 """The numbers that a decision goes by, all in one place.
 
-The defaults are those of one machine, where losing contact for seconds is already rare. Beyond it they are
-longer: a cloud's list lags by minutes, and a wide-area link may be away for as long.
+A site that is silent for five seconds is replaced: what was wrongly given up is fenced, so that being wrong costs a
+start elsewhere and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MIB = 1 << 20
 class Rules:
     """Times in seconds.
 
-    Contact: a driver that is silent for `suspect_after_s` makes its leases suspect; their work is replaced
+    Contact: a driver that gives no answer for `suspect_after_s` makes its leases suspect; their work is replaced
     elsewhere `grace_s` later. A machine with our tag and no lease is released after `quarantine_s`. A machine
     that was asked for and is not listed `unlisted_s` after its lease was opened is given up.
     Restarts: the n-th in a row waits `restart_base_s` × `restart_factor`^(n-1), at most `restart_max_s`; the
@@ -34,8 +34,8 @@ class Rules:
     given back at once.
     """
 
-    suspect_after_s: float = 3.0
-    grace_s: float = 10.0
+    suspect_after_s: float = 2.0
+    grace_s: float = 3.0
     quarantine_s: float = 30.0
     unlisted_s: float = 45.0
     restart_base_s: float = 0.5
