@@ -1,11 +1,12 @@
 """The loop on a large fleet, and what a fleet does when things go: see docs/howto/measure.md.
 
-    python bench/fleet.py [--repeats 5] [--nodes 10000] [--workloads 1000] [--rows placement,decide,reconcile]
+    python bench/fleet.py [--repeats 5] [--nodes 10000] [--workloads 1000] [--rows placement,decide,...] [--quick]
 
 The large fleet is calm and full of services of eight replicas each, on nodes of four sites. `placement` times the search of
 a node for one slot among all; `decide` whole decisions, also with one service more; `reconcile` whole passes of the control
 loop over a store in memory and a fake provider and drivers that list everything. Goals: a placement in 50 ms, a reconcile in
-1 s and 1 GB. The last line is one JSON object.
+1 s and 1 GB. The other rows are fleet_faults.py's: sites lost (local, Ray), partitions, the control process away. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import tempfile
 import time
+import traceback
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from caudal.control.background import ImmediateBackground
@@ -43,6 +47,8 @@ from caudal.policy.placement import Placer
 from caudal.policy.slots import Slot, gateway_slot, replica_slot
 from caudal.ports import Change, Holder, World
 from caudal.store.state import open_store
+from fleet_faults import rows as fault_rows
+from fleet_rig import Options
 from harness import figure, finish
 
 GIB = 1 << 30
@@ -207,10 +213,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=int(os.environ.get("REPEATS", "5")))
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--workloads", type=int, default=1_000)
-    parser.add_argument("--rows", default=os.environ.get("ROWS", "placement,decide,reconcile"))
+    known = ["placement", "decide", "reconcile", *fault_rows()]
+    parser.add_argument("--rows", default=os.environ.get("ROWS", ",".join(known)), help=", ".join(known))
+    parser.add_argument("--quick", action="store_true", help="the rows about faults short; not to be quoted")
     told = parser.parse_args()
-    goal = {"placement_ms": 50, "reconcile_s": 1, "memory_mb": 1024}
-    figures = large(told.nodes, told.workloads, told.repeats, told.rows.split(","))
+    chosen = told.rows.split(",")
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    figures = large(told.nodes, told.workloads, told.repeats, chosen)
+    with tempfile.TemporaryDirectory(prefix="caudal-fleet-") as folder:
+        for name, row in fault_rows().items():
+            if name in chosen:
+                try:
+                    figures[name] = row(Options(Path(folder), quick=told.quick))
+                except (RuntimeError, OSError, AssertionError) as error:  # a row that fails is a result too
+                    traceback.print_exc()
+                    figures[name] = {"failed": str(error).splitlines()[0] if str(error) else repr(error)}
+    goal = {
+        "placement_ms": 50, "reconcile_s": 1, "memory_mb": 1024, "noticed_s_p95": 4, "elsewhere_s_p95": 10,
+        "two_writers": 0, "restarted": 0,
+    }  # fmt: skip
     finish("fleet", {**figures, "goal": goal})
 
 

@@ -216,9 +216,8 @@ def main() -> None:
         raise SystemExit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     figures: dict[str, Any] = {"quick": told.quick}
     with tempfile.TemporaryDirectory(prefix="caudal-fleet-") as folder:
-        options = Options(
-            Path(folder), told.repeats, told.quick, told.away_s, 20 if told.quick else told.partitions
-        )
+        partitions = 20 if told.quick else told.partitions
+        options = Options(Path(folder), told.repeats, told.quick, told.away_s, partitions, seed=told.seed)
         for name in chosen:
             started = time.monotonic()
             options.say(f"row {name}")
