@@ -58,7 +58,7 @@ docs: $(VENV)/.setup  ## write docs/reference anew from the code
 swarm: $(VENV)/.setup  ## SEEDS=1000 simulated days with faults; a failing seed is printed as the command that replays it
 	$(BIN)/python -m caudal.simulate --seeds $(SEEDS)
 
-demo-clouds: $(VENV)/.setup  ## a run over two clouds (fakes here), one of which fails and comes back; about four minutes
+demo-clouds: $(VENV)/.setup  ## a run over two clouds (fakes here), one of which fails and comes back; two to four minutes
 	$(BIN)/python examples/two-clouds/demo.py
 
 bench-%: $(VENV)/.setup  ## one benchmark of bench/; its last line is one JSON object

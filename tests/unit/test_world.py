@@ -18,7 +18,7 @@ from caudal.composition import make_home, world
 from caudal.composition.first_node import GONE_S, FirstNodeDriver
 from caudal.composition.world import build_world
 from caudal.control import nodes
-from caudal.domain.decision import StartGang
+from caudal.domain.decision import AcquireNode, StartGang
 from caudal.domain.errors import CaudalError, SpecError, Unreachable, UsageError
 from caudal.domain.fleet import (
     ApiSpec,
@@ -46,7 +46,7 @@ from caudal.store.home import Home
 from caudal.store.identity import identity, known
 from caudal.store.models import ModelStore
 from caudal.store.state import SqlStore, open_store
-from tests.unit.policy_world import Play, train
+from tests.unit.policy_world import Play, machine_type, offer, train
 from tests.unit.test_api_app import Clock
 
 SHA = "a" * 64
@@ -300,6 +300,24 @@ def test_nothing_is_started_on_a_machine_before_it_has_joined() -> None:
     assert starts() == []
     play.reports["n"] = Report(subject(row.id), play.now, {"state": "ready"})
     assert set(starts()) == {row.node}
+
+
+def test_machines_that_were_rented_for_slots_are_no_nodes_either_before_they_have_joined() -> None:
+    play = Play(train(sites=2), sites=["north", "south"])
+    play.fleet = fleet(SITE, replace(SITE, name="south"), api=ApiSpec())
+    play.leases.clear()
+    play.machines.clear()
+    size = machine_type(8, 32)
+    play.offers = [offer(s, "1.00", Market.ON_DEMAND, machine_type=size, id=s) for s in ("north", "south")]
+    taken = [c.action.lease_id for c in play.step().choices if isinstance(c.action, AcquireNode)]
+    assert len(taken) == 2
+    for _ in range(3):
+        assert not [c for c in play.step(1.0).choices if isinstance(c.action, StartGang | AcquireNode)]
+    assert all(x.state is LeaseState.ACTIVE for x in play.leases.values())
+    for lease_id in taken:
+        play.reports[lease_id] = Report(subject(lease_id), play.now, {"state": "ready"})
+    starts = [c.action.gang.lease_id for c in play.step(1.0).choices if isinstance(c.action, StartGang)]
+    assert set(starts) == set(taken)
 
 
 def test_a_machine_that_never_joins_is_given_back() -> None:

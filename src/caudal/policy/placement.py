@@ -125,7 +125,7 @@ class Placer:
             kept.remove(slot)
         if self._against(slot, lease, "") is not None:
             return None
-        ready = lease.state is LeaseState.ACTIVE
+        ready = not self._waits(lease)
         if not ready:
             self.promise(slot, lease)
         text = f"node {lease.node} was taken for it" + (f" and {len(kept)} more" if kept else "")
