@@ -152,6 +152,7 @@ def runs(draw: st.DrawFn) -> TrainSpec:
                 FRACTIONS,
                 st.booleans(),
                 FRACTIONS,
+                st.sampled_from(["gradients", "parameters"]),
                 st.integers(1, 100),
             )
         ),
