@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+# The next imports come late (E402): tests load this file from elsewhere, and its siblings are found by this path only.
 sys.path.insert(0, str(ROOT / "bench"))
 import estimate_runs  # noqa: E402
 import estimate_serving  # noqa: E402

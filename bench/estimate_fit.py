@@ -19,6 +19,7 @@ from caudal.estimate.choose import settled
 from caudal.estimate.constants import Constants
 from caudal.estimate.points import Missing, Point, point_of
 from caudal.estimate.step_time import StepTime, step_time
+from robust_fit import solve
 
 DATA = Path(__file__).resolve().parent / "data" / "published"
 
@@ -111,33 +112,10 @@ def fit(
     def residuals(logs: Vector) -> Vector:
         return np.log(step_time(columns, constants_of(logs)).total / measured_s)
 
-    def cost(logs: Vector) -> float:
-        r = residuals(logs) / ROBUST
-        return float(
-            (by_row * (np.sqrt(1 + r**2) - 1) * 2).sum() + 0.02 * (((logs - prior) / width) ** 2).sum()
-        )
-
-    damping, now = 1e-2, cost(at)
-    for _ in range(rounds):
-        r = residuals(at)
-        slope = np.stack([(residuals(at + 1e-4 * unit) - r) / 1e-4 for unit in np.eye(len(at))], axis=1)
-        w = by_row / np.sqrt(1 + (r / ROBUST) ** 2) / ROBUST**2
-        hessian = slope.T @ (w[:, None] * slope) + 0.02 * np.diag(1 / width**2)
-        gradient = slope.T @ (w * r) + 0.02 * (at - prior) / width**2
-        for _ in range(6):
-            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
-            new = at + np.clip(step, -0.5, 0.5)
-            after = cost(new)
-            if after < now:
-                damping = max(damping / 3, 1e-4)
-                break
-            damping *= 4
-        else:
-            break
-        gain, at, now = now - after, new, after
-        if gain < 1e-5 * now:
-            break
-    return constants_of(at)
+    found = solve(
+        residuals, at, prior, width, by_row, rounds=rounds, robust=ROBUST, prior_weight=0.02, most=0.5
+    )
+    return constants_of(found)
 
 
 def families(sources: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from caudal.estimate.serving_case import NAMES as COLUMN_NAMES
 from caudal.estimate.serving_case import Columns, Question, columns
 from caudal.estimate.serving_constants import Serving
 from caudal.estimate.serving_points import question_of
+from robust_fit import solve
 
 DATA = Path(__file__).resolve().parent / "data" / "published"
 PRIOR = Serving()
@@ -128,47 +128,12 @@ def fit(rows: Rows, start: Serving = PRIOR, rounds: int = 40) -> Serving:
     def residuals(logs: Vector) -> Vector:
         return np.asarray(np.log(estimated(rows, constants_of(logs)) / rows.measured))
 
-    return constants_of(
-        _solve(residuals, np.log([getattr(start, name) for name in NAMES]), prior, width, by_row, rounds)
-    )
-
-
-def _solve(
-    residuals: Callable[[Vector], Vector],
-    at: Vector,
-    prior: Vector,
-    width: Vector,
-    by_row: Vector,
-    rounds: int,
-) -> Vector:
-    def cost(logs: Vector) -> float:
-        r = residuals(logs) / ROBUST
-        return float(
-            (by_row * (np.sqrt(1 + r**2) - 1) * 2).sum()
-            + PRIOR_WEIGHT * (((logs - prior) / width) ** 2).sum()
-        )
-
-    damping, now = 1e-2, cost(at)
-    for _ in range(rounds):
-        r = residuals(at)
-        slope = np.stack([(residuals(at + 1e-4 * unit) - r) / 1e-4 for unit in np.eye(len(at))], axis=1)
-        w = by_row / np.sqrt(1 + (r / ROBUST) ** 2) / ROBUST**2
-        hessian = slope.T @ (w[:, None] * slope) + PRIOR_WEIGHT * np.diag(1 / width**2)
-        gradient = slope.T @ (w * r) + PRIOR_WEIGHT * (at - prior) / width**2
-        for _ in range(6):
-            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient)
-            new = at + np.clip(step, -0.4, 0.4)
-            after = cost(new)
-            if after < now:
-                damping = max(damping / 3, 1e-4)
-                break
-            damping *= 4
-        else:
-            break
-        gain, at, now = now - after, new, after
-        if gain < 1e-5 * now:
-            break
-    return at
+    begin = np.log([getattr(start, name) for name in NAMES])
+    found = solve(
+        residuals, begin, prior, width, by_row,
+        rounds=rounds, robust=ROBUST, prior_weight=PRIOR_WEIGHT, most=0.4,
+    )  # fmt: skip
+    return constants_of(found)
 
 
 def left_out(rows: Rows, groups: np.ndarray | None = None) -> Vector:
