@@ -35,6 +35,7 @@ class Ask:
     tokens: int = 16
     delay_ms: int = 0
     greedy: bool = False  # for a real engine, to which `seed` would mean something else
+    slo: str = ""  # the class that they say they are of; only ours reads it
     more: dict[str, Any] = field(default_factory=dict)  # of the body
 
     def request(
@@ -49,6 +50,8 @@ class Ask:
         body |= {"temperature": 0, "ignore_eos": True} if self.greedy else {"seed": self.delay_ms}
         body |= self.more | ({"stream": True} if self.stream else {})
         data = json.dumps(body).encode()
+        if self.slo:
+            headers += f"x-caudal-class: {self.slo}\r\n"
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {self.key}\r\n"
             f"content-type: application/json\r\n{headers}content-length: {len(data)}\r\n\r\n"
