@@ -53,9 +53,10 @@ async def gateway(
     upstream: UpstreamLimits | None = None,
     wait_s: float = 0.2,
     more: Mapping[str, Any] | None = None,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Gateway]:
     """A gateway that listens; control is away unless `routes_url` says otherwise. `more` of its configuration."""
-    where = ("127.0.0.1", 0, routes_url, str(tmp_path / "routes.json"), "north", "gateway-1")
+    where = (host, 0, routes_url, str(tmp_path / "routes.json"), "north", "gateway-1")
     config = GatewayConfig(*where, **(more or {}))
     one = Gateway(config, limits=limits, upstream_limits=upstream, wait_s=wait_s)
     await one.start()

@@ -12,7 +12,7 @@ from caudal.control.launch import gang_spec
 from caudal.control.tokens import gang_of, gang_token, run_token
 from caudal.domain.errors import Failed
 from caudal.domain.gang import GangSpec, Role
-from caudal.store.authority import ensure_certificates
+from caudal.store.authority import ensure_certificates, ensure_door
 from tests.unit.control_world import LAUNCH, RUN, SERVICE, Bench
 
 
@@ -54,7 +54,7 @@ def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
     gateway = config(bench.spec("gateway.0-1"))
     assert set(gateway) == {
         "host", "port", "hedge", "traces", "processes", "routes_url", "state_file", "site", "gang",
-        "keys", "keys_url", "keys_file", "usage_url", "usage_dir",
+        "keys", "keys_url", "keys_file", "usage_url", "usage_dir", "certificate", "certificate_key",
     }  # fmt: skip
     assert gateway["keys"] == "optional" and gateway["usage_dir"] == ""
     assert gateway["routes_url"] == "http://127.0.0.1:8600/api/v1/routes" and gateway["port"] == 8601
@@ -105,6 +105,24 @@ def test_a_gang_on_another_machine_carries_what_it_needs_and_no_secret(bench: Be
         else:
             assert told["host"] == "10.0.0.7" and told["cache_dir"] == "~/.cache/caudal"
         assert told.get("certificates", ".") == "."
+
+
+def test_a_gateway_on_another_machine_carries_its_certificate(bench: Bench, tmp_path: Path) -> None:
+    ensure_certificates(tmp_path, ["north", "south"])
+    certificate, key = ensure_door(tmp_path, "gateway", "10.0.0.7")
+    door = {"gateway_certificate": str(certificate), "gateway_key": str(key)}
+    settings = replace(LAUNCH, elsewhere=frozenset({"north", "south"}), **door)
+    state = bench.store.read()
+    gang = next(g for g in bench.live() if g.role is Role.GATEWAY)
+    spec = gang_spec(gang, state, settings, "10.0.0.7")
+    files = spec.processes[0].files
+    assert config(spec)["certificate"] == "door.pem" and config(spec)["certificate_key"] == "door.key"
+    assert files["door.pem"] == certificate.read_text() and files["door.key"] == key.read_text()
+    assert "PRIVATE KEY" not in " ".join([*spec.processes[0].argv, *spec.processes[0].env.values()])
+    worker = next(g for g in bench.live() if g.role is Role.WORKER)
+    assert "door.key" not in gang_spec(worker, state, settings, "10.0.0.7").processes[0].files
+    here = gang_spec(gang, state, replace(LAUNCH, **door))
+    assert config(here)["certificate"] == str(certificate) and set(here.processes[0].files) == {"config.json"}
 
 
 def test_a_gangs_token_is_its_own() -> None:

@@ -417,6 +417,30 @@ def test_the_gateway_takes_an_address_of_this_machine() -> None:
     assert fleet.gateway == GatewaySpec("::1", 9, "optional")
 
 
+@pytest.mark.parametrize(
+    ("gateway", "wrong"),
+    [
+        ("host: 10.0.0.5", "set `tls: true` and an IP address, or bring a `certificate`"),
+        ("host: 0.0.0.0, tls: true", "'0.0.0.0' is not one IP address"),
+        ("host: door.example.org, tls: true", "not one IP address"),
+        ("certificate: /c.pem, certificate_key: /k.pem", "it is for `tls: true`"),
+        ("tls: true, certificate: /c.pem", "certificate_key: a certificate and its key go together"),
+        ("tls: true, certificate_key: /k.pem", "certificate: a certificate and its key go together"),
+        ("tls: true, certificate: c.pem, certificate_key: /k.pem", "'c.pem' is not an absolute path"),
+        ("host: 10.0.0.5, tls: true", ""),
+        ("tls: true", ""),
+        ("host: 0.0.0.0, tls: true, certificate: /c.pem, certificate_key: ~/k.pem", ""),
+    ],
+)
+def test_a_gateway_for_others_has_tls(gateway: str, wrong: str) -> None:
+    text = f"type: fleet\nname: x\nsites: [{{name: a}}]\ngateway: {{{gateway}}}\n"
+    if wrong:
+        assert wrong in said(text)
+    else:
+        (fleet,) = spec.parse(text, "f.yaml")
+        assert isinstance(fleet, FleetSpec) and fleet.gateway.url(443).startswith("https://")
+
+
 def test_a_fleet_may_have_a_gateway_at_each_site_and_needs_a_port_for_each() -> None:
     text = "type: fleet\nname: f\nsites: [{name: a}, {name: b}]\ngateway: {each_site: true, hedge: 0.05, port: %d}\n"
     (fleet,) = spec.parse(text % 8601, "f.yaml")

@@ -320,7 +320,7 @@ def _gateways(state: State) -> list[GatewayView]:
         runs = next((g for g in live_gangs(state) if g.slot == gateway_slot(number)), None)
         views.append(
             GatewayView(
-                url=f"http://{state.fleet.gateway.host}:{port}",
+                url=state.fleet.gateway.url(port),
                 site=runs.site if runs else "",
                 ready=bool(runs and runs.status.get("ready")),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from caudal.cli.output import console
 from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, Unauthorized
 from caudal.domain.fleet import GatewaySpec
 from caudal.domain.key import SECRET_VARIABLE
+from caudal.store.authority import trusting
 from caudal.store.home import Home, home
 from caudal.store.state import open_store
 
@@ -31,7 +33,12 @@ def gateway_url(place: Home) -> str:
         return str(client.get("/status")["gateway_url"])
     fleet = open_store(place.database_url).read().fleet if place.root.exists() else None
     listens = fleet.gateway if fleet is not None else GatewaySpec()
-    return f"http://{listens.host}:{listens.port}"
+    return listens.url(listens.port)
+
+
+def trusted_by(place: Home, url: str) -> ssl.SSLContext | bool:
+    """What the gateway's certificate is checked by: the system's authorities and the fleet's own. Raises UsageError."""
+    return trusting(place.certificates) if url.startswith("https:") else True
 
 
 def key_header() -> dict[str, str]:
@@ -40,8 +47,11 @@ def key_header() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Iterator[str]:
-    """The assistant's words as they come. Raises NotFound, ControlAway, Failed."""
+def reply(
+    url: str, model: str, messages: list[Message], max_tokens: int, trusted: ssl.SSLContext | bool = True
+) -> Iterator[str]:
+    """The assistant's words as they come. `trusted`: what the gateway's certificate is checked by. Raises NotFound,
+    ControlAway, Failed."""
     body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
     try:
         with httpx.stream(
@@ -51,6 +61,7 @@ def reply(url: str, model: str, messages: list[Message], max_tokens: int) -> Ite
             headers=key_header(),
             timeout=httpx.Timeout(60.0),
             trust_env=False,
+            verify=trusted,
         ) as answer:
             if answer.status_code >= 400:
                 raise _refused(answer.status_code, answer.read())
@@ -85,10 +96,12 @@ def _refused(status: int, body: bytes) -> CaudalError:
     return NotFound(message, remedy="caudal models list") if status == 404 else Failed(message)
 
 
-def choose(url: str) -> str:
+def choose(url: str, trusted: ssl.SSLContext | bool = True) -> str:
     """The first model that the gateway lists."""
     try:
-        answer = httpx.get(f"{url}/v1/models", headers=key_header(), timeout=5.0, trust_env=False)
+        answer = httpx.get(
+            f"{url}/v1/models", headers=key_header(), timeout=5.0, trust_env=False, verify=trusted
+        )
     except httpx.TransportError as error:
         raise ControlAway(f"no gateway answers at {url}", why=str(error), remedy="caudal up") from error
     if answer.status_code >= 400:
@@ -108,10 +121,18 @@ def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens
     """Talk to a model. With WORDS: one answer; without: a conversation (Ctrl-D ends it). Where the gateway
     requires keys, set $CAUDAL_API_KEY."""
     url = gateway_url(home(root))
-    chosen = model or choose(url)
+    trusted = trusted_by(home(root), url)
+    chosen = model or choose(url, trusted)
     messages: list[Message] = []
+
+    def turn(said: str) -> None:
+        messages.append({"role": "user", "content": said})
+        messages.append(
+            {"role": "assistant", "content": _shown(reply(url, chosen, messages, max_tokens, trusted))}
+        )
+
     if words:
-        _turn(url, chosen, messages, " ".join(words), max_tokens)
+        turn(" ".join(words))
         return
     out = console(stderr=True)
     if sys.stdin.isatty():
@@ -122,7 +143,7 @@ def verb(root: str | None, words: tuple[str, ...], model: str | None, max_tokens
         except (EOFError, click.exceptions.Abort):
             return
         if said:
-            _turn(url, chosen, messages, said, max_tokens)
+            turn(said)
 
 
 def _line() -> str:
@@ -132,14 +153,14 @@ def _line() -> str:
     return line.strip()
 
 
-def _turn(url: str, model: str, messages: list[Message], said: str, max_tokens: int) -> None:
-    messages.append({"role": "user", "content": said})
+def _shown(pieces: Iterator[str]) -> str:
+    """An answer as it comes, and whole at the end."""
     answer = ""
     try:
-        for piece in reply(url, model, messages, max_tokens):
+        for piece in pieces:
             click.echo(piece, nl=False)
             answer += piece
     finally:
         if answer:
             click.echo()  # also below what was said before it broke
-    messages.append({"role": "assistant", "content": answer})
+    return answer

@@ -91,7 +91,7 @@ def verb(root: str | None, paths: tuple[Path, ...], keep: bool) -> None:
         )
         out.print(f"  web page  {control.url}")
         for port in fleet.gateway_ports():
-            out.print(f"  gateway   http://{fleet.gateway.host}:{port}/v1  (OpenAI-compatible)")
+            out.print(f"  gateway   {fleet.gateway.url(port)}/v1  (OpenAI-compatible)")
         client = Client(place)
         if out.is_terminal:
             follow_live(client, out)

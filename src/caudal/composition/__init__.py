@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -43,7 +44,7 @@ from caudal.domain.gang import Role
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.ports import World
 from caudal.store.atomic import write_atomic
-from caudal.store.authority import AUTHORITY, ensure_certificates, ensure_door
+from caudal.store.authority import AUTHORITY, ensure_certificates, ensure_door, trusting
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.models import ModelStore
@@ -55,7 +56,7 @@ Spec = FleetSpec | TrainSpec | ServiceSpec
 
 API_START_S = 20.0
 
-CONTROL = "control"
+CONTROL, GATEWAY = "control", "gateway"
 """The name in the API's certificate."""
 
 GIVE_BACK_S = 120.0
@@ -216,6 +217,8 @@ class Control:
             alive = {s.gang_id for d in self.world.drivers.values() for s in d.gangs() if s.alive}
         except Unreachable:
             return  # nothing is known of what runs there: the gateway says it itself if it cannot listen
+        if all(site.name in elsewhere(self.fleet) for site in self.fleet.sites):
+            return  # so it listens on another machine
         if not any(g.role is Role.GATEWAY and g.id in alive for g in state.gangs):
             for port in self.fleet.gateway_ports():
                 _listen(self.fleet.gateway.host, port, "the gateway", "gateway.port").close()
@@ -237,6 +240,7 @@ class Control:
 
     def _launch(self) -> LaunchSettings:
         ensure_certificates(self.place.certificates, (site.name for site in self.fleet.sites))
+        certificate, key = self._gateway_door()
         return LaunchSettings(
             api_url=self.url,
             token_file=str(self.place.token_file),
@@ -245,11 +249,24 @@ class Control:
             secret=self.place.token(),
             certificates=str(self.place.certificates),
             gateway=self.fleet.gateway,
+            gateway_certificate=certificate,
+            gateway_key=key,
             gateway_state_file=str(self.place.root / "gateway-routes.json"),
             gateway_dir=str(self.place.root),
             elsewhere=elsewhere(self.fleet),
             ca_file=str(self.place.certificates / AUTHORITY) if self.fleet.api.tls else "",
         )
+
+    def _gateway_door(self) -> tuple[str, str]:
+        """The gateway's certificate and key, as files; nothing where it has no TLS."""
+        gateway = self.fleet.gateway
+        if not gateway.tls:
+            return "", ""
+        if gateway.certificate:
+            own = (gateway.certificate, gateway.certificate_key)
+            return str(Path(own[0]).expanduser()), str(Path(own[1]).expanduser())
+        certificate, key = ensure_door(self.place.certificates, GATEWAY, gateway.host)
+        return str(certificate), str(key)
 
     def _app(self) -> FastAPI:
         app = create_app(
@@ -269,8 +286,9 @@ class Control:
         if self.fleet.api.host not in LOOPBACK:
             return app  # the page is for this machine: it shows all, and asks for no token
         if importlib.util.find_spec("nicegui"):
-            gateway = f"http://{self.fleet.gateway.host}:{self.fleet.gateway.port}"
-            page.mount(app, self.url, gateway)
+            gateway = self.fleet.gateway
+            trusted = trusting(self.place.certificates) if gateway.tls else True
+            page.mount(app, self.url, gateway.url(gateway.port), trusted)
         else:
             page.mount_without(app)
         return app

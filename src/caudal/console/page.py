@@ -8,7 +8,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from caudal.console.talk import answer_pieces
+from caudal.console.talk import Trusted, answer_pieces
 from caudal.console.watch import chart_options, progress_line, site_rows
 
 REFRESH_S = 1.0
@@ -36,12 +36,12 @@ def mount_without(app: FastAPI) -> None:
         )
 
 
-def mount(app: FastAPI, api_url: str, gateway_url: str) -> None:
-    """Put the page at `/` of the control API's application."""
+def mount(app: FastAPI, api_url: str, gateway_url: str, trusted: Trusted = True) -> None:
+    """Put the page at `/` of the control API's application. `trusted`: what the gateway's certificate is checked by."""
     from nicegui import ui  # noqa: PLC0415 - an optional extra, a second to import, enters here only
 
     def index() -> None:
-        Page(ui, api_url, gateway_url).build()
+        Page(ui, api_url, gateway_url, trusted).build()
 
     ui.page("/", title="Caudal", dark=None)(index)
     ui.run_with(app, title="Caudal", show_welcome_message=False)
@@ -50,10 +50,11 @@ def mount(app: FastAPI, api_url: str, gateway_url: str) -> None:
 class Page:
     """One visitor's page."""
 
-    def __init__(self, ui: Any, api_url: str, gateway_url: str) -> None:
+    def __init__(self, ui: Any, api_url: str, gateway_url: str, trusted: Trusted = True) -> None:
         self._ui = ui
         self._api = f"{api_url}/api/v1"
         self._gateway = gateway_url
+        self._trusted = trusted
         self._messages: list[dict[str, str]] = []
         self._points: list[dict[str, Any]] = []
         self._busy = False
@@ -123,7 +124,9 @@ class Page:
                 spoken = self._ui.label("…").style("white-space: pre-wrap")
         answer = ""
         try:
-            async for piece in answer_pieces(self._gateway, str(self._model.value), list(self._messages)):
+            async for piece in answer_pieces(
+                self._gateway, str(self._model.value), list(self._messages), trusted=self._trusted
+            ):
                 answer += piece
                 spoken.set_text(answer)
                 self._scroll.scroll_to(percent=1.0)

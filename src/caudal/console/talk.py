@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
 
 from caudal.domain.key import SECRET_VARIABLE
 
+Trusted = ssl.SSLContext | bool
+"""What certificates are checked by; True: the system's authorities."""
+
 
 async def answer_pieces(
-    gateway_url: str, model: str, messages: list[dict[str, str]], max_tokens: int = 256
+    gateway_url: str,
+    model: str,
+    messages: list[dict[str, str]],
+    max_tokens: int = 256,
+    trusted: Trusted = True,
 ) -> AsyncIterator[str]:
     """The assistant's words as they come; a failure comes as words too, in brackets, since a person reads."""
     body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
     try:
         async with (
-            httpx.AsyncClient(timeout=60.0, trust_env=False) as client,
+            httpx.AsyncClient(timeout=60.0, trust_env=False, verify=trusted) as client,
             client.stream("POST", f"{gateway_url}/v1/chat/completions", json=body, headers=_key()) as answer,
         ):
             if answer.status_code >= 400:

@@ -28,6 +28,7 @@ from caudal.telemetry.report import CA_FILE, REPORT_URL, TOKEN_FILE
 HOST = "127.0.0.1"
 CONFIG = "config.json"
 TOKEN = "token"
+DOOR, DOOR_KEY = "door.pem", "door.key"
 CACHE_ELSEWHERE = "~/.cache/caudal"
 STATE_ELSEWHERE = "~/.local/share/caudal"
 
@@ -52,6 +53,8 @@ class LaunchSettings:
     secret: str = field(default="", repr=False)
     certificates: str = ""
     gateway: GatewaySpec | None = None
+    gateway_certificate: str = ""  # and its key: files of this machine, where the gateway has TLS
+    gateway_key: str = ""
     gateway_state_file: str = ""
     gateway_dir: str = ""
     elsewhere: frozenset[str] = frozenset()  # sites whose machines are not this one
@@ -99,6 +102,8 @@ def _at(config: Mapping[str, Any], address: str) -> dict[str, Any]:
         told["state_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/routes.json"
         told["keys_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/keys.json"
         told["usage_dir"] = f"{STATE_ELSEWHERE}/usage" if config["usage_dir"] else ""
+        if config["certificate"]:
+            told |= {"certificate": DOOR, "certificate_key": DOOR_KEY}
     return told
 
 
@@ -110,6 +115,9 @@ def _carried(gang: Gang, settings: LaunchSettings) -> dict[str, str]:
         certificate, key = site_files(folder, gang.site)
         for file in (folder / AUTHORITY, certificate, key):
             files[file.name] = file.read_text()
+    if gang.role is Role.GATEWAY and settings.gateway_certificate:
+        files[DOOR] = Path(settings.gateway_certificate).read_text()
+        files[DOOR_KEY] = Path(settings.gateway_key).read_text()
     return files
 
 
@@ -160,6 +168,8 @@ def _gateway(gang: Gang, state: State, settings: LaunchSettings) -> Mapping[str,
     return {
         "host": spec.host,
         "port": spec.port + number,
+        "certificate": settings.gateway_certificate,
+        "certificate_key": settings.gateway_key,
         "hedge": spec.hedge,
         "traces": spec.traces,
         "processes": spec.processes,

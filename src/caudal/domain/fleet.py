@@ -199,6 +199,10 @@ class GatewaySpec:
     an OpenTelemetry collector (OTLP over HTTP) that gets a span for each generation; empty: none. `processes`: how
     many processes answer at a gateway's port; more than one where one core is not enough. With `keys: optional` a
     request without a key is served, and one with a wrong, revoked or expired key is refused all the same.
+
+    `host` other than this machine's own loopback takes `tls`: with a `certificate` and its `certificate_key` (PEM files,
+    absolute paths on the machine of the control process), or with neither, and then by the fleet's own authority for
+    the IP address that is `host`. Beyond loopback keys are required.
     """
 
     host: str = "127.0.0.1"
@@ -208,6 +212,14 @@ class GatewaySpec:
     hedge: float = 0.0
     traces: str = ""
     processes: int = 1
+    tls: bool = False
+    certificate: str = ""
+    certificate_key: str = ""
+
+    def url(self, port: int) -> str:
+        """The address of the gateway that has this port, without a path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ class App:
         self._short_calls = short_calls
         self._responses = Responses(responses, self._generate)
         self._heads = AnswerHeads(router.now)
+        self.keyed: tuple[str, ...] = (
+            KEYED,
+        )  # below which a key is looked at, and asked for where one is required
         self.gather: Callable[[bytes], Awaitable[bytes]] | None = None  # adds what other processes count
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             **dict.fromkeys(PARSERS, ("POST", self._nowhere)),
@@ -86,7 +89,7 @@ class App:
         exchange.headers = self._heads.of(request)
         try:
             _refuse_foreign_pages(request)
-            if request.path.startswith(KEYED):
+            if request.path.startswith(self.keyed):
                 exchange.caller = self._caller(exchange)
             parse = PARSERS.get(request.path)
             if parse is not None and request.method == "POST":

@@ -167,7 +167,7 @@ def _secret(header: bytes) -> bytes | None:
 def required_at(host: str, keys: str) -> bool:
     """Whether a gateway that listens on that host asks everybody for a key: always, where others than this
     machine can reach it."""
-    if keys == "required" or _is_loopback(host):
+    if keys == "required" or not others_reach(host):
         return keys == "required"
     log.warning("the gateway listens on %s, which others can reach: keys are required there", host)
     return True
@@ -182,8 +182,9 @@ def key_poller(
     return Poller("keys", url, token_file, Path(state_file), pool, decode_keys, callers.update, POLL_S)
 
 
-def _is_loopback(host: str) -> bool:
+def others_reach(host: str) -> bool:
+    """Whether who listens on that host can be reached from other machines."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return not (host == "localhost" or ipaddress.ip_address(host).is_loopback)
     except ValueError:
-        return False
+        return True

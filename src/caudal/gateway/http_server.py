@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from typing import cast
 
@@ -232,10 +233,10 @@ class HttpConnection(asyncio.Protocol):
         self.write(b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body))
         self._lingering_bytes = 0
         self._deadline = asyncio.get_running_loop().time() + self._limits.linger_s
-        if self._server.linger(self):
+        if self._server.linger(self) and self._transport.can_write_eof():
             self._transport.write_eof()
         else:
-            self._transport.close()
+            self._transport.close()  # under TLS too, whose end says that all was said
 
     def _abort(self) -> None:
         if self._transport is not None:
@@ -255,12 +256,21 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+    async def listen(
+        self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None
+    ) -> int:
         """Accept connections; returns the port (of use when 0 was asked). With `reuse_port` other processes may
         do the same at that port. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: HttpConnection(self), host, port, backlog=1024, reuse_port=reuse_port or None
+            lambda: HttpConnection(self),
+            host,
+            port,
+            backlog=1024,
+            reuse_port=reuse_port or None,
+            ssl=tls,
+            ssl_handshake_timeout=self.limits.head_s if tls is not None else None,
+            ssl_shutdown_timeout=self.limits.linger_s if tls is not None else None,
         )
         self._sweeper = loop.create_task(self._sweep())
         port_taken: int = self._server.sockets[0].getsockname()[1]

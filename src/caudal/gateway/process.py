@@ -18,7 +18,7 @@ import psutil
 from caudal.domain.errors import PortInUse, UsageError
 from caudal.gateway.admitter import Admitter
 from caudal.gateway.app import App
-from caudal.gateway.callers import Callers, key_poller, required_at
+from caudal.gateway.callers import Callers, key_poller, others_reach, required_at
 from caudal.gateway.descriptors import fitted
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
@@ -34,6 +34,7 @@ from caudal.gateway.routes import RoutePoller
 from caudal.gateway.short_calls import ShortCalls
 from caudal.gateway.siblings import Siblings
 from caudal.gateway.spending import Spending
+from caudal.gateway.tls import Door
 from caudal.gateway.tracing import Tracing, span_sender
 from caudal.gateway.upstream import UpstreamLimits
 from caudal.gateway.upstream_pool import UpstreamPool
@@ -70,6 +71,13 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     traces: str = ""
     hedge: Annotated[float, msgspec.Meta(ge=0, le=MAX_HEDGE)] = 0.0
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    certificate: str = ""
+    certificate_key: str = ""
+
+    def url(self, port: int) -> str:
+        """What clients are told, for the port that was taken."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.certificate else 'http'}://{host}:{port}/v1"
 
 
 def read_config(path: Path) -> GatewayConfig:
@@ -80,7 +88,7 @@ def read_config(path: Path) -> GatewayConfig:
             read,
             **{
                 name: str(Path(value).expanduser())
-                for name in ("state_file", "keys_file", "usage_dir")
+                for name in ("state_file", "keys_file", "usage_dir", "certificate", "certificate_key")
                 if (value := getattr(read, name))
             },
         )
@@ -137,6 +145,8 @@ class Gateway:
             ResponseStore(Path(config.state_file).parent / "responses"),
             self.spending,
         )
+        if others_reach(config.host):
+            self.app.keyed += ("/metrics",)  # whose models and keys are served is nobody else's business
         self.server = HttpServer(self.app.handle, refusal_body, limits or Limits())
         self.routes = RoutePoller(
             config.routes_url,
@@ -149,6 +159,7 @@ class Gateway:
         )
         keys_file = place.own(config.keys_file)
         self.keys = key_poller(config.keys_url, token_file, keys_file, self._pool, self.callers)
+        self._door = Door(config.certificate, config.certificate_key) if config.certificate else None
         self._siblings: Siblings | None = None
         self._pool.on_connect = self.router.connected
         self.routes.hurry = lambda: bool(self.router.waking())
@@ -162,18 +173,21 @@ class Gateway:
             self.keys.load()
         host, port = self._config.host, self._place.port or self._config.port
         try:
-            port = await self.server.listen(host, port, reuse_port=self._place.shared)
+            context = self._door.context if self._door is not None else None
+            port = await self.server.listen(host, port, reuse_port=self._place.shared, tls=context)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             raise port_in_use(host, port) from error
-        self.url = f"http://{host}:{port}/v1"
+        self.url = self._config.url(port)
         if self._place.shared:
             self._siblings = Siblings(Path(self._place.folder), self._place, self.app.metrics_text)
             await self._siblings.start()
             self.app.gather = self._siblings.gather
         loop = asyncio.get_running_loop()
         self._pollers = [loop.create_task(p.run()) for p in (self.routes, self.keys) if p is not None]
+        if self._door is not None:
+            self._pollers.append(loop.create_task(self._door.watch()))
         self.usage.start()
         if self.spans is not None:
             self.spans.start()

@@ -72,7 +72,7 @@ class Parent:
         self._place = Place(0, config.processes, port, folder)
         self._reporter = reporter
         self._book = Book(config.processes)
-        self._url = f"http://{config.host}:{port}/v1"
+        self._url = config.url(port)
         self._running: dict[int, Process] = {}
         self._news = asyncio.Event()
         self._end = asyncio.Event()

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from pathlib import Path
 
-from caudal.domain.fleet import FleetSpec
+from caudal.domain.fleet import FleetSpec, GatewaySpec
 from caudal.domain.workload import (
     BaseSpec,
     ModelShape,
@@ -46,16 +46,11 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
     for number, budget in enumerate(spec.budgets):
         _check_name(budget.team, tree, ["budgets", number, "team"], problems)
     _check_traces(spec.gateway.traces, tree, problems)
-    for door, host in (("gateway", spec.gateway.host), ("api", spec.api.host)):
-        if door == "api" and spec.api.tls and _is_address(host):
-            continue
-        if not is_loopback(host):
-            problems.add(
-                tree.at([door, "host"]),
-                f"host: {host!r} is not this machine's own address (127.0.0.1, ::1 or localhost); "
-                "to be reached from elsewhere, "
-                + ("set `tls: true` and an IP address" if door == "api" else "put a proxy with TLS in front"),
-            )
+    _check_certificate(spec.gateway, tree, problems)
+    _check_door(
+        "gateway", spec.gateway.host, spec.gateway.tls, bool(spec.gateway.certificate), tree, problems
+    )
+    _check_door("api", spec.api.host, spec.api.tls, False, tree, problems)
     if spec.gateway.port == spec.api.port:
         problems.add(tree.at(["gateway", "port"]), f"port: the gateway and the api both have {spec.api.port}")
     elif spec.gateway.each_site and spec.api.port in (ports := spec.gateway_ports()):
@@ -63,6 +58,28 @@ def check_fleet(spec: FleetSpec, tree: Located, problems: Problems) -> None:
         problems.add(tree.at(["gateway", "port"]), text)
     elif spec.gateway_ports()[-1:] > (65_535,):
         problems.add(tree.at(["gateway", "port"]), f"port: {len(spec.sites)} gateways need as many ports")
+
+
+def _check_door(door: str, host: str, tls: bool, certified: bool, tree: Located, problems: Problems) -> None:
+    """Beyond loopback there is TLS, with a certificate that names what clients call."""
+    bring = "bring a `certificate` and its `certificate_key`"
+    if not tls and not is_loopback(host):
+        text = f"host: {host!r} is not this machine's own address (127.0.0.1, ::1 or localhost); to be reached from "
+        text += "elsewhere, set `tls: true` and an IP address"
+        problems.add(tree.at([door, "host"]), text + (f", or {bring}" if door == "gateway" else ""))
+    elif tls and not certified and not _is_address(host):
+        text = f"host: {host!r} is not one IP address, for which the fleet's authority could sign"
+        problems.add(tree.at([door, "host"]), text + (f"; or {bring}" if door == "gateway" else ""))
+
+
+def _check_certificate(gateway: GatewaySpec, tree: Located, problems: Problems) -> None:
+    for name, path in (("certificate", gateway.certificate), ("certificate_key", gateway.certificate_key)):
+        if path and not gateway.tls:
+            problems.add(tree.at(["gateway", name]), f"{name}: it is for `tls: true`, which is not set")
+        elif path and not Path(path).expanduser().is_absolute():
+            problems.add(tree.at(["gateway", name]), f"{name}: {path!r} is not an absolute path")
+        elif not path and (gateway.certificate or gateway.certificate_key):
+            problems.add(tree.at(["gateway"]), f"{name}: a certificate and its key go together")
 
 
 def _check_traces(url: str, tree: Located, problems: Problems) -> None:

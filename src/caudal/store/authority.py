@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -113,6 +114,22 @@ def _make_authority(folder: Path) -> None:
     builder = builder.add_extension(_usage(signs=True), critical=True)
     _write(folder / AUTHORITY_KEY, _pem(key), 0o600)
     _write(folder / AUTHORITY, builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
+
+
+def trusting(folder: Path) -> ssl.SSLContext:
+    """A client's context that trusts the folder's authority beside the system's. Raises UsageError where there is
+    none."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(folder / AUTHORITY)
+    except OSError as error:
+        raise UsageError(
+            "the certificate of the fleet's authority cannot be read",
+            where=str(folder / AUTHORITY),
+            why=str(error),
+            remedy="copy it from the state directory of the control process, or name that one with --home",
+        ) from None
+    return context
 
 
 def ensure_door(folder: Path, name: str, address: str) -> tuple[Path, Path]:
