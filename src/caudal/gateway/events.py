@@ -71,13 +71,18 @@ class ModelName:
         self._decided = False
         self._rewrite = False
 
+    @property
+    def untouched(self) -> bool:
+        """Whether events pass as they are, from here on."""
+        return self._decided and not self._rewrite
+
     def whole(self, body: bytes) -> bytes:
         """A whole answer. Raises NotEvents where it is not a JSON object."""
         if any(right in body for right in self._right):
             return body
         try:
             answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise NotEvents("what it sent is not JSON") from None
         if not isinstance(answer, dict):
             raise NotEvents("what it sent is not a JSON object")
@@ -99,7 +104,7 @@ class ModelName:
             return line
         try:
             event: Any = msgspec.json.decode(line[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return line  # not ours to judge: the client's parser will
         if not isinstance(event, dict) or "model" not in event:
             return line

@@ -72,12 +72,20 @@ def usage_of(body: bytes) -> Measured | None:
     try:
         said = _PLAIN.decode(found[1])
     except msgspec.ValidationError:
-        return measured(msgspec.json.decode(found[1]))
-    except (msgspec.DecodeError, RecursionError):
+        return _strange(found[1])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     details = said.prompt_tokens_details
     cached = (details.cached_tokens or 0) if details is not None else 0
     return Measured(Usage(said.prompt_tokens, said.completion_tokens, cached))
+
+
+def _strange(said: bytes) -> Measured | None:
+    """Of an object that is not written as nearly all are."""
+    try:
+        return measured(msgspec.json.decode(said))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def measured(said: Any) -> Measured | None:
@@ -135,7 +143,7 @@ class UsageTap:
             return False
         try:
             event = msgspec.json.decode(line[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         if not isinstance(event, dict):
             return False
