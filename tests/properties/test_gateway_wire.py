@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caudal.domain.key import Usage
 from caudal.gateway import wire
 from caudal.gateway.admitter import Permit
 from caudal.gateway.direct import Direct
@@ -29,6 +30,7 @@ from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamLimits
 from caudal.gateway.upstream_pool import UpstreamPool
+from caudal.gateway.usage import usage_of
 from tests.properties.test_gateway_hostile_bytes import mutated, mutation
 
 pytestmark = pytest.mark.skipif(not wire.BUILT, reason="the part in C was not built")
@@ -372,3 +374,53 @@ def test_failures_of_what_it_calls_come_out() -> None:
         wire.Pump(nothing, nothing, nothing, nothing, -1, -1)
     with pytest.raises(TypeError):
         wire.Pump(nothing, nothing)  # type: ignore[call-arg]
+
+
+counts = st.one_of(
+    st.integers(-2, 10**17),
+    st.sampled_from(
+        [None, 0, 7, 1.5, "7", True, {}, {"cached_tokens": 3}, {"cached_tokens": None}, {"a": {"b": 1}}]
+    ),
+)
+NAMES = [
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "prompt_tokens_details",
+    "cached_tokens",
+    "Odd key",
+]
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> bytes:
+    """Whole answers that say what they used, in all kinds of ways; a name may stand twice."""
+    space = draw(st.sampled_from([b"", b" ", b"\n\t", b"\x0b"]))
+    pairs = draw(st.lists(st.tuples(st.sampled_from(NAMES), counts), max_size=5))
+    said = [b'"%b"%b:%b%b' % (k.encode(), space, space, json.dumps(v).encode()) for k, v in pairs]
+    used = b"{" + (b"," + space).join(said) + space + b"}"
+    before = draw(st.sampled_from([b'{"a":1,', b'{"usage":{"prompt_tokens":1},', b"{", b""]))
+    after = draw(st.sampled_from([b"}", b',"b":"usage"}', b"", b',"usage":null}']))
+    return before + b'"usage"' + space + b":" + space + used + after
+
+
+@settings(max_examples=1000, deadline=None)
+@given(usages(), st.lists(mutation, max_size=2))
+def test_usage_is_read_as_python_reads_it(body: bytes, changes: list[tuple[str, int, int, bytes]]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(wire, "BUILT", False)
+        for said in (body, mutated(body, changes)):
+            found, told = wire.usage_counts(said), usage_of(said)
+            assert found is None or (told is not None and told.usage == Usage(*found))
+
+
+def test_plain_usage_takes_no_step_of_python() -> None:
+    cached = b'"prompt_tokens_details":{"cached_tokens":2}'
+    llama = b'{"usage":{"completion_tokens":8,"prompt_tokens":7,"total_tokens":15,%b}}' % cached
+    assert wire.usage_counts(llama) == (7, 8, 2)
+    vllm = b'{"usage": {"prompt_tokens": 5, "completion_tokens": 4, "prompt_tokens_details": null}}'
+    assert wire.usage_counts(vllm) == (5, 4, 0)
+    for nothing in (b"", b'"usage"', b'{"usage":null}', b'x"usage":{"prompt_tokens":1234567890123456}'):
+        assert wire.usage_counts(nothing) is None
+    with pytest.raises(TypeError):
+        wire.usage_counts("text")  # type: ignore[arg-type]

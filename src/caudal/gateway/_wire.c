@@ -541,7 +541,138 @@ static PyType_Spec valve_spec = {
     "caudal.gateway._wire.Valve", sizeof(Valve), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, valve_slots,
 };
 
+/* ---- what a whole answer used ---- */
+
+#define MAX_DIGITS 15 /* of a count; more is not plain */
+
+typedef struct {
+    const char *at, *end;
+} Reader;
+
+typedef struct {
+    long long prompt, completion, cached; /* -1: not told */
+    int details;                          /* how often they were there */
+} Counts;
+
+static void
+skip_space(Reader *in)
+{
+    while (in->at < in->end && (*in->at == ' ' || *in->at == '\t' || *in->at == '\n' || *in->at == '\r'))
+        in->at++;
+}
+
+/* Whether this is what comes next, behind white space; then it is read. */
+static int
+next_is(Reader *in, const char *what)
+{
+    size_t n = strlen(what);
+    skip_space(in);
+    if ((size_t)(in->end - in->at) < n || memcmp(in->at, what, n) != 0)
+        return 0;
+    in->at += n;
+    return 1;
+}
+
+/* A key of small letters and underscores, with its quotes. */
+static int
+plain_key(Reader *in, const char **key, size_t *length)
+{
+    if (!next_is(in, "\""))
+        return 0;
+    *key = in->at;
+    while (in->at < in->end && ((*in->at >= 'a' && *in->at <= 'z') || *in->at == '_'))
+        in->at++;
+    *length = (size_t)(in->at - *key);
+    return in->at < in->end && *in->at++ == '"';
+}
+
+static int
+is_key(const char *key, size_t length, const char *name)
+{
+    return strlen(name) == length && memcmp(key, name, length) == 0;
+}
+
+/* A count as JSON writes it. */
+static int
+plain_count(Reader *in, long long *count)
+{
+    skip_space(in);
+    const char *begin = in->at;
+    long long value = 0;
+    while (in->at < in->end && *in->at >= '0' && *in->at <= '9' && in->at - begin < MAX_DIGITS)
+        value = value * 10 + (*in->at++ - '0');
+    if (in->at == begin || (*begin == '0' && in->at - begin > 1))
+        return 0;
+    *count = value;
+    return 1;
+}
+
+/* One object of plain keys and counts. `outer`: the usage itself; else its details of the prompt. */
+static int
+plain_object(Reader *in, Counts *counts, int outer)
+{
+    if (!next_is(in, "{"))
+        return 0;
+    if (next_is(in, "}"))
+        return 1;
+    do {
+        const char *key;
+        size_t length;
+        long long unasked = -1, *to = &unasked;
+        if (!plain_key(in, &key, &length) || !next_is(in, ":"))
+            return 0;
+        if (outer && is_key(key, length, "prompt_tokens"))
+            to = &counts->prompt;
+        else if (outer && is_key(key, length, "completion_tokens"))
+            to = &counts->completion;
+        else if (!outer && is_key(key, length, "cached_tokens"))
+            to = &counts->cached;
+        else if (outer && is_key(key, length, "prompt_tokens_details")) {
+            if (counts->details++)
+                return 0;
+            if (next_is(in, "null"))
+                continue;
+            if (!plain_object(in, counts, 0)) /* no deeper: these have no details of their own */
+                return 0;
+            continue;
+        }
+        if (*to >= 0) /* told twice */
+            return 0;
+        if (!plain_count(in, to) && (to != &unasked || !next_is(in, "null")))
+            return 0;
+    } while (next_is(in, ","));
+    return next_is(in, "}");
+}
+
+static PyObject *
+usage_counts(PyObject *Py_UNUSED(module), PyObject *body)
+{
+    static const char name[] = "\"usage\"";
+    const size_t n = sizeof name - 1;
+    char *bytes;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(body, &bytes, &size) < 0)
+        return NULL;
+    const char *at = bytes + size;
+    do {
+        if (at == bytes)
+            Py_RETURN_NONE;
+        at--;
+    } while (*at != '"' || (size_t)(bytes + size - at) < n || memcmp(at, name, n) != 0);
+    Reader in = {at + n, bytes + size};
+    Counts told = {-1, -1, -1, 0};
+    if (!next_is(&in, ":") || !plain_object(&in, &told, 1))
+        Py_RETURN_NONE;
+    return Py_BuildValue("LLL", told.prompt < 0 ? 0 : told.prompt, told.completion < 0 ? 0 : told.completion,
+                         told.cached < 0 ? 0 : told.cached);
+}
+
 /* ---- the module ---- */
+
+static PyMethodDef wire_methods[] = {
+    {"usage_counts", usage_counts, METH_O, "What the last usage of a whole answer says, where it is plain."},
+    {NULL, NULL, 0, NULL},
+};
 
 static int
 wire_exec(PyObject *module)
@@ -584,6 +715,7 @@ static struct PyModuleDef wire_module = {
     .m_name = "_wire",
     .m_doc = "Ordinary chunks of streamed answers, passed on without a step of Python.",
     .m_size = sizeof(State),
+    .m_methods = wire_methods,
     .m_slots = wire_slots,
     .m_traverse = wire_traverse,
     .m_clear = wire_clear,

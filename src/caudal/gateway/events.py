@@ -7,6 +7,7 @@ are passed on as they are.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -58,6 +59,13 @@ def _end_of_last_event(data: bytes) -> int:
     return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
 
 
+@lru_cache(maxsize=1024)
+def _right(model: str) -> tuple[bytes, bytes]:
+    """The right name as it stands in answers, without and with a space."""
+    name = msgspec.json.encode(model)
+    return b'"model":' + name, b'"model": ' + name
+
+
 class ModelName:
     """Puts the public model id into answers, where the engine calls the model something else.
 
@@ -66,8 +74,7 @@ class ModelName:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        name = msgspec.json.encode(model)
-        self._right = (b'"model":' + name, b'"model": ' + name)
+        self._right = _right(model)
         self._decided = False
         self._rewrite = False
 
@@ -78,7 +85,8 @@ class ModelName:
 
     def whole(self, body: bytes) -> bytes:
         """A whole answer. Raises NotEvents where it is not a JSON object."""
-        if any(right in body for right in self._right):
+        close, wide = self._right
+        if close in body or wide in body:
             return body
         try:
             answer = msgspec.json.decode(body)

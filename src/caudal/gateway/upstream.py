@@ -102,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._head_done = False
         self._any_byte = False
+        self._stays = False  # the connection, behind the last answer that was parsed
         self._paused = False
         self._failure: UpstreamFailed | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -268,12 +269,7 @@ class UpstreamConnection(asyncio.Protocol):
             and self._buffered_bytes == length
             and self.headers.get(b"content-length") == b"%d" % length
         )
-        if (
-            cut > 4
-            and whole
-            and self._parser.should_keep_alive()
-            and b"transfer-encoding" not in self.headers
-        ):
+        if cut > 4 and whole and self._stays and b"transfer-encoding" not in self.headers:
             if len(_HEADS) >= MAX_HEADS:
                 _HEADS.clear()
             _HEADS[data[:cut]] = self.status, self.headers, length
@@ -307,7 +303,8 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The answer is whole."""
         self.complete = True
-        if not self._parser.should_keep_alive():
+        self._stays = self._parser.should_keep_alive()  # only now: afterwards the parser has forgotten
+        if not self._stays:
             self.close()
 
     def _fail(self, why: str, *, stale: bool = False, lost: bool = False) -> None:

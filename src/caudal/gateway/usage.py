@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from caudal.domain.key import Usage
+from caudal.gateway import wire
 from caudal.gateway.openai_api import BYTES_PER_TOKEN
 
 ASK = b',"stream_options":{"include_usage":true}'
@@ -65,6 +66,10 @@ def asking_usage(body: bytes, asked: bool | None) -> bytes:
 def usage_of(body: bytes) -> Measured | None:
     """What a whole answer says it used; None where it does not say. Quotes within its text are escaped, so
     that the name with its brace is found in the answer's own object only; the last one counts."""
+    if wire.BUILT:
+        counts = wire.usage_counts(body)
+        if counts is not None:
+            return Measured(Usage(*counts))
     start = body.rfind(b'"usage"')
     found = _OBJECT.match(body, start) if start >= 0 else None
     if found is None:
