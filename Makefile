@@ -16,12 +16,14 @@ $(BIN)/python:
 	  { echo "Caudal needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.up: pyproject.toml constraints.txt | $(BIN)/python
+BUILT_FROM := pyproject.toml setup.py constraints.txt src/caudal/gateway/_wire.c
+
+$(VENV)/.up: $(BUILT_FROM) | $(BIN)/python
 	@echo "installing Caudal into $(VENV) (once; about 700 MB with torch)"
 	$(PIP) -e '.[train,serve,console,plan]'
 	@touch $@
 
-$(VENV)/.setup: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.setup: $(BUILT_FROM) | $(BIN)/python
 	@echo "installing Caudal and its test tools into $(VENV) (once)"
 	$(PIP) -e '.[train,serve,console,postgres,huggingface,tracking,aws,azure,hosts,ray,plan,test]'
 	@touch $@ $(VENV)/.up
@@ -68,4 +70,4 @@ screenshots: $(VENV)/.setup  ## pictures for the README, taken from the running 
 	$(BIN)/python docs/screenshots.py
 
 clean:  ## remove .venv and caches; the state of fleets is elsewhere and stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info src/caudal/gateway/*.so

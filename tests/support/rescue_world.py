@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from caudal.gateway.address import Address
 from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
@@ -19,7 +20,7 @@ from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.router import Router
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute, RouteTable
 from caudal.gateway.spending import Spending
-from caudal.gateway.upstream import Address, UpstreamFailed
+from caudal.gateway.upstream import UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
 from tests.support.fake_engine import FakeEngine

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 import uvloop
 
+from caudal.gateway.address import Address, parse_address
 from caudal.gateway.process import Gateway
 from caudal.gateway.routes import ExternalRoute, ModelRoutes, ReplicaRoute, RouteTable, decode_routes
-from caudal.gateway.upstream import Address, parse_address
 from caudal.policy.breaker import Breaker
 from tests.support.authority import make_authority
 from tests.support.gateway import chat, connect, gateway, parsed, post, raw

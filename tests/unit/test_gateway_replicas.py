@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from caudal.gateway.address import parse_address
 from caudal.gateway.router import RECENTLY_S, Router
 from caudal.gateway.routes import decode_routes
-from caudal.gateway.upstream import UpstreamLimits, parse_address
+from caudal.gateway.upstream import UpstreamLimits
 from tests.support.gateway import chat, gateway, parsed, post, raw, table
 from tests.support.mock_replica import MockReplica
 

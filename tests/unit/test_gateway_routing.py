@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from caudal.gateway.address import Address
 from caudal.gateway.process import Gateway, GatewayConfig
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.routes import OthersLoad, decode_routes
-from caudal.gateway.upstream import Address
 from caudal.policy.hedging import MIN_SAMPLES
 from tests.support.gateway import chat, gateway, parsed, post, raw
 from tests.support.mock_replica import MockReplica

@@ -315,6 +315,8 @@ def test_a_line_is_what_was_written_or_none() -> None:
         (b'{"usage":{"prompt_tokens":-7}}', Usage()),
         (b'{"usage":null}', Usage()),
         (b'{"usage":{"prompt_tokens":"many"}}', Usage()),
+        (b'{"usage":{"prompt_tokens":"many","a":"\xff"}}', Usage()),
+        (b'{"usage":{"a":"\xff"}}', Usage()),
         (b"not json", Usage()),
         (b"[" * 100_000, Usage()),
     ],

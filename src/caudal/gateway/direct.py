@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from caudal.gateway import wire
 from caudal.gateway.account import CLIENT_LEFT
 from caudal.gateway.events import NotEvents
 from caudal.gateway.exchange import Exchange
@@ -65,6 +66,10 @@ class Direct:
             self.answer.piece(data)
         except NotEvents as failure:
             self._leave(failure)
+
+    def pump(self) -> wire.Pump | None:
+        """A stream's."""
+        return self.answer.pump()
 
     def whole(self) -> None:
         """All of it came."""

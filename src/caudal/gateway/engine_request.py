@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from caudal.gateway.address import Address
 from caudal.gateway.openai_api import Call
 from caudal.gateway.router import Ticket
-from caudal.gateway.upstream import Address
 from caudal.gateway.usage import asking_usage
 
 RETRY_STATUSES = frozenset({502, 503, 504})

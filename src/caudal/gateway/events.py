@@ -7,6 +7,7 @@ are passed on as they are.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -58,6 +59,13 @@ def _end_of_last_event(data: bytes) -> int:
     return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
 
 
+@lru_cache(maxsize=1024)
+def _right(model: str) -> tuple[bytes, bytes]:
+    """The right name as it stands in answers, without and with a space."""
+    name = msgspec.json.encode(model)
+    return b'"model":' + name, b'"model": ' + name
+
+
 class ModelName:
     """Puts the public model id into answers, where the engine calls the model something else.
 
@@ -66,18 +74,23 @@ class ModelName:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        name = msgspec.json.encode(model)
-        self._right = (b'"model":' + name, b'"model": ' + name)
+        self._right = _right(model)
         self._decided = False
         self._rewrite = False
 
+    @property
+    def untouched(self) -> bool:
+        """Whether events pass as they are, from here on."""
+        return self._decided and not self._rewrite
+
     def whole(self, body: bytes) -> bytes:
         """A whole answer. Raises NotEvents where it is not a JSON object."""
-        if any(right in body for right in self._right):
+        close, wide = self._right
+        if close in body or wide in body:
             return body
         try:
             answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise NotEvents("what it sent is not JSON") from None
         if not isinstance(answer, dict):
             raise NotEvents("what it sent is not a JSON object")
@@ -99,7 +112,7 @@ class ModelName:
             return line
         try:
             event: Any = msgspec.json.decode(line[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return line  # not ours to judge: the client's parser will
         if not isinstance(event, dict) or "model" not in event:
             return line

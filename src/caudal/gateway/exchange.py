@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from caudal.gateway import wire
 from caudal.gateway.callers import NOBODY
 from caudal.gateway.http_request import Request
 
@@ -24,6 +25,9 @@ class Client(Protocol):
 
     async def drained(self) -> None:
         """Return when the client has taken enough."""
+
+    def pump(self, keep: Callable[[bytes], object], most: int) -> wire.Pump | None:
+        """What sends chunks of an answer to it in C."""
 
     def answered(self, exchange: Exchange) -> None:
         """An exchange has its whole answer."""
@@ -108,6 +112,10 @@ class Exchange:
         assert self.started and not self.finished
         if data:
             self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def pump(self, keep: Callable[[bytes], object], most: int) -> wire.Pump | None:
+        """What sends events of a begun answer as `send` would; see _wire.pyi. None where there is nothing like that."""
+        return self._connection.pump(keep, most) if self._chunked else None
 
     def end(self) -> None:
         """The end of a begun answer."""

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from caudal.gateway.address import Address
 from caudal.gateway.openai_api import Call
 from caudal.gateway.routes import ExternalRoute, ReplicaRoute
 from caudal.gateway.spending import Reservation, Spending, cost
-from caudal.gateway.upstream import Address, UpstreamFailed
+from caudal.gateway.upstream import UpstreamFailed
 
 EMBEDDINGS = "/v1/embeddings"
 UNKNOWN_CONTEXT = 8192
@@ -109,7 +110,7 @@ class Paid:
         """A whole answer passes; what it used is noted."""
         try:
             self._note(msgspec.json.decode(body))
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # not ours to judge here; it counts as the most
         return body
 
@@ -141,7 +142,7 @@ class Paid:
     def _only_usage(self, data: bytes) -> bool:
         try:
             event: Any = msgspec.json.decode(data)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         self._note(event)
         return self._hide_usage and isinstance(event, dict) and event.get("choices") == []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from caudal.gateway import wire
 from caudal.gateway.events import NotEvents
 from caudal.gateway.exchange import JSON, Exchange
 
@@ -71,6 +72,10 @@ class FilteredExchange(Exchange):
         changed = understood(self.events, data)
         if changed:
             self.inner.send(changed)
+
+    def pump(self, keep: Callable[[bytes], object], most: int) -> wire.Pump | None:
+        """Nothing passes here unseen."""
+        return None
 
     def end(self) -> None:
         """Its end."""

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from caudal.gateway import wire
 from caudal.gateway.exchange import JSON, Answering, Exchange, head
 from caudal.gateway.http_request import Refusal, RequestReader
 from caudal.gateway.limits import Limits
@@ -38,6 +39,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
         self._reader = RequestReader(server.limits)
         self._transport: asyncio.Transport | None = None
+        self._fd = -1  # once it was asked for
         self._exchange: Exchange | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None
         self._deadline = FOREVER
@@ -105,6 +107,16 @@ class HttpConnection(asyncio.Protocol):
         """Send, or drop it when the client is gone."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def pump(self, keep: Callable[[bytes], object], most: int) -> wire.Pump | None:
+        """What sends chunks of an answer in C; None where that was not built, or the client is gone."""
+        transport = self._transport
+        if not wire.BUILT or transport is None or transport.is_closing():
+            return None
+        if self._fd < 0 and transport.get_extra_info("ssl_object") is None:  # else bytes must not pass TLS by
+            self._fd = transport.get_extra_info("socket").fileno()
+        waiting = transport.get_write_buffer_size
+        return wire.Pump(transport.write, transport.is_closing, waiting, keep, self._fd, most)
 
     async def drained(self) -> None:
         """Return when the client has taken enough."""

@@ -156,7 +156,7 @@ def engine_error(status: int, body: bytes, prompt_param: str) -> ApiError:
     """
     try:
         decoded: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         decoded = None
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else None
     if not isinstance(error, dict):

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from caudal.gateway.upstream import UpstreamFailed, parse_address
+from caudal.gateway.address import parse_address
+from caudal.gateway.upstream import UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.telemetry.report import CA_FILE
 

@@ -11,6 +11,8 @@ import asyncio
 
 import msgspec
 
+from caudal.gateway import wire
+from caudal.gateway.address import Address
 from caudal.gateway.admitter import Permit
 from caudal.gateway.continuation import Ask, Impossible, Work
 from caudal.gateway.engine_dialects import check_parameters
@@ -24,8 +26,8 @@ from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError, engine_error, rescue_impossible
 from caudal.gateway.rescue import Rescue
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.said import Said, SaidLog
-from caudal.gateway.upstream import Address, UpstreamConnection, UpstreamFailed
+from caudal.gateway.said import PACK_BYTES, Said, SaidLog
+from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured, UsageTap, estimated, total
 
@@ -48,7 +50,7 @@ class Relay:
         router: Router,
     ) -> None:
         self.model = call.model
-        self.chunks = 0  # grows with every sign of life; for the watch
+        self._heard = 0  # chunks that came here
         self.moves = 0  # how often it was moved because of a silence
         self.silent_s = 0.0  # how long its replica had said nothing when it was given up
         self.ticket: Ticket | None = None
@@ -64,11 +66,17 @@ class Relay:
         self._now = router.now
         self._tap = UsageTap(swallow=not call.include_usage)
         self._log = SaidLog()
+        self._pump: wire.Pump | None = None  # what passes chunks on in our place
         self._paid: Paid | None = None
         self._splitter = EventSplitter()
         self._name = ModelName(call.model)
         self._rescue: Rescue | None = None
         self._lost_at: float | None = None
+
+    @property
+    def chunks(self) -> int:
+        """Grows with every sign of life; for the watch."""
+        return self._heard if self._pump is None else self._heard + self._pump.pieces
 
     @property
     def started(self) -> bool:
@@ -83,18 +91,19 @@ class Relay:
             known = rescue.measured
         if known is not None or not self.started:
             return known
-        tokens = self._log.count() if rescue is None else rescue.said.tokens
+        tokens = self._said_log().count() if rescue is None else rescue.said.tokens
         return estimated(len(self._call.body), tokens)
 
     @property
     def speaking(self) -> bool:
         """Whether the engine has said a word, and not only that it is there (an empty event, a comment): before
         that it may be reading a long prompt. Costs a look at all that came."""
-        if self._rescue is not None or self._log.too_long:
+        log = self._said_log()
+        if self._rescue is not None or log.too_long:
             return True
         said = Said()
         try:
-            said.add_all(self._log.bytes())
+            said.add_all(log.bytes())
         except NotEvents:
             return True
         return bool(said.pieces)
@@ -152,6 +161,7 @@ class Relay:
     def open(self, ticket: Ticket, connection: UpstreamConnection) -> None:
         """A replica begins to answer: what is said from here on is its."""
         self.ticket, self.connection = ticket, connection
+        self._heard, self._pump = self.chunks, None
         self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
         self._splitter, self._name = EventSplitter(), ModelName(self._call.model)
 
@@ -162,11 +172,11 @@ class Relay:
 
     def piece(self, data: bytes) -> None:
         """Forward what came. Raises NotEvents."""
-        self.chunks += 1
+        self._heard += 1
         events = self._splitter.feed(data)
         if not events:
             return
-        self._log.add(events)
+        self._said_log().add(events)
         if self._paid is not None:
             self._paid.events(events)  # notes what it costs; what clients see of that, the tap decides
         events = self._name.events(self._tap.feed(events))
@@ -181,6 +191,23 @@ class Relay:
             self._metrics.first_byte(self.first_byte_s)
             self.ticket.first_token()
         exchange.send(events)
+
+    def pump(self) -> wire.Pump | None:
+        """What does the same as `piece` with whole events that need only be sent; None where all of them need more,
+        or a part of one waits."""
+        if self._splitter.pending or self._splitter.done or not self._name.untouched:
+            return None
+        if self._paid is not None or not self._exchange.started or self._exchange.finished:
+            return None
+        if self._pump is None:
+            self._pump = self._exchange.pump(self._log.add, PACK_BYTES)
+        return self._pump
+
+    def _said_log(self) -> SaidLog:
+        """What was said, that which the pump has kept included."""
+        if self._pump is not None:
+            self._log.add(self._pump.take())
+        return self._log
 
     def whole(self) -> None:
         """The replica has ended its answer. Raises NotEvents where that was not the end."""
@@ -200,11 +227,12 @@ class Relay:
         self.silent_s = 0.0
         if self._rescue is not None:
             return
-        if self._log.too_long:
+        log = self._said_log()
+        if log.too_long:
             raise Impossible("more had been said than is kept for that")
         said = Said()
         try:
-            said.add_all(self._log.bytes())
+            said.add_all(log.bytes())
         except NotEvents as strange:
             raise Impossible(f"what had been said is not understood: {strange}") from strange
         self._rescue = Rescue(self._call, said)
@@ -276,7 +304,7 @@ class Relay:
             raise UpstreamFailed(f"it answered {connection.status}")
         try:
             answer = msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             answer = None
         if connection.status != 200 or not isinstance(answer, dict):
             raise Impossible(f"its engine refused {ask.path} with status {connection.status}")
@@ -294,7 +322,7 @@ class Relay:
             splitter = EventSplitter()
             self.connection = connection
             while not rescue.ended and (data := await connection.read()):
-                self.chunks += 1
+                self._heard += 1
                 self._send(rescue.hear(splitter.feed(data)))
                 await self._exchange.drained()
             if not rescue.ended:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from caudal.gateway.address import Address
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute
-from caudal.gateway.upstream import Address
 from caudal.policy.hedging import Hedger
 from caudal.policy.routing import Ask, Pool, ReplicaLoad
 from caudal.policy.speeds import Speed

@@ -12,11 +12,11 @@ from functools import partial
 
 import msgspec
 
+from caudal.gateway.address import Address
 from caudal.gateway.demand import Demand
 from caudal.gateway.outside import Admits, choose_place
 from caudal.gateway.replicas import ModelState, Replica, Ticket
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
-from caudal.gateway.upstream import Address
 from caudal.policy.hedging import Hedger, HedgeRules
 from caudal.policy.routing import DEFAULT_BOUND, Ask, Route
 from caudal.policy.versions import next_share, sticky_share

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from caudal.gateway.address import Address, parse_address
 from caudal.gateway.polling import Poller
-from caudal.gateway.upstream import Address, parse_address
 from caudal.gateway.upstream_pool import UpstreamPool
 
 POLL_S = 0.5

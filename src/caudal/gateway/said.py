@@ -37,6 +37,8 @@ class SaidLog:
 
     def add(self, events: bytes) -> None:
         """Whole events, as the engine sent them."""
+        if not events:
+            return
         self._fresh.append(events)
         self._fresh_bytes += len(events)
         if self._fresh_bytes > PACK_BYTES:
@@ -76,7 +78,7 @@ def decoded(events: bytes) -> Iterator[dict[str, Any] | None]:
             continue
         try:
             event = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise NotEvents("an event that is not JSON") from None
         if event is None:
             continue

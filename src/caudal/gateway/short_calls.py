@@ -236,7 +236,7 @@ class ShortCalls:
             raise engine_error(connection.status, data, "input")
         try:
             answer = msgspec.json.decode(data, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise NotEvents("what it sent is not a JSON object") from None
         for field in fields:
             if isinstance(found := answer.get(field), kind):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 import httptools
+
+from caudal.gateway import wire
 
 
 class UpstreamFailed(Exception):
@@ -29,46 +30,6 @@ class UpstreamFailed(Exception):
         self.stale = stale
         self.lost = lost
         self.unsent = unsent
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a replica listens. `prefix` is put before every path. With `tls` its certificate is checked, against
-    the system's authorities or those of `ca_file`."""
-
-    host: str
-    port: int
-    prefix: str = ""
-    tls: bool = False
-    ca_file: str = ""
-
-    @property
-    def standard_port(self) -> bool:
-        """Whether the port goes without saying."""
-        return self.port == (443 if self.tls else 80)
-
-    @property
-    def key(self) -> tuple[str, int, bool, str]:
-        """What connections to it have in common."""
-        return (self.host, self.port, self.tls, self.ca_file)
-
-
-def parse_address(url: str, ca_file: str = "") -> Address:
-    """`http[s]://host[:port][/prefix]` as an address. Raises ValueError for anything else."""
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.username
-        or parts.query
-        or parts.fragment
-    ):
-        raise ValueError(f"not a plain http or https address: {url[:200]!r}")
-    if any(ord(c) <= 32 or ord(c) > 126 for c in url):
-        raise ValueError("an address has printable ASCII characters only")
-    tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    return Address(parts.hostname, port, parts.path.rstrip("/"), tls, ca_file if tls else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +63,9 @@ class Sink(Protocol):
 
     def whole(self) -> None:
         """The answer is whole, and the connection may be given back."""
+
+    def pump(self) -> wire.Pump | None:
+        """What may be given ordinary chunks from here on, in the sink's place; None: nothing."""
 
     def failed(self, failure: UpstreamFailed) -> None:
         """There will be no more of it; the connection is closed."""
@@ -138,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._head_done = False
         self._any_byte = False
+        self._stays = False  # the connection, behind the last answer that was parsed
         self._paused = False
         self._failure: UpstreamFailed | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -167,6 +132,10 @@ class UpstreamConnection(asyncio.Protocol):
         self.sink, self._head_told = sink, False
         self.deadline = self._loop.time() + self._limits.first_byte_s
         self._send(data)
+
+    def overdue(self, now: float) -> bool:
+        """Whether the sink has waited for too long."""
+        return now > self.deadline
 
     def detach(self) -> None:
         """The sink is told no more: the rest is read, or the connection closed."""
@@ -300,12 +269,7 @@ class UpstreamConnection(asyncio.Protocol):
             and self._buffered_bytes == length
             and self.headers.get(b"content-length") == b"%d" % length
         )
-        if (
-            cut > 4
-            and whole
-            and self._parser.should_keep_alive()
-            and b"transfer-encoding" not in self.headers
-        ):
+        if cut > 4 and whole and self._stays and b"transfer-encoding" not in self.headers:
             if len(_HEADS) >= MAX_HEADS:
                 _HEADS.clear()
             _HEADS[data[:cut]] = self.status, self.headers, length
@@ -339,7 +303,8 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The answer is whole."""
         self.complete = True
-        if not self._parser.should_keep_alive():
+        self._stays = self._parser.should_keep_alive()  # only now: afterwards the parser has forgotten
+        if not self._stays:
             self.close()
 
     def _fail(self, why: str, *, stale: bool = False, lost: bool = False) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from caudal.gateway import wire
+from caudal.gateway.address import Address
+from caudal.gateway.pumped import PumpedConnection
 from caudal.gateway.tls import client_context
-from caudal.gateway.upstream import Address, Sink, UpstreamConnection, UpstreamFailed, UpstreamLimits
+from caudal.gateway.upstream import Sink, UpstreamConnection, UpstreamFailed, UpstreamLimits
 
 SWEEP_S = 0.5
 
@@ -19,6 +22,7 @@ class UpstreamPool:
             None  # told how long a connection took, in s
         )
         self._limits = limits
+        self._kind = PumpedConnection if wire.BUILT else UpstreamConnection
         self._loop = asyncio.get_running_loop()  # asked for once: each time costs a system call
         self._idle: dict[tuple[str, int, bool, str], list[UpstreamConnection]] = {}
         self._telling: set[UpstreamConnection] = set()  # those with a sink
@@ -38,7 +42,7 @@ class UpstreamPool:
         return await self._ask(await self._connect(address), data)
 
     def start(self, connection: UpstreamConnection, data: bytes, sink: Sink) -> None:
-        """Send a request on a connection that `take` gave; its silence is bounded from here, to half a second."""
+        """Send a request on a connection that `take` gave; its silence is bounded from here, to a second."""
         self._telling.add(connection)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -50,7 +54,7 @@ class UpstreamPool:
         for connection in list(self._telling):
             if connection.sink is None:
                 self._telling.discard(connection)
-            elif now > connection.deadline:
+            elif connection.overdue(now):
                 connection.give_up("it said nothing for too long")
         self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._telling else None
 
@@ -103,7 +107,7 @@ class UpstreamPool:
             context = client_context(address.ca_file) if address.tls else None
             async with asyncio.timeout(patience_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self._limits), address.host, address.port, ssl=context
+                    lambda: self._kind(self._limits), address.host, address.port, ssl=context
                 )
         except TimeoutError:
             raise UpstreamFailed(f"no connection within {patience_s:g} s", unsent=True) from None

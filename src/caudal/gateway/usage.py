@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from caudal.domain.key import Usage
+from caudal.gateway import wire
 from caudal.gateway.openai_api import BYTES_PER_TOKEN
 
 ASK = b',"stream_options":{"include_usage":true}'
@@ -65,6 +66,10 @@ def asking_usage(body: bytes, asked: bool | None) -> bytes:
 def usage_of(body: bytes) -> Measured | None:
     """What a whole answer says it used; None where it does not say. Quotes within its text are escaped, so
     that the name with its brace is found in the answer's own object only; the last one counts."""
+    if wire.BUILT:
+        counts = wire.usage_counts(body)
+        if counts is not None:
+            return Measured(Usage(*counts))
     start = body.rfind(b'"usage"')
     found = _OBJECT.match(body, start) if start >= 0 else None
     if found is None:
@@ -72,12 +77,20 @@ def usage_of(body: bytes) -> Measured | None:
     try:
         said = _PLAIN.decode(found[1])
     except msgspec.ValidationError:
-        return measured(msgspec.json.decode(found[1]))
-    except (msgspec.DecodeError, RecursionError):
+        return _strange(found[1])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     details = said.prompt_tokens_details
     cached = (details.cached_tokens or 0) if details is not None else 0
     return Measured(Usage(said.prompt_tokens, said.completion_tokens, cached))
+
+
+def _strange(said: bytes) -> Measured | None:
+    """Of an object that is not written as nearly all are."""
+    try:
+        return measured(msgspec.json.decode(said))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def measured(said: Any) -> Measured | None:
@@ -135,7 +148,7 @@ class UsageTap:
             return False
         try:
             event = msgspec.json.decode(line[5:])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         if not isinstance(event, dict):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caudal.gateway import wire
 from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
@@ -88,6 +89,10 @@ class Whole:
         self._size += len(data)
         if self._size > MAX_BYTES:
             raise NotEvents("the answer is larger than is accepted")
+
+    def pump(self) -> wire.Pump | None:
+        """It is kept until it is whole."""
+        return None
 
     def whole(self) -> None:
         """Say all of it. Raises NotEvents where it is no answer."""

@@ -68,7 +68,7 @@ Effect = Admit | Park | Refuse
 Outcome = Admit | Refuse
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as Ask: every answer to a key with rates has them
 class RateNumbers:
     """Where a key stands, as OpenAI's `x-ratelimit-*` headers say it. Limits of 0: none."""
 

@@ -85,13 +85,15 @@ class KeyAccount:
         limits = self.limits
         requests = self.part(limits.requests_per_minute) if limits.requests_per_minute else 0
         tokens = self.part(limits.tokens_per_minute) if limits.tokens_per_minute else 0
+        used_requests, reset_requests_s = self.requests.standing(now)
+        used_tokens, reset_tokens_s = self.tokens.standing(now)
         return RateNumbers(
             requests,
-            max(0, requests - self.requests.used(now)),
-            self.requests.reset_s(now),
+            max(0, requests - used_requests),
+            reset_requests_s,
             tokens,
-            max(0, tokens - self.tokens.used(now)),
-            self.tokens.reset_s(now),
+            max(0, tokens - used_tokens),
+            reset_tokens_s,
         )
 
 

@@ -61,7 +61,7 @@ class SlidingMinute:
                 return second + 1 + WINDOW_S - now
         raise AssertionError("the buckets hold what the total says")
 
-    def reset_s(self, now: float) -> float:
-        """Seconds until nothing of what was added counts any more."""
-        self.used(now)
-        return self._buckets[-1][0] + 1 + WINDOW_S - now if self._buckets else 0.0
+    def standing(self, now: float) -> tuple[int, float]:
+        """What was added within the last minute, and seconds until nothing of it counts any more."""
+        used = self.used(now)
+        return used, self._buckets[-1][0] + 1 + WINDOW_S - now if self._buckets else 0.0

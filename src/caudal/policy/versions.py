@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from zlib import crc32
 
 from caudal.policy.affinity import mix
@@ -31,6 +32,7 @@ def choose_version(weights: Weights, share: float) -> int:
     return chosen
 
 
+@lru_cache(maxsize=4096)
 def sticky_share(who: str) -> float:
     """Where somebody falls, always: so that one who asks again is answered by the same version."""
     return mix(crc32(who.encode()) * 0x9E3779B97F4A7C15 & ((1 << 64) - 1)) / 2.0**64
