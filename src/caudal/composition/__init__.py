@@ -267,6 +267,8 @@ class Control:
                 hosts=LOOPBACK | {self.fleet.api.host},
                 public=self.fleet.api.host not in LOOPBACK,
                 leave=self.hand_over,
+                seen=lambda: self.loop.seen,
+                rules=self.settings.rules,
             )
         )
         if self.fleet.api.host not in LOOPBACK:

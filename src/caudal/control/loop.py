@@ -58,6 +58,8 @@ class ControlLoop:
         self.epoch = 0
         """The epoch under which it last led; 0: it never has."""
         self.busy = False
+        self.seen: Snapshot | None = None
+        """What was there at the last look; None before the first."""
         self.closing: Literal["", "rented", "all"] = ""
         """Whether the fleet is being taken down, and which nodes with it: see policy/rules.py."""
         self._holder = holder
@@ -93,7 +95,7 @@ class ControlLoop:
         self.busy = False
         epoch = self.lead()
         yield "led"
-        snapshot = self._observer.observe(store.read())
+        snapshot = self.seen = self._observer.observe(store.read())
         note_failures(store, snapshot)
         yield "observed"
         decision = decide(snapshot, snapshot.at, self._rules())
