@@ -125,9 +125,8 @@ class _Makers:
         write_atomic(ray_token_file(self.place, site.name), secret.encode(), mode=0o600)
         return FirstNodeDriver(site.name, self.world.store, self.world.clock, self.place)
 
-    def script(self, spec: ProviderSpec, lease: Lease, promised: Resources, *, shared: bool = False) -> str:
-        """The user data of a lease: always the same text, since all in it follows from the lease and the fleet file.
-        `shared`: other nodes of the fleet are on the same machine."""
+    def script(self, spec: ProviderSpec, lease: Lease, promised: Resources) -> str:
+        """The user data of a lease: always the same text, since all in it follows from the lease and the fleet file."""
         here = bool(spec.endpoint)
         words = self._join_words(lease, promised)
         plan = bootstrap.NodePlan(
@@ -137,7 +136,6 @@ class _Makers:
             promised=Resources() if here else promised,  # a fake's machine is a share of this one
             ca_pem=(self.place.certificates / AUTHORITY).read_text() if self.fleet.api.tls else "",
             here=here,
-            shared=shared,
             join=words.get("join", ()),
             head=words.get("head", ()),
             member=words.get("member", ()),
@@ -178,8 +176,7 @@ class _Makers:
 
     def _host_script(self, lease_id: str, host: HostSpec) -> str:
         spec = next(p for p in self.fleet.providers if host in p.hosts)
-        shared = sum(other.address == host.address for other in spec.hosts) > 1
-        return self.script(spec, self._lease(lease_id), host.resources, shared=shared)
+        return self.script(spec, self._lease(lease_id), host.resources)
 
     def _joins(self, site: SiteSpec) -> bool:
         return _driver_kind(self.fleet, site) == "ray"

@@ -56,8 +56,7 @@ class NodePlan:
     then. Of a site whose nodes make up its cluster, `head` is what the first one runs for as long as it lives, `member`
     the others; both have words to be filled in (node/cluster.py). `ca_pem` is the authority of the control API's
     certificate, where it is not a public one. `peers` are `host:port` of other nodes' link tests; `listen` is where this
-    one answers theirs (empty: not). `here`: the machine is a process of this one, beside others. `shared`: it is no such
-    process, and yet there are other nodes on the same machine, which have taken the usual ports."""
+    one answers theirs (empty: not). `here`: the machine is a process of this one, beside others."""
 
     lease: str
     api_url: str
@@ -68,7 +67,6 @@ class NodePlan:
     member: tuple[str, ...] = ()
     ca_pem: str = ""
     here: bool = False
-    shared: bool = False
     accelerator_memory_bytes: int = 0
     disk_bytes: int = 0
     peers: tuple[str, ...] = ()
@@ -119,7 +117,7 @@ def _lease_part(plan: NodePlan) -> list[str]:
         "join": list(plan.join),
         "head": list(plan.head),
         "member": list(plan.member),
-        "shares_machine": plan.here or plan.shared,
+        "shares_machine": plan.here,
         "peers": list(plan.peers),
         "listen": plan.listen,
         "link_least_bytes_per_s": plan.link_least_bytes_per_s,
