@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
+from caudal.api import costs, events, gangs, keys, models, nodes, offers
+from caudal.api import fleet as fleet_calls
+from caudal.api.app import PREFIX
 from caudal.cli import VERBS, group
 from caudal.domain import errors, fleet, workload
 from caudal.spec import schema
@@ -114,9 +119,34 @@ def metrics() -> str:
     return "\n".join([HEAD, "# Metrics\n", "| name | meaning |\n| --- | --- |", *rows, ""])
 
 
+def api_calls() -> str:
+    """Every call of the control API, and what `GET /api/v1/offers` says of an offer."""
+    rows = []
+    for module in (fleet_calls, offers, gangs, events, models, keys, costs, nodes):
+        routers = [found for found in vars(module).values() if isinstance(found, APIRouter)]
+        for route in (r for router in routers for r in router.routes if isinstance(r, APIRoute)):
+            (method,) = route.methods
+            rows.append(f"| `{method}` | `{PREFIX}{route.path}` | {' '.join(route.description.split())} |")
+    parts = [HEAD, "# The control API\n", "`/api/docs` of a control process shows every field.\n"]
+    parts += ["| | path | what it does |\n| --- | --- | --- |", *rows, ""]
+    for view in (offers.OffersView, offers.OfferView):
+        parts.append(f"## {view.__name__}\n\n{' '.join((view.__doc__ or '').split())}\n")
+        parts.append("| key | type |\n| --- | --- |")
+        kinds = ((f.name, str(f.type).replace("|", "or")) for f in dataclasses.fields(view))
+        parts.extend(f"| `{name}` | `{kind}` |" for name, kind in kinds)
+        parts.append("")
+    return "\n".join(parts)
+
+
 def pages() -> dict[str, str]:
     """File name → text of every page."""
-    return {"cli.md": cli(), "errors.md": error_list(), "files.md": files(), "metrics.md": metrics()}
+    return {
+        "api.md": api_calls(),
+        "cli.md": cli(),
+        "errors.md": error_list(),
+        "files.md": files(),
+        "metrics.md": metrics(),
+    }
 
 
 def main(folder: Path) -> None:

@@ -57,7 +57,10 @@ class OwnHost:
             input=await process.stdin.read(),
             capture_output=True,
             cwd=self.home,
-            env={"HOME": str(self.home), "PATH": os.environ["PATH"]},
+            env={
+                "HOME": str(self.home),
+                **{k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ},
+            },
         )
         if self.mode == "lost":
             process.channel.get_connection().abort()

@@ -11,6 +11,7 @@ from caudal.control.explain import Explained, explain
 from caudal.control.reports import accept
 from caudal.domain.errors import NotFound
 from caudal.domain.fleet import Resources
+from caudal.domain.gang import GangState, GangStatus
 from tests.unit.control_world import RUN, SERVICE, Bench
 
 
@@ -77,3 +78,32 @@ def test_a_run_says_why_its_rounds_have_so_many_steps_and_who_is_kept_out() -> N
     }
     assert lines["starter.rounds", "steps"] == why
     assert "3 bad deltas" in lines["starter.worker.1", "quarantined"]
+
+
+def test_what_a_driver_says_that_a_gang_waits_for_is_said() -> None:
+    bench = Bench(RUN)
+    bench.run(6)
+    waiting = GangStatus("starter.worker.1-1", GangState.STARTING, "south", why="QOSMaxJobsPerUserLimit")
+    lines = {x.subject: x for x in explain(bench.store.read(), bench.store, "starter", [waiting])}
+    assert lines["starter.worker.1"].state == "waits"
+    assert "QOSMaxJobsPerUserLimit" in lines["starter.worker.1"].text
+    assert lines["starter.worker.0"].state == "runs"
+
+
+def test_what_ended_the_gang_before_is_said_in_its_drivers_words() -> None:
+    bench = Bench(RUN)
+    bench.run(6)
+    south = bench.drivers["south"]
+    listed = south.gangs
+    south.gangs = lambda: [  # type: ignore[method-assign]
+        replace(s, state=GangState.LOST, why="NODE_FAIL") if s.gang_id == "starter.worker.1-1" else s
+        for s in listed()
+    ]
+    bench.run(8)
+    lines = said(bench, "starter")
+    ended = lines["starter.worker.1-1"]
+    assert (ended.state, ended.code) == ("ended", "gang.lost") and "NODE_FAIL" in ended.text
+    assert (
+        lines["starter.worker.1"].state == "runs" and "starter.worker.1-2" in lines["starter.worker.1"].text
+    )
+    assert "starter.worker.0-1" not in lines, "what goes on has nothing before it"

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from caudal.api import costs, events, fleet, gangs, keys, metrics, models, nodes
+from caudal.api import costs, events, fleet, gangs, keys, metrics, models, nodes, offers
 from caudal.api.context import Context, guard_reading
 from caudal.api.door import Door
 from caudal.domain.errors import CaudalError, NotFound, UsageError
@@ -50,7 +50,7 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(CaudalError, _caudal_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    readable = (fleet, gangs, events, models, keys, costs)
+    readable = (fleet, gangs, events, models, keys, costs, offers)
     for module in readable:
         app.include_router(module.router, prefix=PREFIX, dependencies=[Depends(guard_reading)])
     for router in (keys.for_gateways, nodes.router):  # each asks for tokens of its own

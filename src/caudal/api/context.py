@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from caudal.control.tokens import gang_of
 from caudal.domain.errors import Unauthorized, UsageError
+from caudal.domain.snapshot import Snapshot
+from caudal.policy.rules import Rules
 from caudal.ports import Clock, Driver, Models, Store
 
 GATEWAY_GANGS = "gateway."
@@ -26,10 +28,14 @@ def _stay() -> None:
     return None
 
 
+def _nothing_seen() -> Snapshot | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The parts that the composition root hands to the API. `poke` asks the loop for a pass now, `leave` the process
-    to leave with what runs left running."""
+    to leave with what runs left running; `seen` is what the loop saw last."""
 
     store: Store
     models: Models
@@ -41,6 +47,8 @@ class Context:
     hosts: frozenset[str] = LOOPBACK
     public: bool = False  # it listens on more than loopback: then reading takes a token, too
     leave: Callable[[], None] = _stay
+    seen: Callable[[], Snapshot | None] = _nothing_seen  # the loop's last look; None before its first
+    rules: Rules = field(default_factory=Rules)
 
 
 def context(request: Request) -> Context:

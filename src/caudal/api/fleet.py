@@ -55,7 +55,9 @@ def workload(name: str, ctx: Ctx) -> WorkloadView:
 def explained(name: str, ctx: Ctx) -> ListView:
     """Why it runs where it runs, or what it waits for."""
     state = ctx.store.read()
-    return ListView(shape="explain/1", items=list(explain(state, ctx.store, name)))
+    seen = ctx.seen()
+    statuses = seen.gangs if seen is not None else ()
+    return ListView(shape="explain/1", items=list(explain(state, ctx.store, name, statuses)))
 
 
 def _same_fleet(ctx: Context, values: list[Spec]) -> None:

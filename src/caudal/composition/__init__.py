@@ -26,6 +26,7 @@ from caudal.composition.process import SystemClock, lead, make_home, this_proces
 from caudal.composition.world import Closing, build_world, elsewhere
 from caudal.console import page
 from caudal.control.apply import apply
+from caudal.control.asking import Together
 from caudal.control.background import ThreadBackground
 from caudal.control.down import Left, rented, take_down
 from caudal.control.launch import LaunchSettings
@@ -130,7 +131,9 @@ class Control:
             wished = [self.fleet, *(spec for spec in specs if not isinstance(spec, FleetSpec))]
             self.changes = apply(self.store, wished, self.clock.now())
             undo.pop_all()
-        self.loop = ControlLoop(self.world, holder, self.settings, self._launch(), ThreadBackground())
+        self.loop = ControlLoop(
+            self.world, holder, self.settings, self._launch(), ThreadBackground(), Together()
+        )
         self.runner = Runner(self.loop, on_lost=self._lost)
         self.handing_over = False
         """Whether it was asked over the API to leave, and what runs to whoever asked."""
@@ -281,6 +284,8 @@ class Control:
                 hosts=LOOPBACK | {self.fleet.api.host},
                 public=self.fleet.api.host not in LOOPBACK,
                 leave=self.hand_over,
+                seen=lambda: self.loop.seen,
+                rules=self.settings.rules,
             )
         )
         if self.fleet.api.host not in LOOPBACK:

@@ -3,13 +3,22 @@ anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from caudal.domain.decision import Choice, Decision, Reason, Rejected, SetWorkloadState, StartGang, Waiting
+from caudal.domain.decision import (
+    Choice,
+    Decision,
+    EndGang,
+    Reason,
+    Rejected,
+    SetWorkloadState,
+    StartGang,
+    Waiting,
+)
 from caudal.domain.errors import NotFound
-from caudal.domain.gang import Gang, Role
+from caudal.domain.gang import Gang, GangState, GangStatus, Role
 from caudal.domain.snapshot import State
 from caudal.ports import Store
 
@@ -38,8 +47,9 @@ class Explained:
     rejected: list[Against] = field(default_factory=list)
 
 
-def explain(state: State, store: Store, name: str) -> list[Explained]:
-    """What is known of a workload, slot, gang, node, lease or model. Raises NotFound."""
+def explain(state: State, store: Store, name: str, statuses: Iterable[GangStatus] = ()) -> list[Explained]:
+    """What is known of a workload, slot, gang, node, lease or model. `statuses` are the drivers' own lists: what they say
+    that a gang waits for. Raises NotFound."""
     gangs = [g for g in state.gangs if _concerns(g, name)]
     workload = next((w for w in state.workloads if w.name == name), None)
     decisions = store.decisions(name, DECISIONS_READ)
@@ -56,7 +66,8 @@ def explain(state: State, store: Store, name: str) -> list[Explained]:
     for lease in leases:
         text = f"{lease.state.value} at {lease.site} under offer {lease.offer_id}, epoch {lease.epoch}"
         lines.append(Explained(lease.node, "is", lease.state.value, text, lease.requested_at))
-    lines += _running(gangs, decisions)
+    lines += _running(gangs, decisions, {s.gang_id: s for s in statuses})
+    lines += _lost(gangs, decisions)
     lines += _waiting(name, gangs, decisions, workload is not None)
     lines += [] if len(lines) > (workload is not None) else _last_choices(name, decisions)
     return lines + (_rounds(state, gangs, name) if workload is not None else [])
@@ -75,21 +86,42 @@ def _concerns(gang: Gang, name: str) -> bool:
     )
 
 
-def _running(gangs: Iterable[Gang], decisions: list[Decision]) -> list[Explained]:
-    """The gangs that are not over, each with the choice that started it."""
+def _running(
+    gangs: Iterable[Gang], decisions: list[Decision], statuses: Mapping[str, GangStatus]
+) -> list[Explained]:
+    """The gangs that are not over, each with the choice that started it, and with what its driver says that it waits
+    for."""
     started = {
         c.action.gang.id: (d, c) for d in decisions for c in d.choices if isinstance(c.action, StartGang)
     }
     lines = []
     for gang in sorted((g for g in gangs if g.ended_at is None), key=lambda g: (g.slot, g.incarnation)):
-        where = f"{gang.id} runs on {gang.node} at {gang.site}"
+        status = statuses.get(gang.id)
+        waits = status.why if status is not None and status.state is GangState.STARTING else ""
+        state, verb = ("waits", f"waits ({waits})") if waits else ("runs", "runs")
+        where = f"{gang.id} {verb} on {gang.node} at {gang.site}"
         if gang.id not in started:
-            lines.append(Explained(gang.slot, "runs", "adopted", where, gang.created_at))
+            lines.append(Explained(gang.slot, state, "adopted", where, gang.created_at))
             continue
         decision, choice = started[gang.id]
-        reason = Reason(choice.reason.code, f"{where}: {choice.reason.text}", choice.reason.data)
-        lines.append(_line(gang.slot, "runs", reason, decision.at, choice.rejected))
+        data = {**choice.reason.data, "waits_for": waits} if waits else choice.reason.data
+        reason = Reason(choice.reason.code, f"{where}: {choice.reason.text}", data)
+        lines.append(_line(gang.slot, state, reason, decision.at, choice.rejected))
     return lines
+
+
+def _lost(gangs: Iterable[Gang], decisions: list[Decision]) -> list[Explained]:
+    """How the gangs ended that those in their slots now stand in for: the last one of each slot, where it was not asked to
+    end."""
+    held = {g.slot for g in gangs if g.ended_at is None}
+    found: dict[str, Explained] = {}
+    for decision in decisions:  # the newest first
+        for choice in decision.choices:
+            known = choice.subject in found or choice.subject not in held
+            if isinstance(choice.action, EndGang) and not known and choice.reason.code != "gang.stopped":
+                reason = choice.reason
+                found[choice.subject] = _line(choice.action.gang_id, "ended", reason, decision.at, ())
+    return [found[slot] for slot in sorted(found)]
 
 
 def _rounds(state: State, gangs: list[Gang], run: str) -> list[Explained]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+from caudal.control.asking import Asking
 from caudal.control.background import Background, ImmediateBackground
 from caudal.control.confirm import confirm
 from caudal.control.execute import Executor
@@ -36,7 +37,8 @@ Waits = tuple[tuple[str, str], ...]
 
 class ControlLoop:
     """One control process's loop. `launch` says where gangs find things; `background` runs what takes
-    minutes (at once, unless another one is given).
+    minutes (at once, unless another one is given); `asking` asks sites what they have (one after the other, unless
+    another one is given).
 
     `busy` says after a pass whether the next one is worth making at once: it changed something, or a site has just
     fallen silent.
@@ -49,16 +51,19 @@ class ControlLoop:
         settings: Settings,
         launch: LaunchSettings | None = None,
         background: Background | None = None,
+        asking: Asking | None = None,
     ) -> None:
         self.world = world
         self.settings = settings
         self.epoch = 0
         """The epoch under which it last led; 0: it never has."""
         self.busy = False
+        self.seen: Snapshot | None = None
+        """What was there at the last look; None before the first."""
         self.closing: Literal["", "rented", "all"] = ""
         """Whether the fleet is being taken down, and which nodes with it: see policy/rules.py."""
         self._holder = holder
-        self._observer = Observer(world)
+        self._observer = Observer(world, asking)
         self._executor = Executor(
             world,
             settings.rules,
@@ -90,7 +95,7 @@ class ControlLoop:
         self.busy = False
         epoch = self.lead()
         yield "led"
-        snapshot = self._observer.observe(store.read())
+        snapshot = self.seen = self._observer.observe(store.read())
         note_failures(store, snapshot)
         yield "observed"
         decision = decide(snapshot, snapshot.at, self._rules())

@@ -1,15 +1,19 @@
 """What is there now: asks every provider for its machines, every driver for its gangs, the model store for
 its models, and freezes it with the state into a snapshot.
 
-Who does not answer is silent, and of what is there nothing is known then.
+Who does not answer is silent, and of what is there nothing is known then: what the books say of it is kept, and the
+snapshot marks it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 
+from caudal.control.asking import Answer, Asking, InTurn
 from caudal.domain.bill import DEFAULT_TEAM, Books, spending
 from caudal.domain.errors import CaudalError
 from caudal.domain.fleet import FleetSpec, Machine, Offer, SiteSpec
@@ -17,10 +21,31 @@ from caudal.domain.gang import GangStatus
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import Snapshot, State
 from caudal.domain.term import DAY_S, month_start
-from caudal.ports import Listing, Provider, Regional, World
+from caudal.ports import Driver, Provider, Regional, World
 
 SPENDING_EVERY_S = 30.0
 """What a team spends in between is seen that much later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a provider or a driver has."""
+
+    offers: Sequence[Offer] = ()
+    machines: Sequence[Machine] = ()
+    silent: frozenset[str] = frozenset()
+    gangs: Sequence[GangStatus] = ()
+
+
+@dataclass(slots=True)
+class _Found:
+    """What all of them have, and the answers that are none, by site."""
+
+    offers: list[Offer] = field(default_factory=list)
+    machines: list[Machine] = field(default_factory=list)
+    silent_providers: frozenset[str] = frozenset()
+    gangs: list[GangStatus] = field(default_factory=list)
+    unheard: dict[str, Answer[_Said]] = field(default_factory=dict)
 
 
 class Observer:
@@ -29,8 +54,9 @@ class Observer:
     That memory is its own: after a restart it counts anew, which only makes it more patient.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, asking: Asking | None = None) -> None:
         self._world = world
+        self._asking = asking or InTurn()
         self._silent_since: dict[str, float] = {}
         self._stray_since: dict[str, float] = {}
         self._models: Sequence[ModelRecord] | None = None
@@ -43,18 +69,18 @@ class Observer:
         """One look at everything. Raises what the model store raises, as long as it has never answered."""
         now = self._world.clock.now()
         sites = self._sites(state)
-        offers, machines, silent_providers = self._providers(sites)
-        gangs, silences = self._drivers(sites)
-        self._remember_strays(state, machines, now)
+        found = self._ask(sites, now)
+        silences = self._silences(found.unheard)
+        self._remember_strays(state, found.machines, now)
         return Snapshot(
             at=now,
             state=state,
-            offers=tuple(offers),
-            machines=tuple(machines),
-            gangs=tuple(gangs),
+            offers=tuple(found.offers),
+            machines=tuple(found.machines),
+            gangs=tuple(found.gangs),
             models=tuple(sorted(self._list_models(), key=lambda m: m.id)),
-            silent_providers=silent_providers,
-            silent_drivers=frozenset(silences),
+            silent_providers=found.silent_providers,
+            silent_drivers=frozenset(found.unheard),
             silent_since={site: now - silent_s for site, silent_s in silences.items()},
             stray_since=dict(self._stray_since),
             spent_usd=self._spending(state, now),
@@ -68,44 +94,47 @@ class Observer:
             sites.setdefault(lease.site, SiteSpec(lease.site, provider="", driver=""))
         return dict(sorted(sites.items()))
 
-    def _providers(self, sites: dict[str, SiteSpec]) -> tuple[list[Offer], list[Machine], frozenset[str]]:
-        offers: list[Offer] = []
-        machines: list[Machine] = []
+    def _ask(self, sites: dict[str, SiteSpec], now: float) -> _Found:
+        """Everything that is there, as far as it is known."""
+        world, found = self._world, _Found()
+        providers = {f"provider {name}": p for name, p in sorted(world.providers.items())}
+        drivers = {f"driver {site}": world.drivers[site] for site in sites if site in world.drivers}
+        questions: dict[str, Callable[[], _Said]] = {
+            k: partial(_provider_says, p) for k, p in providers.items()
+        }
+        questions |= {k: partial(_driver_says, d) for k, d in drivers.items()}
+        answers = self._asking.ask(questions, world.clock)
         answered: set[str] = set()
         away: set[str] = set()
-        for name, provider in sorted(self._world.providers.items()):
-            try:
-                mine = _listing(provider)
-                offered = list(provider.offers())
-            except CaudalError:
+        for name in sorted(world.providers):
+            if (said := answers[f"provider {name}"].value) is None:
                 continue  # silent: what it has is unknown, not gone
-            machines += mine.machines
-            offers += offered
+            found.machines += said.machines
+            found.offers += said.offers
             answered.add(name)
-            away |= mine.silent
-        silent = frozenset(s.name for s in sites.values() if s.provider not in answered or s.name in away)
-        return offers, machines, silent
-
-    def _drivers(self, sites: dict[str, SiteSpec]) -> tuple[list[GangStatus], dict[str, float]]:
-        """What runs, and for how many seconds each site that did not answer has been silent: from when the first of
-        the calls in vain was made until the last one was given up. A call may take seconds, and so it counts."""
-        gangs: list[GangStatus] = []
-        silences: dict[str, float] = {}
-        since: dict[str, float] = {}
-        clock = self._world.clock
+            away |= said.silent
+        found.silent_providers = frozenset(
+            s.name for s in sites.values() if s.provider not in answered or s.name in away
+        )
         for site in sites:
-            asked_at = clock.now()
-            driver = self._world.drivers.get(site)
-            try:
-                if driver is not None:
-                    gangs += driver.gangs()
-                    continue
-            except CaudalError:
-                pass  # what runs there is unknown, not over
-            since[site] = self._silent_since.get(site, asked_at)
-            silences[site] = clock.now() - since[site]
+            answer = answers.get(f"driver {site}", Answer(now))
+            if answer.value is not None:
+                found.gangs += answer.value.gangs
+            else:
+                found.unheard[site] = answer  # what runs there is unknown, not over
+        return found
+
+    def _silences(self, unheard: Mapping[str, Answer[_Said]]) -> dict[str, float]:
+        """For how many seconds each site that did not answer has been silent: from when the first of the calls in vain
+        was made until now. A call may take seconds, and so it counts; one that is still on its way is not in vain yet.
+        """
+        since: dict[str, float] = {}
+        for site, answer in unheard.items():
+            if not answer.late or site in self._silent_since:
+                since[site] = self._silent_since.get(site, answer.asked_at)
         self._silent_since = since
-        return gangs, silences
+        now = self._world.clock.now()
+        return {site: now - at for site, at in since.items()}
 
     def _remember_strays(self, state: State, machines: list[Machine], now: float) -> None:
         held = {x.id: x.machine_id for x in state.leases if x.live}
@@ -147,11 +176,17 @@ class Observer:
         return self._models
 
 
-def _listing(provider: Provider) -> Listing:
-    """A provider's list; of one with several regions, of those that answer."""
+def _provider_says(provider: Provider) -> _Said:
+    """What it offers, and its list; of one with several regions, of those that answer."""
     if isinstance(provider, Regional):
-        return provider.listing()
-    return Listing(provider.machines(), frozenset())
+        mine = provider.listing()
+        return _Said(list(provider.offers()), mine.machines, mine.silent)
+    machines = provider.machines()
+    return _Said(list(provider.offers()), machines)
+
+
+def _driver_says(driver: Driver) -> _Said:
+    return _Said(gangs=driver.gangs())
 
 
 def _plus(one: Mapping[str, Decimal], other: Mapping[str, Decimal]) -> dict[str, Decimal]:

@@ -5,7 +5,7 @@ A board lives for one call of `decide`. It only books; what to do is decided by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,9 @@ from caudal.domain.workload import Workload
 from caudal.policy.contracts import leaves_at
 from caudal.policy.rules import Rules
 from caudal.policy.table import GangTable
+
+Room = tuple[float, int, int, int]
+"""What a node has left: cores, bytes, accelerators, Neuron cores."""
 
 _ORDER = {
     "end_lease": 0,
@@ -63,9 +66,8 @@ class Board:
         ordered = sorted(state.gangs, key=lambda g: (g.slot, g.incarnation))
         self.gangs = GangTable(g for g in ordered if g.ended_at is None)
         self.over = GangTable(g for g in ordered if g.ended_at is not None)
-        self._free: dict[
-            str, tuple[tuple[int, int], Resources]
-        ] = {}  # by lease, as of its gangs' last change
+        self._room: dict[str, Room] = {}  # by lease, until what is on it changes
+        self._room_seen = len(self.gangs.changes), len(self.over.changes)
         self.changed_leases = 0  # how often leases were put in, or changed
         self.status: dict[str, GangStatus] = _statuses(snapshot)
         self.reports: Mapping[str, Report] = {r.gang_id: r for r in state.reports}
@@ -137,18 +139,39 @@ class Board:
     def free(self, lease: Lease) -> Resources:
         """What is left of a node: taken are its gangs, those being stopped too, and those that are over in
         the books while their processes still live."""
-        stamp = (self.gangs.changed.get(lease.id, 0), self.over.changed.get(lease.id, 0))
-        known = self._free.get(lease.id)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        left = lease.machine_type.resources
-        for gang in self.gangs.on(lease.id):
-            left = left.minus(gang.resources)
-        for gang in self.over.on(lease.id):
+        return Resources(*self.room(lease))
+
+    def room(self, lease: Lease) -> Room:
+        """The same, as plain numbers."""
+        self._forget_changed()
+        room = self._room.get(lease.id)
+        if room is None:
+            alive = [gang.resources for gang in self.over.on(lease.id) if self.alive(gang.id)]
+            asked = [gang.resources for gang in self.gangs.on(lease.id)]
+            room = self._room[lease.id] = _left(lease.machine_type.resources, asked + alive)
+        return room
+
+    def rooms(self) -> Mapping[str, Room]:
+        """Of every node, by lease, in one walk over the gangs: as of now."""
+        self._forget_changed()
+        asked: dict[str, list[Resources]] = {}
+        for gang in self.gangs.values():
+            asked.setdefault(gang.lease_id, []).append(gang.resources)
+        for gang in self.over.values():
             if self.alive(gang.id):
-                left = left.minus(gang.resources)
-        self._free[lease.id] = (stamp, left)
-        return left
+                asked.setdefault(gang.lease_id, []).append(gang.resources)
+        for lease in self.leases.values():
+            if lease.id not in self._room:
+                self._room[lease.id] = _left(lease.machine_type.resources, asked.get(lease.id, ()))
+        return self._room
+
+    def _forget_changed(self) -> None:
+        now, over = self.gangs.changes, self.over.changes
+        seen_now, seen_over = self._room_seen
+        if len(now) != seen_now or len(over) != seen_over:
+            for lease_id in (*now[seen_now:], *over[seen_over:]):
+                self._room.pop(lease_id, None)
+            self._room_seen = len(now), len(over)
 
     def alive(self, gang_id: str) -> bool:
         """Whether its driver lists it as alive just now."""
@@ -186,6 +209,18 @@ class Board:
             self.leases.pop(lease.id, None)
         else:
             self.leases[lease.id] = lease
+
+
+def _left(has: Resources, asked: Iterable[Resources]) -> Room:
+    cpus, memory_bytes, accelerators, cores = (
+        has.cpus, has.memory_bytes, has.accelerators, has.neuron_cores,
+    )  # fmt: skip
+    for one in asked:
+        cpus -= one.cpus
+        memory_bytes -= one.memory_bytes
+        accelerators -= one.accelerators
+        cores -= one.neuron_cores
+    return cpus, memory_bytes, accelerators, cores
 
 
 def _name(workload: Workload) -> str:

@@ -6,15 +6,19 @@ Only nodes that exist or were asked for are looked at; getting more of them is c
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from heapq import nsmallest
+from itertools import chain
+from operator import attrgetter, itemgetter
 
 from caudal.domain.decision import Reason, Rejected
 from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
 from caudal.domain.gang import Gang, Role
-from caudal.policy.board import Board
+from caudal.policy.board import Board, Room
 from caudal.policy.recovery import machine_of
+from caudal.policy.shelves import Shelf, Shelves
 from caudal.policy.slots import Slot, base_of, end_code
 from caudal.policy.unfit import joined, why_unfit
 
@@ -35,30 +39,6 @@ class Placement:
     rejected: tuple[Rejected, ...] = ()
 
 
-class _Told:
-    """Why nodes were rejected: the first few by name, of the others how many for which reason. Nobody reads ten thousand
-    lines, and no store should keep them."""
-
-    def __init__(self) -> None:
-        self._first: list[Rejected] = []
-        self._more: dict[str, tuple[int, Reason]] = {}
-
-    def add(self, node: str, reason: Reason) -> None:
-        """One more."""
-        if len(self._first) < MOST_TOLD:
-            self._first.append(Rejected(node, reason))
-        else:
-            count, first = self._more.get(reason.code, (0, reason))
-            self._more[reason.code] = (count + 1, first)
-
-    def rejected(self) -> list[Rejected]:
-        """All of it."""
-        return self._first + [
-            Rejected(f"{count} more nodes", replace(reason, text=f"such as: {reason.text}"))
-            for count, reason in self._more.values()
-        ]
-
-
 class Placer:
     """Places slots one after the other; what it has promised of nodes that are still on the way counts.
 
@@ -71,45 +51,31 @@ class Placer:
         self._dirty_sites = dirty_sites
         self._dirty_leases = dirty_leases
         self._promised: dict[str, list[Slot]] = {}
-        self._sorted: list[Lease] = []
-        self._sorted_at = -1
+        self._promises: list[str] = []  # the lease of each promise made or kept, in their order
+        self._shelves = Shelves((), self._likeness)
+        self._shelved_at = -1
+        self._seen = 0, 0, 0  # how many changes of gangs and of promises the shelves know
         self._standing: dict[str, Reason | None] = {}  # what speaks against a node for any slot
         self._lost_at = ""  # the lease at which the slot that is being placed was lost last
 
     def place(self, slot: Slot, leaving: str = "") -> Placement:
         """The best node for a slot. `leaving` is the site that it has to get away from, if any."""
-        board = self._board
-        fits: list[Lease] = []
-        told = _Told()
-        taken = self.sites_taken(slot)
-        for lease in self._nodes():
-            reason = self._against(slot, lease, leaving, taken)
-            if reason is None:
-                fits.append(lease)
-            else:
-                told.add(lease.node, reason)
-        rejected = told.rejected() + self._sites_without_nodes(slot)
+        board, shelves = self._board, self._stocked()
+        nodes, taken = shelves.nodes, self.sites_taken(slot)
+        fits: list[Shelf] = []
+        unfit: list[Shelf] = []
+        for shelf in shelves.all():
+            against = self._against(slot, nodes[shelf.places[0]], leaving, taken)
+            (fits if against is None else unfit).append(shelf)
+        rejected = self._told(slot, unfit, leaving, taken) + self._sites_without_nodes(slot)
         if not fits:
             return Placement(None, False, _nowhere(slot, rejected), tuple(rejected))
-        siblings = {site: self._siblings(slot, site) for site in {lease.site for lease in fits}}
-        order = {site: place for place, site in enumerate(board.sites)}
-        unused: dict[tuple[object, ...], float] = {}  # most nodes of a type are as full as many others
-        self._lost_at = self._lost(slot)
-
-        def rank(lease: Lease) -> tuple[float | int | str, ...]:
-            free = self.free(lease)
-            like = (lease.machine_type.name, free.cpus, free.memory_bytes, free.accelerators)
-            left = unused.get(like)
-            if left is None:
-                left = unused[like] = self._left(slot, lease)
-            return self._rank(slot, lease, siblings[lease.site], order[lease.site], left)
-
-        ranked = nsmallest(MOST_TOLD + 1, fits, key=rank)
+        ranked = self._ranked(slot, fits)
         best = ranked[0]
         ready = not self._waits(best)
         reason = self._why(slot, best, ranked[1] if len(ranked) > 1 else None)
         second = [Rejected(x.node, self._less(slot, best, x)) for x in ranked[1:]]
-        if more := len(fits) - len(ranked):
+        if more := sum(len(shelf.places) for shelf in fits) - len(ranked):
             text = f"they can hold it, too, and come after {ranked[-1].node}"
             second.append(Rejected(f"{more} more nodes", Reason("node.second", text)))
         rejected = second + rejected
@@ -123,6 +89,7 @@ class Placer:
         kept = self._promised.get(lease.id, [])
         if slot in kept:
             kept.remove(slot)
+            self._promises.append(lease.id)
         if self._against(slot, lease, "") is not None:
             return None
         ready = not self._waits(lease)
@@ -135,6 +102,7 @@ class Placer:
     def promise(self, slot: Slot, lease: Lease) -> None:
         """Keep room for a slot on a node that is on its way."""
         self._promised.setdefault(lease.id, []).append(slot)
+        self._promises.append(lease.id)
 
     def free(self, lease: Lease) -> Resources:
         """What is left of a node, promises taken off."""
@@ -157,15 +125,77 @@ class Placer:
     def _alike(self, slot: Slot) -> list[Gang]:
         return self._board.live(slot.workload, slot.role)
 
-    def _nodes(self) -> list[Lease]:
+    def _stocked(self) -> Shelves:
+        """The shelves, as of now."""
         board = self._board
-        if self._sorted_at != board.changed_leases:
-            order = {site: i for i, site in enumerate(board.sites)}
-            known = [x for x in board.leases.values() if x.site in order]
-            self._sorted = sorted(known, key=lambda x: (order[x.site], x.node))
-            self._sorted_at = board.changed_leases
+        logs = board.gangs.changes, board.over.changes, self._promises
+        if self._shelved_at != board.changed_leases:
             self._standing.clear()
-        return self._sorted
+            order = {site: i for i, site in enumerate(board.sites)}
+            known = sorted((x for x in board.leases.values() if x.site in order), key=attrgetter("node"))
+            known.sort(key=lambda x: order[x.site])
+            board.rooms()
+            self._shelves = Shelves(known, self._likeness)
+            self._shelved_at = board.changed_leases
+        else:
+            for log, seen in zip(logs, self._seen, strict=True):
+                self._shelves.changed(log[seen:])
+        self._seen = len(logs[0]), len(logs[1]), len(logs[2])
+        return self._shelves
+
+    def _likeness(self, lease: Lease) -> tuple[str | bool | float | Room, ...]:
+        """All that placing a slot asks of a node, its name and the loss of a slot there aside."""
+        room, has = self._board.room(lease), lease.machine_type.resources
+        if lease.id in self._promised:
+            room = astuple(self.free(lease))
+        standing = self._against_any(lease)
+        return (
+            lease.site, lease.state is LeaseState.SUSPECT, self._waits(lease), standing.code if standing else "",
+            room, has.cpus, has.memory_bytes, has.accelerators,
+        )  # fmt: skip
+
+    def _told(self, slot: Slot, unfit: list[Shelf], leaving: str, taken: Mapping[str, str]) -> list[Rejected]:
+        """Why nodes were rejected: the first few by name, of the others how many for which reason. Nobody reads ten
+        thousand lines, and no store should keep them."""
+
+        def why(place: int) -> Reason:
+            reason = self._against(slot, nodes[place], leaving, taken)
+            assert reason is not None, "nodes on a shelf are alike"
+            return reason
+
+        nodes = self._shelves.nodes
+        first = nsmallest(MOST_TOLD, chain.from_iterable(shelf.places[:MOST_TOLD] for shelf in unfit))
+        told = [Rejected(nodes[place].node, why(place)) for place in first]
+        more: dict[str, tuple[int, int]] = {}  # by code: how many, and the first of them
+        for shelf in unfit:
+            at = bisect_right(shelf.places, first[-1])
+            if at == len(shelf.places):
+                continue
+            code = why(shelf.places[at]).code
+            count, earliest = more.get(code, (0, len(nodes)))
+            more[code] = count + len(shelf.places) - at, min(earliest, shelf.places[at])
+        for count, earliest in sorted(more.values(), key=itemgetter(1)):
+            reason = why(earliest)
+            told.append(Rejected(f"{count} more nodes", replace(reason, text=f"such as: {reason.text}")))
+        return told
+
+    def _ranked(self, slot: Slot, fits: list[Shelf]) -> list[Lease]:
+        """The best few nodes for a slot, the best first. Of nodes that are alike the first by name come first, but for
+        the one where the slot was lost."""
+        nodes = self._shelves.nodes
+        sites = {nodes[shelf.places[0]].site for shelf in fits}
+        siblings = {site: self._siblings(slot, site) for site in sites}
+        order = {site: place for place, site in enumerate(self._board.sites)}
+        self._lost_at = self._lost(slot)
+        ranked: list[tuple[tuple[float | int | str, ...], Lease]] = []
+        for shelf in fits:
+            site = nodes[shelf.places[0]].site
+            left = self._left(slot, nodes[shelf.places[0]])
+            ranked += (
+                (self._rank(slot, nodes[place], siblings[site], order[site], left), nodes[place])
+                for place in shelf.places[: MOST_TOLD + 2]
+            )
+        return [lease for _, lease in nsmallest(MOST_TOLD + 1, ranked, key=itemgetter(0))]
 
     def _against(
         self, slot: Slot, lease: Lease, leaving: str, taken: Mapping[str, str] | None = None
@@ -179,9 +209,7 @@ class Placer:
             return Reason("site.silent", f"contact with site {site} is lost")
         if site in taken:
             return Reason("site.taken", f"site {site} holds {taken[site]}; workers of a run keep apart")
-        if lease.id not in self._standing:
-            self._standing[lease.id] = self._against_any(lease)
-        standing = self._standing[lease.id]
+        standing = self._against_any(lease)
         if standing is not None:
             return standing
         free = self.free(lease)
@@ -191,15 +219,20 @@ class Placer:
         return None
 
     def _against_any(self, lease: Lease) -> Reason | None:
-        """Why no slot may come to this node now."""
+        """Why no slot may come to this node now; the same within a decision, as long as no lease changes."""
+        if lease.id not in self._standing:
+            self._standing[lease.id] = self._against_now(lease)
+        return self._standing[lease.id]
+
+    def _against_now(self, lease: Lease) -> Reason | None:
         board, site = self._board, lease.site
         if not board.answers(site):
             return Reason("site.silent", f"the driver of site {site} does not answer")
         if site in self._dirty_sites or lease.id in self._dirty_leases:
             return Reason("site.cleaning", f"what is fenced on {lease.node} has to end first")
-        if why := why_unfit(board, lease):
-            return Reason("node.failed", f"node {lease.node} is not as promised: {why}")
         machine = machine_of(board, lease)
+        if why := why_unfit(board, lease, machine):
+            return Reason("node.failed", f"node {lease.node} is not as promised: {why}")
         if lease.state is LeaseState.RELEASING or (machine and machine.state is MachineState.STOPPING):
             return Reason("node.leaving", f"node {lease.node} is being given back")
         if lease.id in board.leaving:

@@ -130,7 +130,8 @@ def settle_gangs(board: Board) -> None:
         if status is not None and not status.alive:
             code = "gang.lost" if status.state is GangState.LOST else "gang.exited"
             said = "left no exit code" if status.exit_code is None else f"ended with code {status.exit_code}"
-            _end_gang(board, gang, status.exit_code, code, f"its processes {said}")
+            why = f"; {status.why}" if status.why else ""
+            _end_gang(board, gang, status.exit_code, code, f"its processes {said}{why}")
         elif gang.lease_id not in board.leases:
             _end_gang(board, gang, None, "node.gone", f"node {gang.node} is gone")
         elif not board.answers(gang.site) or status is not None or gang.id in starting:

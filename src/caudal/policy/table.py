@@ -17,7 +17,7 @@ class GangTable(dict[str, Gang]):
         self._by_slot: dict[str, dict[str, None]] = {}
         self._by_workload: dict[str, dict[str, None]] = {}
         self._by_lease: dict[str, dict[str, None]] = {}
-        self.changed: dict[str, int] = {}  # by lease: how often what is on it has changed
+        self.changes: list[str] = []  # the lease of each change, in their order
         for gang in gangs:
             self[gang.id] = gang
 
@@ -27,12 +27,12 @@ class GangTable(dict[str, Gang]):
         before = self.get(key)
         if before is not None and before.lease_id != gang.lease_id:
             self._by_lease[before.lease_id].pop(key)
-            self.changed[before.lease_id] = self.changed.get(before.lease_id, 0) + 1
+            self.changes.append(before.lease_id)
         super().__setitem__(key, gang)
         self._by_slot.setdefault(gang.slot, {})[key] = None
         self._by_workload.setdefault(gang.workload, {})[key] = None
         self._by_lease.setdefault(gang.lease_id, {})[key] = None
-        self.changed[gang.lease_id] = self.changed.get(gang.lease_id, 0) + 1
+        self.changes.append(gang.lease_id)
 
     def pop(self, key: str) -> Gang:  # type: ignore[override]
         """Take out. Raises KeyError."""
@@ -40,7 +40,7 @@ class GangTable(dict[str, Gang]):
         self._by_slot[gang.slot].pop(key)
         self._by_workload[gang.workload].pop(key)
         self._by_lease[gang.lease_id].pop(key)
-        self.changed[gang.lease_id] = self.changed.get(gang.lease_id, 0) + 1
+        self.changes.append(gang.lease_id)
         return gang
 
     def in_slot(self, slot: str) -> list[Gang]:
@@ -53,4 +53,5 @@ class GangTable(dict[str, Gang]):
 
     def on(self, lease_id: str) -> list[Gang]:
         """Those on a lease's node."""
-        return [self[key] for key in self._by_lease.get(lease_id, ())]
+        keys = self._by_lease.get(lease_id)
+        return [self[key] for key in keys] if keys else []

@@ -6,18 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from caudal.domain.decision import Reason, ReleaseNode
-from caudal.domain.fleet import Lease, LeaseState, Offer
+from caudal.domain.fleet import Lease, LeaseState, Machine, Offer
 from caudal.domain.node import ready, subject
 from caudal.policy.board import Board
 from caudal.policy.recovery import machine_of
 
 
-def why_unfit(board: Board, lease: Lease) -> str:
-    """Why a node is none, by its own word or its provider's; empty: nothing is known against it."""
+def why_unfit(board: Board, lease: Lease, machine: Machine | None) -> str:
+    """Why a node is none, by its own word or its provider's (`machine`); empty: nothing is known against it."""
     report = board.failed_nodes.get(subject(lease.id)) if board.failed_nodes else None
     if report is not None:
         return str(report.status.get("why") or "its burn-in failed")
-    machine = machine_of(board, lease)
     if machine is not None and machine.failed:
         return machine.failed
     if joined(board, lease):
@@ -37,7 +36,9 @@ def release_unfit(board: Board) -> None:
     """Give back the nodes that failed. One on which something runs is kept until that is over: it is never killed
     for a burn-in."""
     for lease in list(board.leases.values()):
-        if lease.state is not LeaseState.ACTIVE or not (why := why_unfit(board, lease)):
+        if lease.state is not LeaseState.ACTIVE or not (
+            why := why_unfit(board, lease, machine_of(board, lease))
+        ):
             continue
         if board.gangs.on(lease.id):
             continue
