@@ -138,7 +138,7 @@ def _config(gang: Gang, state: State, settings: LaunchSettings, threads: int) ->
     if gang.role is Role.REPLICA:
         model = _served(gang, workload)
         asked: dict[str, Any] = {"model": model.id, "context": model.context, "slots": model.slots}
-        asked |= {"engine": model.engine, "engine_args": model.engine_args}
+        asked |= {"engine": model.engine, "engine_args": model.engine_args, "opening": model.opening}
         asked |= {"accelerators": gang.resources.accelerators}
         return {**common, **asked, "version": gang.model_version, "threads": threads, "host": HOST}
     assert isinstance(workload.spec, TrainSpec), f"{gang.id} is a {gang.role} of a service"

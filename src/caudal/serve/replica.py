@@ -45,7 +45,7 @@ EXIT_UNHEALTHY = 3
 
 
 class ReplicaConfig(msgspec.Struct, frozen=True):
-    """What control writes for a replica. `context` is per request, in tokens."""
+    """What control writes for a replica. `context` is per request, in tokens; `opening`: see ServedModel."""
 
     model: str
     version: int
@@ -57,6 +57,7 @@ class ReplicaConfig(msgspec.Struct, frozen=True):
     host: str
     site: str
     gang: str
+    opening: str = ""
     engine: str = DEFAULT
     engine_args: tuple[str, ...] = ()
     accelerators: int = 0
@@ -121,6 +122,17 @@ def start(config: ReplicaConfig, engine: Engine) -> None:
     if not engine.healthy():
         raise Failed("the engine started and does not answer", where=config.model)
     warm_up(engine.url, config.model, generates=engine.capabilities().completions)
+    open_with(config, engine)
+
+
+def open_with(config: ReplicaConfig, engine: Engine) -> None:
+    """Have it read what requests begin with. One that cannot serves all the same, only later."""
+    try:
+        held = engine.open_with(config.opening)
+    except Failed as failed:
+        log.warning("%s: requests are read from their beginning: %s", config.model, failed.one_line())
+    else:
+        log.info("%s holds %d tokens that chats begin with", config.model, held)
 
 
 def start_unless(told_to_end: threading.Event, config: ReplicaConfig, engine: Engine) -> bool:
