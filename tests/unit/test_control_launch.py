@@ -49,7 +49,7 @@ def test_a_worker_shares_its_runs_token_and_has_threads(bench: Bench) -> None:
 def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
     assert set(config(bench.spec("assistant.replica.small.0-1"))) == {
         "model", "version", "context", "slots", "threads", "blobs_url", "cache_dir", "host", "site", "gang",
-        "engine", "engine_args", "accelerators",
+        "engine", "engine_args", "accelerators", "opening",
     }  # fmt: skip
     gateway = config(bench.spec("gateway.0-1"))
     assert set(gateway) == {
