@@ -54,7 +54,7 @@ def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
     gateway = config(bench.spec("gateway.0-1"))
     assert set(gateway) == {
         "host", "port", "hedge", "traces", "processes", "routes_url", "state_file", "site", "gang",
-        "keys", "keys_url", "keys_file", "usage_url", "usage_dir",
+        "keys", "keys_url", "keys_file", "usage_url", "usage_dir", "certificates",
     }  # fmt: skip
     assert gateway["keys"] == "optional" and gateway["usage_dir"] == ""
     assert gateway["routes_url"] == "http://127.0.0.1:8600/api/v1/routes" and gateway["port"] == 8601
@@ -104,7 +104,7 @@ def test_a_gang_on_another_machine_carries_what_it_needs_and_no_secret(bench: Be
             assert told["host"] == "127.0.0.1" and str(told["state_file"]).startswith("~/")
         else:
             assert told["host"] == "10.0.0.7" and told["cache_dir"] == "~/.cache/caudal"
-        assert told.get("certificates", ".") == "."
+        assert told["certificates"] == "."
 
 
 def test_a_gangs_token_is_its_own() -> None:
