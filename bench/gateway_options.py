@@ -33,6 +33,9 @@ class Options:
     site_streams: int = 16
     site_engine: str = "llama.cpp"
     site_tokens: int = 60
+    site_opening: bool = (
+        True  # whether replicas were told the system prompt of the load (ServedModel.opening)
+    )
     engine_tokens: int = 64
     overload: float = 3.0
     overload_s: float = 240.0

@@ -313,6 +313,12 @@ class Engine(Protocol):
         """Load the model and listen. Returns when it can answer. Raises ModelInvalid, PortInUse, Failed."""
         ...
 
+    def open_with(self, opening: str) -> int:
+        """Read ahead what chats begin with: the system prompt `opening` (empty: what the model's template puts first), so
+        that no request has to. For one that is started and runs nothing. Returns the tokens that it holds now (0: none,
+        also where it cannot). Raises Failed where it was asked for and did not work."""
+        ...
+
     def when_gone(self, tell: Callable[[], None]) -> None:
         """Call `tell`, from any thread and at once, when the engine ends without having been asked to. One that
         lives in this process never does."""

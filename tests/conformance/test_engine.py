@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,3 +138,23 @@ def test_what_is_no_model_is_refused_with_the_place_and_a_remedy(name: str, laun
         engine.start(replace(launch, path=launch.path.parent / "nothing"))
     assert error.value.where.endswith("nothing") and error.value.remedy
     engine.kill()
+
+
+def test_what_chats_begin_with_is_read_ahead_and_in_every_slot(engine: Engine, launch: EngineLaunch) -> None:
+    opening = "Say what it is."
+    held = engine.open_with(opening)
+    assert held > 0
+
+    def ask(number: int) -> int:
+        messages = [{"role": "system", "content": opening}, {"role": "user", "content": f"{number} more"}]
+        asked = {"model": "tiny", "messages": messages, "max_tokens": 1, "temperature": 0}
+        answer = httpx.post(f"{engine.url}/v1/chat/completions", json=asked, timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        usage = answer.json()["usage"]
+        return int((usage.get("prompt_tokens_details") or {}).get("cached_tokens", -1))
+
+    with ThreadPoolExecutor(launch.slots) as pool:
+        cached = list(pool.map(ask, range(launch.slots)))
+    question = 0 if engine.name == "llama.cpp" else len("Why\n")  # others count what they were asked, too
+    assert min(cached) >= held - question, "a request had to read it again"
+    assert not list(Path(tempfile.gettempdir()).glob("caudal-slots-*"))

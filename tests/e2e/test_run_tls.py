@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from caudal.store.authority import ensure_certificates, site_files
+from caudal.store.authority import ensure_certificates
+from caudal.store.site_tls import site_files
 from caudal.train import epochs
 from tests.e2e.test_run_survival import PREFIX, Fleet, fleet
 

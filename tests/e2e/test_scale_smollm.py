@@ -1,5 +1,6 @@
 """`caudal up` with the real SmolLM2 on the real llama.cpp: a model that sleeps is woken by a request, has two replicas
-under load, drains one when the load falls, and sleeps again. No request fails."""
+under load, drains one when the load falls, and sleeps again. A prewarmed replica is there before it is asked. No
+request fails."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ type: service
 name: assistant
 models:
   - {id: smollm, source: '%s', context: 512, slots: 2, resources: {cpus: 0.3, memory_bytes: 384MiB},
-     scale: {min: 0, max: 2, idle_s: %g}}
+     scale: {min: 0, max: 2, idle_s: %g, prewarmed: %d}}
 """
 
 
@@ -80,7 +81,7 @@ def test_a_model_wakes_grows_drains_and_sleeps(fleet: Callable[..., Fleet], tmp_
     pytest.importorskip("xllamacpp", reason="the `serve` extra is not installed")
     one = fleet()
     (one.files / "run.yaml").unlink()
-    (one.files / "service.yaml").write_text(SERVICE % (smollm_gguf(tmp_path / "gguf"), IDLE_S))
+    (one.files / "service.yaml").write_text(SERVICE % (smollm_gguf(tmp_path / "gguf"), IDLE_S, 0))
     one.up()
     one.wait_for(lambda: one.get("/status")["models"], 60, "the model in the model store")
     listed = f"{one.openai}/models"
@@ -114,3 +115,29 @@ def test_a_model_wakes_grows_drains_and_sleeps(fleet: Callable[..., Fleet], tmp_
     assert "gang.draining" in [e["kind"] for e in events]
     stops = [e["data"]["code"] for e in events if e["kind"] == "gang.stopping" and "replica" in e["subject"]]
     assert stops == ["scale.down"] * 3
+
+
+def test_a_prewarmed_replica_answers_the_first_request_and_another_takes_its_place(
+    fleet: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp", reason="the `serve` extra is not installed")
+    one = fleet()
+    (one.files / "run.yaml").unlink()
+    (one.files / "service.yaml").write_text(SERVICE % (smollm_gguf(tmp_path / "gguf"), IDLE_S, 1))
+    one.up()
+
+    def ready() -> int:
+        models = one.get("/status")["models"]
+        return int(models[0]["ready_replicas"]) if models else 0
+
+    one.wait_for(lambda: ready() == 1, 90, "the prewarmed replica to be ready")
+    assert "and 1 prewarmed" in one.caudal("explain", "assistant.replica.smollm.0").stdout
+    clients = Clients(one.openai)
+    one.wait_for(lambda: MODEL in httpx.get(f"{one.openai}/models", trust_env=False).text, 30, "it listed")
+    print(f"\nthe first request was answered in {clients.ask():.2f} s")
+    one.wait_for(lambda: ready() == 2, 60, "the next one to be prewarmed")
+    events = one.get("/events?limit=1000")["items"]
+    started = [e["subject"] for e in events if e["kind"] == "gang.started" and "replica" in e["subject"]]
+    assert len(started) == 2, started
+    one.wait_for(lambda: len(slots(one)) == 1, IDLE_S + 60, "one to be enough again")
+    assert not clients.failures and clients.answers[0]

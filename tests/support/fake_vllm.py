@@ -1,7 +1,8 @@
 """A small server with the shapes of vLLM (or SGLang): what `vllm serve` is in tests of the adapters.
 
 Takes the flags that the adapters give and refuses all others, speaks `/health`, `/v1/models`, `/metrics`,
-`/v1/completions`, `/tokenize`, and writes its arguments and its environment to `FAKE_ENGINE_SAID`. `FAKE_ENGINE`
+`/v1/completions`, `/v1/chat/completions`, `/tokenize`, keeps the prefixes of its chats, and writes its arguments and its
+environment to `FAKE_ENGINE_SAID`. `FAKE_ENGINE`
 names a misbehaviour: `broken` (cannot load), `slow` (0.5 s until it is ready), `never` (is not ready), `deaf`
 (ignores SIGTERM), `child` (starts a process of its own). A completion takes `seed` milliseconds. After the
 documentation of vLLM 0.30 and SGLang 0.5.
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ class Server(ThreadingHTTPServer):
         self.model = model
         self.metrics = metrics
         self.lock = threading.Lock()
+        self.chats: list[str] = []
         self.counts = {"running": 0, "prompt": 0, "generated": 0, "requests": 0}
         self.ready_at = time.monotonic() + {"slow": 0.5, "never": 1e9}.get(FAIL, 0.0)
 
@@ -94,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"count": len(tokens), "max_model_len": 64, "tokens": tokens})
         elif self.path == "/v1/completions" and body["model"] == self.server.model:
             self._complete(body)
+        elif self.path == "/v1/chat/completions" and body["model"] == self.server.model:
+            self._chat(body)
         else:
             error = {"message": f"The model `{body.get('model')}` does not exist.", "type": "NotFoundError"}
             self._json({"error": {**error, "param": "model", "code": 404}}, 404)
@@ -105,6 +110,17 @@ class Handler(BaseHTTPRequestHandler):
         self.server.count(running=-1, requests=1, prompt=len(body["prompt"]), generated=generated)
         choice = {"index": 0, "text": " w" * generated, "logprobs": None, "finish_reason": "length"}
         self._json({"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]})
+
+    def _chat(self, body: dict[str, Any]) -> None:
+        prompt = "".join(f"{m['role']}: {m['content']}\n" for m in body["messages"])
+        cached = max((_common(prompt, said) for said in self.server.chats), default=0)
+        self.server.chats.append(prompt)
+        generated = int(body.get("max_tokens", 16))
+        usage: dict[str, Any] = {"prompt_tokens": len(prompt), "completion_tokens": generated}
+        usage["prompt_tokens_details"] = {"cached_tokens": min(cached, len(prompt) - 1)}
+        message = {"role": "assistant", "content": " w" * generated}
+        choice = {"index": 0, "message": message, "finish_reason": "length"}
+        self._json({"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage})
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), "application/json")
@@ -118,6 +134,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+
+def _common(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def main(argv: list[str]) -> None:

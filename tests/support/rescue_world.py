@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from caudal.gateway.address import Address
+from caudal.gateway.admitter import Admitter
 from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
@@ -106,9 +107,11 @@ class FakePool:
         self._at = iter(failures.at)
         self.asked: list[tuple[int, str, dict[str, Any]]] = []
         self._asks = 0
+        self.on_request: Callable[[], None] = lambda: None
 
     async def request(self, address: Address, data: bytes) -> FakeConnection:
         """An answer's head."""
+        self.on_request()
         head, _, body = data.partition(b"\r\n\r\n")
         path = head.split(b" ")[1].decode()
         self.asked.append((address.port, path, json.loads(body)))
@@ -145,6 +148,7 @@ class Outcome:
     used: list[Measured]
     metrics: Metrics
     asked: list[tuple[int, str, dict[str, Any]]]
+    reading: list[int]  # prompts that admission took to be read by replicas, at each question and at the end
 
     def by(self, number: int) -> list[tuple[str, dict[str, Any]]]:
         """What the first, second... replica that took part was asked."""
@@ -191,10 +195,13 @@ def ask(
     used = [] if used is None else used
     metrics, exchange = Metrics(), FakeExchange()
     pool = FakePool(engines, failures)
+    reading: list[int] = []
 
     async def run() -> None:
         router = Router("north", asyncio.get_running_loop().time)
         router.update(RouteTable(1, (ModelRoutes("m", 1, 0, routes),)))
+        admitter = Admitter(router.capacity, router.now)
+        pool.on_request = lambda: reading.append(admitter.admission.reading("m"))
         generations = Generations(
             router,
             cast(UpstreamPool, pool),
@@ -202,11 +209,13 @@ def ask(
             NO_EXTERNALS,
             0.0,
             used=lambda call, one: used.append(one),
+            admitter=admitter,
         )
         parse = parse_chat if "chat" in path else parse_completion
         call: Call = parse(json.dumps({"model": "m", "stream": True, **body}).encode())
         await generations.run(cast(Exchange, exchange), call)
+        pool.on_request()
 
     asyncio.run(run())
     assert exchange.finished
-    return Outcome(exchange.data, used, metrics, pool.asked)
+    return Outcome(exchange.data, used, metrics, pool.asked, reading)

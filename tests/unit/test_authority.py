@@ -13,7 +13,8 @@ from cryptography import x509
 from caudal.cli.certificates import verb
 from caudal.domain.errors import UsageError
 from caudal.store import authority
-from caudal.store.authority import ensure_certificates, site_files
+from caudal.store.authority import ensure_certificates
+from caudal.store.site_tls import site_files
 
 
 def certificate(folder: Path, site: str) -> x509.Certificate:

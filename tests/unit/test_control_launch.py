@@ -49,12 +49,12 @@ def test_a_worker_shares_its_runs_token_and_has_threads(bench: Bench) -> None:
 def test_a_replica_and_the_gateway_get_what_they_need(bench: Bench) -> None:
     assert set(config(bench.spec("assistant.replica.small.0-1"))) == {
         "model", "version", "context", "slots", "threads", "blobs_url", "cache_dir", "host", "site", "gang",
-        "engine", "engine_args", "accelerators",
+        "engine", "engine_args", "accelerators", "opening",
     }  # fmt: skip
     gateway = config(bench.spec("gateway.0-1"))
     assert set(gateway) == {
         "host", "port", "hedge", "traces", "processes", "routes_url", "state_file", "site", "gang",
-        "keys", "keys_url", "keys_file", "usage_url", "usage_dir", "certificate", "certificate_key",
+        "keys", "keys_url", "keys_file", "usage_url", "usage_dir", "certificate", "certificate_key", "certificates",
     }  # fmt: skip
     assert gateway["keys"] == "optional" and gateway["usage_dir"] == ""
     assert gateway["routes_url"] == "http://127.0.0.1:8600/api/v1/routes" and gateway["port"] == 8601
@@ -104,7 +104,7 @@ def test_a_gang_on_another_machine_carries_what_it_needs_and_no_secret(bench: Be
             assert told["host"] == "127.0.0.1" and str(told["state_file"]).startswith("~/")
         else:
             assert told["host"] == "10.0.0.7" and told["cache_dir"] == "~/.cache/caudal"
-        assert told.get("certificates", ".") == "."
+        assert told["certificates"] == "."
 
 
 def test_a_gateway_on_another_machine_carries_its_certificate(bench: Bench, tmp_path: Path) -> None:

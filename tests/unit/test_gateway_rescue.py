@@ -61,6 +61,12 @@ def read(events: list[dict[str, Any]]) -> dict[str, str]:
     return out
 
 
+def test_what_is_read_again_counts_as_a_prompt_to_read_until_it_speaks() -> None:
+    outcome = lost(chat(**GREEDY))
+    assert len(outcome.asked) > 2 and outcome.done == 1
+    assert outcome.reading == [1] * len(outcome.asked) + [0]
+
+
 @pytest.mark.parametrize("dialect", ["", "llama.cpp", "vllm", "sglang"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_every_dialect_goes_on_with_the_text(dialect: str, path: str) -> None:

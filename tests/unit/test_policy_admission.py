@@ -241,3 +241,45 @@ def test_the_queue_is_bounded() -> None:
 )
 def test_no_class_better_than_the_keys(asked: Slo | None, best: Slo, given: Slo) -> None:
     assert allowed_class(asked, best) is given
+
+
+def test_streams_that_lost_their_replica_are_read_before_new_prompts() -> None:
+    admission = Admission()
+    admission.capacity(0.0, "m", 1, 8)
+
+    def ask(id_: int) -> Ask:
+        return Ask(id_, "k", KeyLimits(), Slo.STANDARD, "m", 100, 50)
+
+    now = 0.0
+    for id_ in (1, 2):  # one after the other: a second each
+        assert isinstance(admission.arrive(now, ask(id_)), Admit)
+        now += 1.0
+        admission.first_token(now, id_)
+    for id_ in (1, 2):
+        admission.read_again(now, id_)
+        admission.read_again(now, id_)  # it lost the next one, too
+    assert isinstance(admission.arrive(now, ask(3)), Park)
+    assert list(admission.first_token(now + 1.0, 1)) == [Admit(3, 1.0)]  # one is left to read: there is room
+    admission.end(now + 2.0, 2, 10)  # ended while it was read
+    for id_ in (1, 3):
+        admission.end(now + 3.0, id_, 10)
+    for id_ in (4, 5):
+        assert isinstance(admission.arrive(now + 3.0, ask(id_)), Admit), (
+            "something is still counted as being read"
+        )
+    assert isinstance(admission.arrive(now + 3.0, ask(6)), Park)
+
+
+def test_a_stream_that_nobody_reads_again_does_not_keep_others_out_for_ever() -> None:
+    admission = Admission()
+    admission.capacity(0.0, "m", 1, 8)
+    now = 0.0
+    for id_ in (1, 2):
+        admission.arrive(now, Ask(id_, "k", KeyLimits(), Slo.STANDARD, "m", 100, 50))
+        now += 1.0
+        admission.first_token(now, id_)
+        admission.read_again(now + 1.0, id_)
+    late = Ask(3, "k", KeyLimits(), Slo.STANDARD, "m", 100, 50)
+    assert isinstance(admission.arrive(now + 1.0, late), Park)
+    assert list(admission.tick(now + 1.5)) == []
+    assert [outcome.id for outcome in admission.tick(now + 11.0) if isinstance(outcome, Admit)] == [3]

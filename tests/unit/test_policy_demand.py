@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from caudal.control.routes import routes
 from caudal.domain.decision import DrainGang, StartGang, StopGang
 from caudal.domain.fleet import Resources
 from caudal.domain.workload import ScaleSpec, ServedModel, ServiceSpec, WorkloadState
@@ -95,6 +96,23 @@ def test_more_load_starts_more_at_once_and_less_drains_the_last_after_the_peak()
     play.asked["load"] = {}
     assert play.pass_(4) == [f"stop_gang {HEAD}.2", f"end_gang {HEAD}.2"]
     assert play.held() == [FIRST, SECOND]
+
+
+def test_a_prewarmed_replica_is_there_before_the_load_and_is_replaced_when_it_is_needed() -> None:
+    play = Scaled(prewarmed=1)
+    play.pass_(70)
+    assert play.held() == [FIRST]  # nothing was ever asked: the spare is there, and ready
+    [listed] = [m for m in routes(play.snapshot().state, play.now).models if m.id == "small"]
+    assert [(r.gang, r.draining) for r in listed.replicas] == [(play.live(FIRST)[0].id, False)]
+    assert not listed.asleep  # so gateways send the first request there themselves, also without control
+    play.ask(1)
+    assert play.pass_(1) == [f"start_gang {SECOND}"]  # it serves now: the next spare
+    play.ask(6)
+    assert play.pass_(1) == [f"start_gang {HEAD}.2"]
+    for second in range(150):
+        play.ask(0, load=0.0, idle_s=float(second))
+        play.pass_(1)
+    assert play.held() == [FIRST]
 
 
 def test_a_replica_that_drains_is_taken_back_when_it_is_needed_again() -> None:

@@ -50,6 +50,10 @@ class ScriptedEngine:
         """None."""
         return {}
 
+    def open_with(self, opening: str) -> int:
+        """Nothing is held."""
+        return 0
+
     def when_gone(self, tell: Callable[[], None]) -> None:
         """Never."""
 

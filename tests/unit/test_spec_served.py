@@ -111,3 +111,12 @@ def test_a_model_comes_from_somewhere() -> None:
     assert "exactly one of `source` and `run`" in said("context: 64")
     external = "external: {url: 'https://h/v1'}"
     assert "found both" in said(f"run: r, source: x, {external}")
+
+
+def test_an_opening_leaves_room_for_the_rest() -> None:
+    (model,) = read("run: r, context: 16, slots: 2, opening: You are brief.").models
+    assert model.opening == "You are brief."
+    many = "a" * 65
+    assert "65 characters leave no room in a context of 16 tokens" in said(
+        f"run: r, context: 16, slots: 2, opening: {many}"
+    )

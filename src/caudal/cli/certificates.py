@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from caudal.cli.output import console
-from caudal.store.authority import ensure_certificates, site_files
+from caudal.store.authority import ensure_certificates
+from caudal.store.site_tls import site_files
 
 
 @click.command("certificates")

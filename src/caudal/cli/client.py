@@ -12,8 +12,8 @@ from urllib.parse import quote
 import httpx
 
 from caudal.domain.errors import CaudalError, ControlAway, Failed, NotFound, from_dict
-from caudal.store.authority import AUTHORITY
 from caudal.store.home import Home
+from caudal.store.site_tls import AUTHORITY
 
 PREFIX = "/api/v1"
 ADDRESS_FILE = "control.url"

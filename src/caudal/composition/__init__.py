@@ -45,10 +45,11 @@ from caudal.domain.gang import Role
 from caudal.domain.workload import ServiceSpec, TrainSpec
 from caudal.ports import World
 from caudal.store.atomic import write_atomic
-from caudal.store.authority import AUTHORITY, ensure_certificates, ensure_door, trusting
+from caudal.store.authority import ensure_certificates, ensure_door, trusting
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.models import ModelStore
+from caudal.store.site_tls import AUTHORITY
 from caudal.store.state import open_store
 
 __all__ = ["Control", "Spec", "SystemClock", "make_home", "this_process"]

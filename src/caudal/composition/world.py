@@ -24,10 +24,10 @@ from caudal.providers import bootstrap
 from caudal.providers.local import LocalProvider
 from caudal.spec.clouds import FAKE, LOCAL, is_loopback
 from caudal.store.atomic import write_atomic
-from caudal.store.authority import AUTHORITY
 from caudal.store.blobs import open_blobs
 from caudal.store.home import Home
 from caudal.store.identity import identity
+from caudal.store.site_tls import AUTHORITY
 
 EXTRAS = {"aws": "boto3", "azure": "azure.mgmt.compute", "hosts": "asyncssh"}
 CLOUDS = ("aws", "azure")

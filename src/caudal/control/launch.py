@@ -22,7 +22,7 @@ from caudal.domain.gang import Gang, GangSpec, ProcessSpec, Role
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServedModel, ServiceSpec, TrainSpec, Workload
 from caudal.policy.slots import gateway_number
-from caudal.store.authority import AUTHORITY, site_files
+from caudal.store.site_tls import AUTHORITY, site_files
 from caudal.telemetry.report import CA_FILE, REPORT_URL, TOKEN_FILE
 
 HOST = "127.0.0.1"
@@ -71,7 +71,7 @@ def gang_spec(gang: Gang, state: State, settings: LaunchSettings, address: str =
     config = dict(_config(gang, state, settings, threads))
     files = {}
     if elsewhere:
-        config |= _at(config, address)
+        config |= _at(config, address, bool(settings.certificates))
         files = _carried(gang, settings)
     files[CONFIG] = json.dumps(config, sort_keys=True, indent=1)
     process = ProcessSpec(
@@ -87,7 +87,7 @@ def gang_spec(gang: Gang, state: State, settings: LaunchSettings, address: str =
     )
 
 
-def _at(config: Mapping[str, Any], address: str) -> dict[str, Any]:
+def _at(config: Mapping[str, Any], address: str, certified: bool) -> dict[str, Any]:
     """What differs for a gang on another machine: paths are its user's own or beside its configuration."""
     told: dict[str, Any] = {}
     if (
@@ -96,8 +96,8 @@ def _at(config: Mapping[str, Any], address: str) -> dict[str, Any]:
         told["host"] = address
     if "cache_dir" in config:
         told["cache_dir"] = CACHE_ELSEWHERE
-    if config.get("certificates"):
-        told["certificates"] = "."
+    if config.get("certificates") or (certified and "slots" in config):
+        told["certificates"] = "."  # those of its site are carried there
     if "state_file" in config:
         told["state_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/routes.json"
         told["keys_file"] = f"{STATE_ELSEWHERE}/{config['gang']}/keys.json"
@@ -146,7 +146,7 @@ def _config(gang: Gang, state: State, settings: LaunchSettings, threads: int) ->
     if gang.role is Role.REPLICA:
         model = _served(gang, workload)
         asked: dict[str, Any] = {"model": model.id, "context": model.context, "slots": model.slots}
-        asked |= {"engine": model.engine, "engine_args": model.engine_args}
+        asked |= {"engine": model.engine, "engine_args": model.engine_args, "opening": model.opening}
         asked |= {"accelerators": gang.resources.accelerators}
         return {**common, **asked, "version": gang.model_version, "threads": threads, "host": HOST}
     assert isinstance(workload.spec, TrainSpec), f"{gang.id} is a {gang.role} of a service"
@@ -177,6 +177,7 @@ def _gateway(gang: Gang, state: State, settings: LaunchSettings) -> Mapping[str,
         "state_file": state_file.replace(".json", f"-{number}.json") if number else state_file,
         "site": gang.site,
         "gang": gang.id,
+        "certificates": settings.certificates if settings.elsewhere else "",
         "keys": spec.keys,
         "keys_url": f"{settings.api_url}/api/v1/gateway/keys",
         "keys_file": f"{settings.gateway_dir or settings.cache_dir}/gateway-keys.json",

@@ -266,7 +266,8 @@ class ServedModel:
     prompt plus reply in tokens, shared between `slots` requests that run at once. There are `replicas` of it, or as
     many as `scale` says. `engine` is what generates: llama.cpp reads a GGUF file, `vllm` and `sglang` a Hugging Face
     directory; `engine_args` are added to the command that starts one of those two, such as
-    `[--tool-call-parser, hermes]`.
+    `[--tool-call-parser, hermes]`. `opening` is the system prompt that most requests have: each replica has read it
+    before it is ready, so that a burst of them, or the streams of a site that was lost, need not read it one by one.
     """
 
     id: str
@@ -278,6 +279,7 @@ class ServedModel:
     slots: int = 4
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     scale: ScaleSpec = field(default_factory=ScaleSpec)
+    opening: str = ""
     engine: Literal["llama.cpp", "vllm", "sglang"] = "llama.cpp"
     engine_args: tuple[str, ...] = ()
     external: ExternalSpec = field(default_factory=ExternalSpec)

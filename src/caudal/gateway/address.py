@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a replica listens. `prefix` is put before every path. With `tls` its certificate is checked, against
-    the system's authorities or those of `ca_file`."""
+    the system's authorities or those of `ca_file`; or, with a `site`, against the fleet's, and it has to be that
+    site's."""
 
     host: str
     port: int
     prefix: str = ""
     tls: bool = False
     ca_file: str = ""
+    site: str = ""
 
     @property
     def standard_port(self) -> bool:

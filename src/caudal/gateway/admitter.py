@@ -77,6 +77,12 @@ class Permit:
             self._read = True
             self._admitter.first_token(self._id)
 
+    def read_again(self) -> None:
+        """The stream goes on at another replica, which reads it first: `first_token` follows once more."""
+        if self._read:
+            self._read = False
+            self._admitter.read_again(self._id)
+
     def done(self) -> None:
         """The request is over, however it went."""
         if self._open:
@@ -163,6 +169,10 @@ class Admitter:
     def first_token(self, id_: int) -> None:
         """The first bytes of a stream came."""
         self._tell(self.admission.first_token(self._now(), id_))
+
+    def read_again(self, id_: int) -> None:
+        """A stream is read again, at another replica."""
+        self.admission.read_again(self._now(), id_)
 
     def ended(self, id_: int, reply_tokens: int | None) -> None:
         """A request is over; None: not well, 0: well, by an engine that does not say how many."""

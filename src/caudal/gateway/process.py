@@ -41,6 +41,7 @@ from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage_journal import usage_journal
 from caudal.policy.hedging import MAX_SHARE as MAX_HEDGE
 from caudal.policy.hedging import HedgeRules
+from caudal.store.site_tls import client_context
 from caudal.telemetry.report import TOKEN_FILE
 
 REPORT_S = 0.5
@@ -54,8 +55,9 @@ GRACE_S = 8.0
 
 
 class GatewayConfig(msgspec.Struct, frozen=True):
-    """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, and without
-    `usage_dir` no usage is kept. `keys`, `hedge`, `traces` and `processes`: see GatewaySpec."""
+    """What control writes for a gateway. `port` 0 takes any. Without `keys_url` no key is known, without `usage_dir`
+    no usage is kept, and without `certificates`, a folder, replicas on other machines are not reached. `keys`, `hedge`,
+    `traces` and `processes`: see GatewaySpec."""
 
     host: str
     port: int
@@ -73,6 +75,7 @@ class GatewayConfig(msgspec.Struct, frozen=True):
     processes: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     certificate: str = ""
     certificate_key: str = ""
+    certificates: str = ""
 
     def url(self, port: int) -> str:
         """What clients are told, for the port that was taken."""
@@ -114,7 +117,9 @@ class Gateway:
         now = asyncio.get_running_loop().time
         self._config = config
         self._place = place
-        self._pool = UpstreamPool(upstream_limits or UpstreamLimits())
+        folder = config.certificates
+        fleet = client_context(Path(folder), config.site) if folder else None
+        self._pool = UpstreamPool(upstream_limits or UpstreamLimits(), fleet)
         self.metrics = Metrics()
         self.router = Router(config.site, now, HedgeRules(share=config.hedge))
         token_file = os.environ.get(TOKEN_FILE, "")

@@ -225,6 +225,7 @@ class Relay:
         if self._lost_at is None:
             self._lost_at = self._now() - self.silent_s
         self.silent_s = 0.0
+        self._permit.read_again()
         if self._rescue is not None:
             return
         log = self._said_log()
@@ -334,5 +335,6 @@ class Relay:
     def _send(self, data: bytes) -> None:
         if data and self._lost_at is not None:
             self._metrics.paused(self._now() - self._lost_at)
+            self._permit.first_token()
             self._lost_at = None
         self._exchange.send(data)

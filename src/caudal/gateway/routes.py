@@ -6,6 +6,7 @@ Knows nothing of loads or failures of replicas.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
@@ -55,8 +56,11 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
     external: ExternalRoute | None = None
 
     def address(self) -> Address:
-        """Where it is. Raises ValueError."""
-        return parse_address(self.url, self.external.ca_file if self.external is not None else "")
+        """Where it is. One of the fleet's that speaks TLS shows its site's certificate. Raises ValueError."""
+        if self.external is not None:
+            return parse_address(self.url, self.external.ca_file)
+        address = parse_address(self.url)
+        return replace(address, site=self.site) if address.tls and self.site else address
 
 
 class VersionWeight(msgspec.Struct, frozen=True):

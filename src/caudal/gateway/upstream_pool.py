@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from caudal.gateway import wire
@@ -15,14 +16,16 @@ SWEEP_S = 0.5
 
 
 class UpstreamPool:
-    """Connections that are kept for the next request, by address."""
+    """Connections that are kept for the next request, by address. `fleet`: this site's certificate, for replicas
+    on other machines."""
 
-    def __init__(self, limits: UpstreamLimits) -> None:
+    def __init__(self, limits: UpstreamLimits, fleet: ssl.SSLContext | None = None) -> None:
         self.on_connect: Callable[[Address, float], None] | None = (
             None  # told how long a connection took, in s
         )
         self._limits = limits
         self._kind = PumpedConnection if wire.BUILT else UpstreamConnection
+        self._fleet = fleet
         self._loop = asyncio.get_running_loop()  # asked for once: each time costs a system call
         self._idle: dict[tuple[str, int, bool, str], list[UpstreamConnection]] = {}
         self._telling: set[UpstreamConnection] = set()  # those with a sink
@@ -104,11 +107,12 @@ class UpstreamPool:
         begun_at = loop.time()
         patience_s = self._limits.tls_connect_s if address.tls else self._limits.connect_s
         try:
-            context = client_context(address.ca_file) if address.tls else None
+            context = self._context(address) if address.tls else None
             async with asyncio.timeout(patience_s):
                 _, connection = await loop.create_connection(
-                    lambda: self._kind(self._limits), address.host, address.port, ssl=context
-                )
+                    lambda: self._kind(self._limits), address.host, address.port, ssl=context,
+                    server_hostname=address.site or None,
+                )  # fmt: skip
         except TimeoutError:
             raise UpstreamFailed(f"no connection within {patience_s:g} s", unsent=True) from None
         except OSError as error:
@@ -116,6 +120,14 @@ class UpstreamPool:
         if self.on_connect is not None:
             self.on_connect(address, loop.time() - begun_at)
         return connection
+
+    def _context(self, address: Address) -> ssl.SSLContext:
+        """Raises OSError."""
+        if not address.site:
+            return client_context(address.ca_file)
+        if self._fleet is None:
+            raise OSError(f"without the fleet's certificates nobody gets into site {address.site}")
+        return self._fleet
 
     async def _ask(self, connection: UpstreamConnection, data: bytes) -> UpstreamConnection:
         try:

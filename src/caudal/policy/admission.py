@@ -97,6 +97,12 @@ class Admission:
         model.first_token(now, running)
         return self._dispatch(now, model) if model.waiting else NOTHING
 
+    def read_again(self, now: float, id_: int) -> None:
+        """A stream lost its replica and goes on at another one, which has to read it before it says more: until
+        `first_token` is said again that counts as a prompt to read, so that no new one gets before it."""
+        running = self._running[id_]
+        running.model.read_again(now, running)
+
     def end(self, now: float, id_: int, reply_tokens: int | None, ok: bool = True) -> Sequence[Outcome]:
         """A running request is over. `reply_tokens`: how many it got, where that is known. `ok` False: it
         failed or was cut off, and teaches nothing."""
@@ -171,6 +177,11 @@ class Admission:
         """How many of a model's requests are at replicas."""
         model = self._models.get(model_id)
         return model.running if model else 0
+
+    def reading(self, model_id: str) -> int:
+        """How many of a model's prompts replicas have still to read."""
+        model = self._models.get(model_id)
+        return model.reading if model else 0
 
     def numbers(self, now: float, key: str) -> RateNumbers:
         """Where a key stands against its rates."""

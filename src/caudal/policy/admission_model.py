@@ -46,7 +46,7 @@ MAX_KEYS = 10_000
 @dataclass(slots=True, eq=False)
 class Running:
     """A request at a replica. `reply` is as predicted; `ahead` the tokens that its replica had to read up to its
-    first one; `charged` whether it was taken from a queue, by its work."""
+    first one; `charged` whether it was taken from a queue, by its work; `read_from` since when it is read."""
 
     ask: Ask
     model: ModelQueues
@@ -57,6 +57,7 @@ class Running:
     first_at: float = 0.0
     reading: bool = False
     charged: bool = False
+    read_from: float = 0.0
 
 
 class ModelQueues:
@@ -189,10 +190,20 @@ class ModelQueues:
         if ask.stream:
             self.overdue(now)
             self._readers.append(running)
-            running.reading = True
-            self.reading += 1
-            self.reading_tokens += own
+            self._begin_reading(now, running)
         return running
+
+    def read_again(self, now: float, running: Running) -> None:
+        """A stream that had begun lost its replica, and another one reads its prompt anew: what waits comes after it."""
+        if running.first_at and not running.reading:
+            self.overdue(now)
+            self._readers.append(running)
+            self._begin_reading(now, running)
+
+    def _begin_reading(self, now: float, running: Running) -> None:
+        running.reading, running.read_from = True, now
+        self.reading += 1
+        self.reading_tokens += running.ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
 
     def overdue(self, now: float) -> None:
         """Replicas that say nothing for much longer than it takes to read what they have must not keep the
@@ -201,7 +212,7 @@ class ModelQueues:
         while readers:
             first = readers[0]
             if first.reading:
-                if now - first.started_at < max(OVERDUE_S, OVERDUE * first.ahead * self.pace.prompt_s):
+                if now - first.read_from < max(OVERDUE_S, OVERDUE * first.ahead * self.pace.prompt_s):
                     return
                 self._read(first)
             readers.popleft()
@@ -215,6 +226,7 @@ class ModelQueues:
     def first_token(self, now: float, running: Running) -> None:
         """Its first token came."""
         if running.first_at or not running.ask.stream:
+            self._read(running)  # where it was read again: how soon that went teaches nothing
             return
         running.first_at = now
         self._read(running)

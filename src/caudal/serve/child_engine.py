@@ -20,9 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import httpx
+
 from caudal.domain.errors import Failed, ModelInvalid, PortInUse
 from caudal.ports import EngineCapabilities, EngineLaunch
 from caudal.serve.figures import Figure, in_flight, translate
+from caudal.serve.opening import read_once
 
 START_S = 1800.0
 """How long loading may take: minutes are usual (weights, compilation, graphs); a child that dies is noticed at
@@ -60,6 +63,7 @@ class ChildEngine(ABC):
     def __init__(self) -> None:
         self.url = ""
         self._arguments: tuple[str, ...] = ()
+        self._model = ""
         self._child: subprocess.Popen[bytes] | None = None
         self._ending = False
         self._gone = threading.Event()
@@ -88,7 +92,7 @@ class ChildEngine(ABC):
         if launch.port and _listens(launch.host, port):
             raise PortInUse(f"port {port} is taken", where=f"engine of {launch.model_id}")
         command = [*self.command(launch, port), *launch.arguments]
-        self._arguments = launch.arguments
+        self._arguments, self._model = launch.arguments, launch.model_id
         self._child = _spawn(command, child_environment(os.environ, self.environment))
         threading.Thread(target=self._wait, name=f"{self.name} child", daemon=True).start()
         self.url = f"http://{launch.host}:{port}"
@@ -97,6 +101,15 @@ class ChildEngine(ABC):
         except BaseException:
             self.kill()
             raise
+
+    def open_with(self, opening: str) -> int:
+        """Once: its prefixes serve all requests. Raises Failed where it refuses."""
+        if not opening or not self.capabilities().chat:
+            return 0
+        try:
+            return read_once(self.url, self._model, opening)
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            raise Failed("the opening could not be read", where=self.name, why=str(error)) from error
 
     def when_gone(self, tell: Callable[[], None]) -> None:
         """Call `tell` when the child has ended and nobody had asked it to."""

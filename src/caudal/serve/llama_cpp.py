@@ -6,15 +6,20 @@ Knows nothing of the model store, of reports or of gateways.
 from __future__ import annotations
 
 import http.client
+import secrets
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from caudal.domain.errors import ModelInvalid, PortInUse
+import httpx
+
+from caudal.domain.errors import Failed, ModelInvalid, PortInUse
 from caudal.ports import EngineCapabilities, EngineLaunch
 from caudal.serve import figures
+from caudal.serve.opening import read_into_slots
 from caudal.store.gguf_header import GgufInfo, read_gguf
 
 BATCH_TOKENS = 64
@@ -53,6 +58,9 @@ class LlamaCppEngine:
         self._embeds = False
         self._generates = True
         self._said = ""
+        self._slots = 0
+        # Where slots are saved to be copied: there while that is done, and of a name that nobody can make first.
+        self._folder = Path(tempfile.gettempdir()) / f"caudal-slots-{secrets.token_hex(16)}"
 
     def start(self, launch: EngineLaunch) -> None:
         """Load and listen; port 0 takes any. Raises ModelInvalid, PortInUse."""
@@ -64,6 +72,8 @@ class LlamaCppEngine:
         info = read_gguf(path)
         self._embeds, self._generates = info.embeds, info.generates
         params = _params(xllamacpp, launch, path, info)
+        params.slot_save_path = f"{self._folder}/"
+        self._slots = launch.slots
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -78,6 +88,17 @@ class LlamaCppEngine:
                 remedy="The file is damaged or of an unknown architecture: pull or publish the model again.",
             ) from error
         self.url = str(self._server.listening_address)
+
+    def open_with(self, opening: str) -> int:
+        """Into each slot. Raises Failed where a text was given and could not be read."""
+        if not self._generates:
+            return 0
+        try:
+            return read_into_slots(self.url, opening, self._slots, self._folder)
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            if not opening:
+                return 0  # a model without a template for chats
+            raise Failed("the opening could not be read", where=self.name, why=str(error)) from error
 
     def when_gone(self, tell: Callable[[], None]) -> None:
         """Never: it ends with this process."""

@@ -22,9 +22,11 @@ import msgspec
 from caudal.domain.errors import CaudalError, Failed, ModelInvalid, UsageError
 from caudal.domain.model import ModelRecord
 from caudal.ports import Engine, EngineLaunch
+from caudal.serve.door import Door
 from caudal.serve.engines import DEFAULT, make_engine
 from caudal.store.blobs import open_blobs
 from caudal.store.models import ModelStore
+from caudal.store.site_tls import is_loopback, server_context
 from caudal.telemetry.report import REPORT_URL, Reporter
 
 log = logging.getLogger("caudal.serve")
@@ -42,10 +44,12 @@ GRACE_S = 8.0
 """How long requests in flight may go on after SIGTERM; below the 10 s that a gang is given."""
 
 EXIT_UNHEALTHY = 3
+LOOPBACK = "127.0.0.1"
 
 
 class ReplicaConfig(msgspec.Struct, frozen=True):
-    """What control writes for a replica. `context` is per request, in tokens."""
+    """What control writes for a replica. `context` is per request, in tokens; `opening`: see ServedModel. With
+    `certificates`, a folder, gateways of other machines come in under TLS; without, `host` is this machine's own."""
 
     model: str
     version: int
@@ -57,9 +61,11 @@ class ReplicaConfig(msgspec.Struct, frozen=True):
     host: str
     site: str
     gang: str
+    opening: str = ""
     engine: str = DEFAULT
     engine_args: tuple[str, ...] = ()
     accelerators: int = 0
+    certificates: str = ""
 
 
 def read_config(path: Path) -> ReplicaConfig:
@@ -81,7 +87,7 @@ def launch_of(config: ReplicaConfig, record: ModelRecord, folder: Path) -> Engin
     return EngineLaunch(
         model_id=config.model,
         path=_path(config.engine, record, folder),
-        host=config.host,
+        host=LOOPBACK if config.certificates else config.host,
         port=0,
         context=context,
         slots=max(1, config.slots),
@@ -121,6 +127,17 @@ def start(config: ReplicaConfig, engine: Engine) -> None:
     if not engine.healthy():
         raise Failed("the engine started and does not answer", where=config.model)
     warm_up(engine.url, config.model, generates=engine.capabilities().completions)
+    open_with(config, engine)
+
+
+def open_with(config: ReplicaConfig, engine: Engine) -> None:
+    """Have it read what requests begin with. One that cannot serves all the same, only later."""
+    try:
+        held = engine.open_with(config.opening)
+    except Failed as failed:
+        log.warning("%s: requests are read from their beginning: %s", config.model, failed.one_line())
+    else:
+        log.info("%s holds %d tokens that chats begin with", config.model, held)
 
 
 def start_unless(told_to_end: threading.Event, config: ReplicaConfig, engine: Engine) -> bool:
@@ -182,6 +199,25 @@ def watch(
     return True
 
 
+def check_host(config: ReplicaConfig) -> None:
+    """Raises UsageError where an engine would listen to other machines without encryption."""
+    if not config.certificates and not is_loopback(config.host):
+        raise UsageError(
+            f"a replica would listen on {config.host} without encryption",
+            why="connections between machines are encrypted, always",
+            remedy="control gives replicas on other machines their site's certificates: name their folder",
+        )
+
+
+def reached_at(config: ReplicaConfig, engine: Engine) -> str:
+    """Where gateways find it: at its engine, or at the door before it. Raises UsageError, PortInUse."""
+    if not config.certificates:
+        return engine.url
+    door = Door(config.host, server_context(Path(config.certificates), config.site), engine.url)
+    door.open()
+    return door.url
+
+
 def described(config: ReplicaConfig, engine: Engine) -> dict[str, Any]:
     """What a replica says of its engine, once."""
     can = engine.capabilities()
@@ -208,6 +244,7 @@ def drain(engine: Engine, grace_s: float) -> bool:
 
 def run(config: ReplicaConfig, reporter: Reporter, told_to_end: threading.Event) -> int:
     """From start to end; returns the exit code. Raises CaudalError where it cannot start."""
+    check_host(config)
     reporter.update(ready=False, url="", model=config.model, version=config.version, error="")
     engine = make_engine(config.engine)
     if not start_unless(told_to_end, config, engine):
@@ -219,8 +256,9 @@ def run(config: ReplicaConfig, reporter: Reporter, told_to_end: threading.Event)
         told_to_end.set()
 
     engine.when_gone(told)
-    reporter.update(ready=True, url=engine.url, **described(config, engine))
-    log.info("%s version %d is ready at %s", config.model, config.version, engine.url)
+    url = reached_at(config, engine)
+    reporter.update(ready=True, url=url, **described(config, engine))
+    log.info("%s version %d is ready at %s", config.model, config.version, url)
 
     def report_figures() -> None:
         reporter.update(metrics=dict(engine.figures()))

@@ -30,6 +30,9 @@ from caudal.telemetry.traces import collector
 
 SOURCE_SCHEMES = ("pypi:", "hf:", "s3://", "az://", "gs://", "file://")
 
+FEWEST_CHARACTERS = 4
+"""Of a token, about, in text that people write: a longer opening than that fills the context by itself."""
+
 _NAME = re.compile(NAME_PATTERN)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PYPI = re.compile(r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
@@ -205,6 +208,11 @@ def _check_served(model: ServedModel, tree: Located, path: list[str | int], prob
         where_rollout = tree.at([*path, "rollout"])
         problems.add(where_rollout, "rollout: a canary needs `hold_s`, for how long it is watched")
     _check_scale(model, tree.at([*path, "scale"]), problems)
+    if len(model.opening) > FEWEST_CHARACTERS * model.context:
+        problems.add(
+            tree.at([*path, "opening"]),
+            f"opening: {len(model.opening)} characters leave no room in a context of {model.context} tokens",
+        )
     if model.context < model.slots:
         problems.add(
             tree.at([*path, "slots"]),

@@ -27,19 +27,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from caudal.domain.errors import UsageError
 from caudal.store.atomic import write_atomic
+from caudal.store.site_tls import AUTHORITY, site_files
 
-AUTHORITY, AUTHORITY_KEY = "ca.pem", "ca.key"
+AUTHORITY_KEY = "ca.key"
 AUTHORITY_DAYS, SITE_DAYS, RENEW_DAYS = 3650, 398, 30
 SKEW = timedelta(days=1)
 """Certificates are valid from so long ago: a site's clock may be behind."""
 
 MOST_CHARACTERS = 63
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*")
-
-
-def site_files(folder: Path, site: str) -> tuple[Path, Path]:
-    """Where a site's certificate and key lie."""
-    return folder / f"{site}.pem", folder / f"{site}.key"
 
 
 def ensure_certificates(folder: Path, sites: Iterable[str]) -> None:

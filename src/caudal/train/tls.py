@@ -7,31 +7,32 @@ which is allowed on loopback only.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from pathlib import Path
 
 from caudal.domain.errors import UsageError
-from caudal.store.authority import AUTHORITY, site_files
+from caudal.store import site_tls
 from caudal.train.config import GangConfig
 
 
 def server_context(config: GangConfig, host: str) -> ssl.SSLContext | None:
     """What a coordinator listens with; None: plainly. Raises UsageError where that is not allowed."""
     if not config.certificates:
-        if not _loopback(host):
+        if not site_tls.is_loopback(host):
             raise UsageError(
                 f"a coordinator would listen on {host} without encryption",
                 why="connections between machines are encrypted, always",
                 remedy="`caudal certificates FOLDER SITE...` makes certificates; name the folder as `certificates`",
             )
         return None
-    return _context(config, ssl.PROTOCOL_TLS_SERVER)
+    return site_tls.server_context(Path(config.certificates), config.site)
 
 
 def client_context(config: GangConfig) -> ssl.SSLContext | None:
     """What a worker connects with; None: plainly. Raises UsageError."""
-    return _context(config, ssl.PROTOCOL_TLS_CLIENT) if config.certificates else None
+    if not config.certificates:
+        return None
+    return site_tls.client_context(Path(config.certificates), config.site)
 
 
 def speaks_for(writer: asyncio.StreamWriter, site: str) -> bool:
@@ -49,29 +50,3 @@ def not_ours(error: Exception) -> str:
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         return (error.reason or "").lower().replace("_", " ")
     return ""
-
-
-def _context(config: GangConfig, kind: int) -> ssl.SSLContext:
-    folder = Path(config.certificates)
-    certificate, key = site_files(folder, config.site)
-    context = ssl.SSLContext(kind)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_verify_locations(folder / AUTHORITY)
-        context.load_cert_chain(certificate, key)
-    except OSError as error:  # a damaged file too: ssl.SSLError is one
-        raise UsageError(
-            f"the certificates of site {config.site} cannot be used",
-            where=str(folder),
-            why=str(error),
-            remedy=f"{AUTHORITY}, {certificate.name} and {key.name} have to lie there and fit together",
-        ) from None
-    return context
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
