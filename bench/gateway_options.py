@@ -34,6 +34,7 @@ class Options:
     site_engine: str = "llama.cpp"
     site_tokens: int = 60
     engine_tokens: int = 64
+    engine_slo: str = "standard"
     overload: float = 3.0
     overload_s: float = 240.0
     overload_speed: float = 4.0
