@@ -32,7 +32,7 @@ from caudal.gateway.openai_errors import (
 from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.tracing import Tracing
+from caudal.gateway.tracing import Tracing, within_trace
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
@@ -123,6 +123,7 @@ class Generations:
             raise model_not_found(call.model)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        call = within_trace(call, exchange.request.headers, account.trace)
         self._tell_spent(caller)
         try:
             admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
@@ -231,6 +232,7 @@ class Generations:
             raise model_not_found(call.model)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        call = within_trace(call, exchange.request.headers, account.trace)
         self._tell_spent(caller)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
