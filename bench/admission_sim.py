@@ -33,10 +33,9 @@ from caudal.policy.slo import Promise, SloTargets
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
-from harness import commit, machine  # noqa: E402
+from harness import commit, machine, shared_traces  # noqa: E402
 
-TRACE = "data/traces/azure_AzureLLMInferenceTrace_code.csv"
-CHUNK_TOKENS = 512
+TRACE = "azure_AzureLLMInferenceTrace_code.csv"
 TICK_S = 0.05
 
 
@@ -48,6 +47,9 @@ class Speed:
     prompt_s: float = 0.00006
     reply_s: float = 0.0001
     slots: int = 32
+    chunk: int = 512
+    mixed: bool = False
+    delay_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -92,7 +94,8 @@ class Replica:
         """Begin a step; its seconds (0: nothing to do)."""
         while self.waiting and len(self.reading) + len(self.replying) < self.speed.slots:
             self.reading.append(self.waiting.popleft())
-        self.chunk = min(CHUNK_TOKENS, sum(r.unread for r in self.reading))
+        most = self.speed.chunk - (len(self.replying) if self.speed.mixed else 0)
+        self.chunk = min(most, sum(r.unread for r in self.reading))
         if not self.reading and not self.replying:
             return 0.0
         work = self.chunk * self.speed.prompt_s + len(self.replying) * self.speed.reply_s
@@ -273,9 +276,15 @@ def simulate(requests: list[Request], policy: Policy, speed: Speed, replicas: in
             request.started_at = now
             request.unread = request.prompt
             request.replica = policy.choose(fleet, request)
-            fleet[request.replica].waiting.append(request)
-            if not fleet[request.replica].stepping:
-                step(now, request.replica)
+            if speed.delay_s:
+                at(now + speed.delay_s, 3, request)
+            else:
+                join(now, request)
+
+    def join(now: float, request: Request) -> None:
+        fleet[request.replica].waiting.append(request)
+        if not fleet[request.replica].stepping:
+            step(now, request.replica)
 
     for request in requests:
         at(request.at, 1, request)
@@ -286,6 +295,9 @@ def simulate(requests: list[Request], policy: Policy, speed: Speed, replicas: in
         if kind == 1:
             assert isinstance(what, Request)
             start(now, policy.arrive(now, what))
+        elif kind == 3:
+            assert isinstance(what, Request)
+            join(now, what)
         elif kind == 2:
             start(now, policy.tick(now))
             if now < over:
@@ -306,22 +318,20 @@ def simulate(requests: list[Request], policy: Policy, speed: Speed, replicas: in
 def work_s(request: Request, speed: Speed, reading: bool) -> float:
     """Replica seconds that a request needs at the least; the steps' constant is shared by full chunks of prompts
     (`reading`), or by full batches of replies."""
-    shared = request.prompt / CHUNK_TOKENS if reading else request.reply / speed.slots
+    shared = request.prompt / speed.chunk if reading else request.reply / speed.slots
     return request.prompt * speed.prompt_s + (request.reply - 1) * speed.reply_s + shared * speed.step_s
 
 
 def reading_bound(requests: list[Request], speed: Speed) -> bool:
     """Which of the two makes the larger, so the tighter, bound."""
-    chunks = sum(r.prompt for r in requests) / CHUNK_TOKENS
+    chunks = sum(r.prompt for r in requests) / speed.chunk
     return chunks >= sum(r.reply for r in requests) / speed.slots
 
 
 def carried_s(requests: list[Request], speed: Speed, replicas: int, promise: Promise) -> float:
     """The most work (replica seconds) that could be done in time."""
     reading = reading_bound(requests, speed)
-    step_s = (
-        speed.step_s + CHUNK_TOKENS * speed.prompt_s + speed.slots * speed.reply_s
-    )  # the slowest there is
+    step_s = speed.step_s + speed.chunk * speed.prompt_s + speed.slots * speed.reply_s  # the slowest there is
     queue: list[tuple[float, float]] = []  # (deadline, work left)
     done = 0.0
     now = 0.0
@@ -400,7 +410,7 @@ def figures(requests: list[Request], carried: float, speed: Speed, promise: Prom
 
 def trace_path() -> Path | None:
     """Where the Azure trace lies, if it does."""
-    path = ROOT.parent / "shared" / TRACE
+    path = shared_traces() / TRACE
     return path if path.is_file() else None
 
 

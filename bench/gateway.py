@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 import time
 import traceback
@@ -22,7 +21,7 @@ from typing import Any
 
 from gateway_options import Options
 from gateway_peers import KINDS
-from harness import ROOT, finish
+from harness import finish, shared_traces
 
 Row = Callable[[Options], dict[str, Any]]
 
@@ -57,15 +56,6 @@ def rows() -> dict[str, Row]:
         "overload": gateway_overload.overload,
         "memory": gateway_speed.memory,
     }
-
-
-def shared_traces() -> Path:
-    """`../shared/data/traces` beside the checkout; of a linked worktree, beside the main one."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--path-format=absolute", "--git-common-dir"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    main = Path(done.stdout.strip()).parent if done.returncode == 0 else ROOT
-    places = [checkout.parent / "shared" / "data" / "traces" for checkout in (ROOT, main)]
-    return next((place for place in places if place.exists()), places[0])
 
 
 def cores() -> tuple[int | None, int | None]:

@@ -265,7 +265,8 @@ def text_of(said: list[bytes]) -> tuple[str, str, int]:
 
 @dataclass
 class Said:
-    """One stream of `each`. `asked` times: more than 1 where its gateway went away and it asked another."""
+    """One stream of `each`. `asked` times: more than 1 where its gateway went away and it asked another. `first_s` from
+    when it asked first to its first token (-1: none came), `token_s` for each further piece in the mean."""
 
     number: int
     status: int
@@ -277,6 +278,8 @@ class Said:
     asked: int
     seconds: float
     end: str  # the last of what came, where it is not whole
+    first_s: float
+    token_s: float
 
 
 async def one(ports: list[int], number: int, request: bytes, patience_s: float) -> Said:
@@ -304,7 +307,11 @@ async def one(ports: list[int], number: int, request: bytes, patience_s: float) 
     text, finish, used = text_of(answer.said) if answer.status == 200 else ("", "", -1)
     good, seconds = answer.complete(True), time.perf_counter() - begun
     end = "" if good else b"".join(answer.said)[-300:].decode(errors="replace")
-    return Said(number, answer.status, good, text, finish, used, pause_s, asked, seconds, end)
+    first_s = answer.first_at - begun if answer.first_at else -1.0
+    token_s = (answer.last_at - answer.first_at) / max(1, answer.pieces - 1)
+    return Said(
+        number, answer.status, good, text, finish, used, pause_s, asked, seconds, end, first_s, token_s
+    )
 
 
 async def connected(port: int, keep: bool, over: asyncio.Future[Answer]) -> Connection | None:

@@ -37,6 +37,7 @@ class Options:
         True  # whether replicas were told the system prompt of the load (ServedModel.opening)
     )
     engine_tokens: int = 64
+    engine_slo: str = "standard"
     overload: float = 3.0
     overload_s: float = 240.0
     overload_speed: float = 4.0

@@ -31,7 +31,7 @@ PEERS = {
     "litellm": "litellm[proxy]==1.108.7",  # of 1.110.2 the extra names a package that PyPI does not have
 }
 KINDS = ("direct", "caudal", *PEERS)
-READY_S = 120.0
+READY_S = 300.0  # LiteLLM imports for minutes where the machine is busy
 MODEL = "m"
 
 

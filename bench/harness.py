@@ -42,6 +42,15 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+def shared_traces() -> Path:
+    """`../shared/data/traces` beside the checkout; of a linked worktree, beside the main one."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--path-format=absolute", "--git-common-dir"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    main = Path(done.stdout.strip()).parent if done.returncode == 0 else ROOT
+    places = [checkout.parent / "shared" / "data" / "traces" for checkout in (ROOT, main)]
+    return next((place for place in places if place.exists()), places[0])
+
+
 def figure(values: list[float], unit: str, digits: int = 3) -> dict[str, Any]:
     """Median, range and repeats of one measured quantity."""
     return {

@@ -23,7 +23,7 @@ HOUR = 7200
 
 
 def used(key: str = "key-1", model: str = "small", hour: int = HOUR, times: int = 1) -> UsageHour:
-    return UsageHour(key, model, hour, times, 0, Usage(7 * times, 3 * times, 2 * times))
+    return UsageHour(key, model, hour, times, 0, Usage(7 * times, 3 * times, 2 * times, 10**15 * times))
 
 
 def batch(source: str, seq: int, *hours: UsageHour) -> UsageBatch:

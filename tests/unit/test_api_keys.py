@@ -26,6 +26,7 @@ ROW = {
     "prompt_tokens": 10,
     "completion_tokens": 5,
     "cached_tokens": 4,
+    "picodollars": 2 * 10**11,
 }
 
 
@@ -148,11 +149,19 @@ def test_gateways_are_told_the_keys_that_open_and_their_hashes(api: Api) -> None
 
 def test_gateways_are_told_what_was_spent_this_month_where_there_is_a_budget(api: Api) -> None:
     poor = made(api, "poor", limits={"budget_tokens": 1000})["key"]["id"]
+    paying = made(api, "paying", limits={"budget_usd": 3.0})["key"]["id"]
     free = made(api, "free")["key"]["id"]
-    rows = [{**ROW, "key_id": key_id} for key_id in (poor, free)]
+    rows = [{**ROW, "key_id": key_id} for key_id in (poor, paying, free)]
     assert api.post("/gateway/usage", {"batches": [{"source": "g", "seq": 1, "rows": rows}]}).json()
-    told = {k["name"]: k["spent_tokens"] for k in get(api, "/gateway/keys")["keys"]}
-    assert told == {"poor": ROW["prompt_tokens"] + ROW["completion_tokens"], "free": 0}
+    told = {k["name"]: (k["spent_tokens"], k["spent_usd"]) for k in get(api, "/gateway/keys")["keys"]}
+    tokens = ROW["prompt_tokens"] + ROW["completion_tokens"]
+    assert told == {"poor": (tokens, 0.2), "paying": (tokens, 0.2), "free": (0, 0.0)}
+
+
+def test_usage_of_a_gateway_that_knows_no_costs_is_free(api: Api) -> None:
+    old = {name: value for name, value in ROW.items() if name != "picodollars"}
+    assert api.post("/gateway/usage", {"batches": [{"source": "g", "seq": 1, "rows": [old]}]}).json()
+    assert [item["usd"] for item in get(api, "/usage")["items"]] == [0.0]
 
 
 def test_usage_is_taken_once_and_shown_with_names(api: Api) -> None:

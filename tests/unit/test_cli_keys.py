@@ -89,14 +89,14 @@ def test_usage_by_key_and_model_and_by_hour(served: Served) -> None:
     key_id = served.caudal("keys", "create", "alice", "--json").json["key"]["id"]
     now = int(time.time()) // 3600 * 3600
     rows = tuple(
-        UsageHour(who, "small", hour, 2, 1, Usage(10, 5, 4))
+        UsageHour(who, "small", hour, 2, 1, Usage(10, 5, 4, 3 * 10**9))
         for who, hour in ((key_id, now), (key_id, now - 7200), ("anonymous", now))
     )
     served.store.add_usage([UsageBatch("g", 1, rows)])
     lines = served.caudal("keys", "usage").out.splitlines()
     assert [line.split() for line in lines[1:]] == [
-        ["anonymous", "small", "2", "1", "10", "4", "5"],
-        ["alice", "small", "4", "2", "20", "8", "10"],
+        ["anonymous", "small", "2", "1", "10", "4", "5", "0.0030"],
+        ["alice", "small", "4", "2", "20", "8", "10", "0.0060"],
     ]
     assert len(served.caudal("keys", "usage", "alice", "--hours").out.splitlines()) == 3
     recent = served.caudal("keys", "usage", "alice", "--since", "1h", "--json").json

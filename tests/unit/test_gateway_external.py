@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ import msgspec
 import pytest
 import uvloop
 
+from caudal.domain.key import SECRET_PREFIX, KeyLimits, Usage
 from caudal.gateway.address import Address, parse_address
+from caudal.gateway.callers import KeyRow, KeyTable
 from caudal.gateway.process import Gateway
 from caudal.gateway.routes import ExternalRoute, ModelRoutes, ReplicaRoute, RouteTable, decode_routes
 from caudal.policy.breaker import Breaker
@@ -198,6 +201,49 @@ def test_when_the_budget_is_spent_the_fleet_says_so(tmp_path: Path) -> None:
         assert w.spent() <= 500_000_000 and len(w.provider.requests) == statuses.count(200)
         w.routes(own=True, budget_usd_per_month=0.0005)
         assert (await w.ask(max_tokens=100))[0] == 200, "own replicas go on"
+
+    run(tmp_path, scenario)
+
+
+def test_what_a_key_cost_is_counted_and_its_budget_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, Usage, int]] = []
+
+    def record(_: object, key_id: str, model: str, at: float, used: Usage, status: int) -> None:
+        counted.append((key_id, used, status))
+
+    monkeypatch.setattr("caudal.gateway.usage_journal.UsageJournal.record", record)
+
+    async def scenario(w: World) -> None:
+        secret = f"{SECRET_PREFIX}payer"
+        headers = f"authorization: Bearer {secret}\r\n"
+
+        def key(spent_usd: float) -> KeyTable:
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            limits = KeyLimits(budget_usd=0.5)
+            return KeyTable((KeyRow("key-1", "payer", digest, limits, 0.0, 0, spent_usd),))
+
+        async def ask(**more: Any) -> tuple[int, Any]:
+            return parsed(await raw(w.one, post(chat(**more), headers=headers)))
+
+        w.one.callers.update(key(0.49))
+        w.routes()
+        assert (await ask())[0] == 200  # at an own replica
+        w.routes(own=False)
+        assert (await ask())[0] == 200
+        streamed = await raw(w.one, post(chat(stream=True), headers=headers))
+        assert streamed.startswith(b"HTTP/1.1 200")
+        assert [(who, used.picodollars, status) for who, used, status in counted] == [
+            ("key-1", 0, 200),
+            ("key-1", 13_000_000, 200),
+            ("key-1", 13_000_000, 200),
+        ]
+        assert w.spent() == 26_000_000 and counted[1][1].prompt_tokens == 7
+        w.one.callers.update(key(0.5))
+        status, body = await ask()
+        assert (status, body["error"]["code"]) == (429, "insufficient_quota") and "$0.5" in str(body)
+        assert len(w.provider.requests) == 2
 
     run(tmp_path, scenario)
 

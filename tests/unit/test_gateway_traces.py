@@ -187,16 +187,41 @@ def traced(
     return receiver.spans()
 
 
+def parents_at(replicas: list[MockReplica]) -> list[str]:
+    """Every `traceparent` that replicas were sent."""
+    heads = [asked["_head"] for replica in replicas for asked in replica.requests]
+    lines = [line for head in heads for line in head.split("\r\n") if line.startswith("traceparent:")]
+    return [line.partition(": ")[2] for line in lines]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_collector_the_clients_traceparent_is_passed_on(tmp_path: Path, stream: bool) -> None:
+    async def run() -> None:
+        replica = await MockReplica().start()
+        async with gateway(tmp_path, {"m": [replica]}) as one:
+            good = f"00-{TRACE}-{SPAN}-01"
+            for sent in (f"traceparent: {good}\r\n", "traceparent: 00-nonsense-01\r\n", "", ""):
+                answer = await raw(one, post(chat(stream=stream), headers=sent))
+                assert answer.startswith(b"HTTP/1.1 200")
+            assert len(replica.requests) == 4 and parents_at([replica]) == [good]
+        await replica.die()
+
+    uvloop.run(run())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_generation_is_one_span_in_its_clients_trace(
     tmp_path: Path, receiver: Collector, stream: bool
 ) -> None:
+    told: list[str] = []
+
     async def scenario(one: Gateway, replicas: list[MockReplica]) -> None:
         parent = f"traceparent: 00-{TRACE}-{SPAN}-01\r\n"
         for _ in range(2):  # by a task, and by callbacks alone
             asked = post(chat(stream=stream, user="a-secret-text"), headers=parent + bearer(SECRET))
             assert (await raw(one, asked)).startswith(b"HTTP/1.1 200")
         await raw(one, post(chat(stream=stream), headers=f"traceparent: 00-{TRACE}-{SPAN}-00\r\n"))
+        told.extend(parents_at(replicas))
 
     spans = traced(tmp_path, receiver, scenario)
     assert len(spans) == 2  # the third one's client records nothing
@@ -212,6 +237,8 @@ def test_a_generation_is_one_span_in_its_clients_trace(
         assert said["caudal.retries"] == said["caudal.rescues"] == 0
         assert (said.get("caudal.first_byte_s", -1) >= 0) is stream
     assert spans[0]["spanId"] != spans[1]["spanId"]
+    within = [f"00-{TRACE}-{one['spanId']}-01" for one in spans]
+    assert sorted(told) == sorted([*within, f"00-{TRACE}-{SPAN}-00"])
     text = json.dumps(receiver.bodies)
     assert SECRET not in text and "a-secret-text" not in text
 

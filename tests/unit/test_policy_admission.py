@@ -278,6 +278,7 @@ def test_a_stream_that_nobody_reads_again_does_not_keep_others_out_for_ever() ->
         admission.arrive(now, Ask(id_, "k", KeyLimits(), Slo.STANDARD, "m", 100, 50))
         now += 1.0
         admission.first_token(now, id_)
+    for id_ in (1, 2):
         admission.read_again(now + 1.0, id_)
     late = Ask(3, "k", KeyLimits(), Slo.STANDARD, "m", 100, 50)
     assert isinstance(admission.arrive(now + 1.0, late), Park)

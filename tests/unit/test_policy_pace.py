@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from caudal.domain.key import KeyLimits, Slo
+from caudal.policy.admission_model import ModelQueues
 from caudal.policy.admission_types import Ask
 from caudal.policy.fair_queue import FairQueue, Waiting
-from caudal.policy.pace import Pace, Ratio, ReplyLength, Window
+from caudal.policy.pace import CAUTION, MOST_CAUTION, Caution, Pace, Ratio, ReplyLength, Window
 
 
 def test_reply_lengths_settle_at_their_quantile_and_follow() -> None:
@@ -37,10 +40,106 @@ def test_a_ratio_forgets() -> None:
 def test_pace_says_what_requests_took() -> None:
     pace = Pace()
     for _ in range(50):
-        pace.first_token(0.2, 100.0)
+        pace.read(0.2, 100)
         pace.ended(1.2, 300.0, 1.0, 50)
     assert abs(pace.prompt_s - 0.002) < 1e-9 and abs(pace.work_s - 0.004) < 1e-9
     assert abs(pace.reply_s - 0.02) < 1e-9 and pace.mean_work == 300.0
+
+
+def test_caution_follows_how_wrong_expectations_were() -> None:
+    caution = Caution()
+    assert caution.value == CAUTION
+    for _ in range(100):
+        caution.see(2.0, 2.0)
+    assert 0.99 < caution.value < 1.1
+    for _ in range(100):
+        caution.see(2.0, 1.6)
+    assert 0.79 < caution.value < 0.85  # they were too long each time
+    for i in range(200):
+        caution.see(2.0, 1.0 if i % 2 else 3.0)
+    assert caution.value > 1.05  # right on average is not good enough
+    for _ in range(100):
+        caution.see(2.0, float("inf"))
+    assert 0.99 * MOST_CAUTION < caution.value <= MOST_CAUTION
+
+
+def queues(slots: int, replicas: int = 1) -> ModelQueues:
+    """A model's state."""
+    model = ModelQueues()
+    model.resize(replicas, slots)
+    return model
+
+
+def stream(id_: int, prompt: int = 92) -> Ask:
+    """A streamed request."""
+    return Ask(id_, "k", KeyLimits(), Slo.INTERACTIVE, "m", prompt)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_prompt_takes_the_same_read_in_a_batch_or_one_after_the_other(together: bool) -> None:
+    model = queues(16)
+    for burst in range(20):
+        at = burst * 100.0
+        running = [model.start(at, stream(i), at, 10) for i in range(10)]
+        for number, one in enumerate(running, 1):
+            model.first_token(at + (10.0 if together else number), one)  # 100 tokens a second, either way
+        for one in running:
+            model.ended(at + 20.0, one, 10, True, 0.0)
+    assert abs(model.pace.prompt_s - 0.01) < 1e-9
+    assert abs(model.own_s(92) - 1.0) < 1e-9
+
+
+def test_two_replicas_read_at_the_same_time() -> None:
+    model = queues(16, replicas=2)
+    for burst in range(20):
+        at = burst * 100.0
+        running = [model.start(at, stream(i), at, 10) for i in range(10)]
+        for number, one in enumerate(running):
+            model.first_token(at + number // 2 + 1, one)
+        for one in running:
+            model.ended(at + 20.0, one, 10, True, 0.0)
+    assert abs(model.pace.prompt_s - 0.01) < 1e-9
+
+
+def test_prompts_that_were_given_up_teach_nothing() -> None:
+    model = queues(16)
+    for burst in range(20):
+        at = burst * 100.0
+        running = [model.start(at, stream(i), at, 10) for i in range(4)]
+        for number, one in enumerate(running[:3], 1):
+            if number == 3:
+                model.ended(at + 2.5, running[3], None, False, 0.0)  # its client left while it waited
+            model.first_token(at + number, one)
+        for one in running[:3]:
+            model.ended(at + 20.0, one, 10, True, 0.0)
+    assert 0.009 < model.pace.prompt_s < 0.0105
+
+
+def test_free_slots_are_not_waited_for() -> None:
+    model = queues(16)
+    for i in range(20):
+        at = i * 100.0
+        running = model.start(at, stream(i), at, 10)
+        model.first_token(at + 1.0, running)
+        model.ended(at + 31.0, running, 10, True, 0.0)
+    assert abs(model.held_s() - 31.0) < 1e-6
+    work = model.work(92, 10)
+    model.start(3000.0, stream(100), 3000.0, 10)
+    ahead = 4 * work
+    assert model.wait_s(0, ahead) <= 1.0 + 1e-9  # 15 slots are free: until the prompt before it is read
+    for i in range(15):
+        model.start(3000.0, stream(101 + i), 3000.0, 10)
+    assert model.wait_s(0, ahead) >= 5 * 31.0 / 16 - 1e-6  # now none is
+
+
+def test_a_burst_that_ends_together_is_as_large_as_it_was() -> None:
+    model = queues(16)
+    running = [model.start(0.0, stream(i), 0.0, 10) for i in range(16)]
+    for one in running:
+        model.first_token(1.0, one)
+    for number, one in enumerate(running):
+        model.ended(10.0 + number * 0.001, one, 10, True, 0.25)  # 1 s a token: four times what was promised
+    assert 12 <= model.window.limit <= 14  # not down to a quarter, as if few had run
 
 
 def test_a_window_keeps_what_it_found_when_replicas_come_or_go() -> None:

@@ -59,10 +59,11 @@ class Hour(BaseModel):
     prompt_tokens: Count
     completion_tokens: Count
     cached_tokens: Count
+    picodollars: Annotated[int, Field(ge=0, le=10**17)] = 0  # of gateways that know none yet
 
     def value(self) -> UsageHour:
         """The same, as the store takes it."""
-        used = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        used = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.picodollars)
         return UsageHour(self.key_id, self.model, self.hour, self.requests, self.failed, used)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from caudal.domain.fleet import LeaseState
 from caudal.domain.gang import Gang, Report, Role
-from caudal.domain.key import ANONYMOUS, ApiKey, KeyLimits, UsageHour
+from caudal.domain.key import ANONYMOUS, PICO, ApiKey, KeyLimits, UsageHour
 from caudal.domain.model import ModelRecord
 from caudal.domain.snapshot import State
 from caudal.domain.workload import ServiceSpec, TrainSpec, Workload
@@ -144,7 +144,7 @@ class NewKeyView:
 
 @dataclass(frozen=True, slots=True)
 class UsageView:
-    """What a key used of a model within the hour that began at `hour`."""
+    """What a key used of a model within the hour that began at `hour`; `usd` is what that cost at external addresses."""
 
     key_id: str
     key: str
@@ -155,6 +155,7 @@ class UsageView:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    usd: float
 
 
 def key_view(key: ApiKey) -> KeyView:
@@ -176,6 +177,7 @@ def usage_views(hours: Iterable[UsageHour], keys: Iterable[ApiKey]) -> list[Usag
             h.usage.prompt_tokens,
             h.usage.completion_tokens,
             h.usage.cached_tokens,
+            h.usage.picodollars / PICO,
         )
         for h in hours
     ]

@@ -24,7 +24,11 @@ _LIMITS = (
     click.option("--tokens-per-minute", type=int, help="Tokens of prompts and answers."),
     click.option("--concurrency", type=int, help="Requests at once."),
     click.option("--budget-tokens", type=int, help="Tokens in a calendar month (UTC)."),
-    click.option("--budget-usd", type=float, help="By the models' prices, in a calendar month (UTC)."),
+    click.option(
+        "--budget-usd",
+        type=float,
+        help="What external addresses cost, in a calendar month (UTC). Own models cost nothing.",
+    ),
     click.option(
         "--slo", type=click.Choice([s.value for s in Slo]), help="The best class that it may ask for."
     ),
@@ -152,14 +156,16 @@ def usage(root: str | None, key: str | None, since: str | None, hours: bool, as_
         print_json(answer)
         return
     sums: dict[tuple[str, ...], list[int]] = {}
+    usd: dict[tuple[str, ...], float] = {}
     numbers = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens")
     for row in answer["items"]:
         when = (datetime.fromtimestamp(row["hour"]).strftime("%Y-%m-%d %H:%M"),) if hours else ()
         place = (row["key"] or row["key_id"], row["model"], *when)
         sums[place] = [a + row[n] for a, n in zip(sums.get(place, [0] * len(numbers)), numbers, strict=True)]
+        usd[place] = usd.get(place, 0.0) + row["usd"]
     columns = ("KEY", "MODEL", *(("HOUR",) if hours else ()))
-    rows = [(*map(plain, place), *map(count, sums[place])) for place in sums]
-    console().print(table((*columns, "REQUESTS", "FAILED", "PROMPT", "CACHED", "ANSWER"), rows))
+    rows = [(*map(plain, place), *map(count, sums[place]), f"{usd[place]:.4f}") for place in sums]
+    console().print(table((*columns, "REQUESTS", "FAILED", "PROMPT", "CACHED", "ANSWER", "USD"), rows))
 
 
 def _print(key: dict[str, Any], as_json: bool) -> None:

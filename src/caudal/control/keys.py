@@ -17,7 +17,7 @@ from typing import Any
 from caudal.control.apply import retried
 from caudal.domain.errors import Impossible, NotFound, UsageError
 from caudal.domain.event import Event
-from caudal.domain.key import ANONYMOUS, SECRET_PREFIX, ApiKey, KeyLimits
+from caudal.domain.key import ANONYMOUS, PICO, SECRET_PREFIX, ApiKey, KeyLimits, Usage
 from caudal.ports import Change, Store
 from caudal.spec.limits import NAME_PATTERN, NAME_WORDS
 
@@ -32,7 +32,7 @@ _NAME = re.compile(NAME_PATTERN)
 @dataclass(frozen=True, slots=True)
 class GatewayKey:
     """What a gateway knows of a key: enough to recognise it, and what it may ask for. `spent_tokens`: what it
-    used this month (UTC), prompts and replies; 0 where it has no budget of them."""
+    used this month (UTC), prompts and replies; `spent_usd`: what that cost. Both 0 where it has no budget."""
 
     id: str
     name: str
@@ -40,6 +40,15 @@ class GatewayKey:
     limits: KeyLimits
     expires_at: float
     spent_tokens: int = 0
+    spent_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a key used in a month: tokens of prompts and replies, and US dollars at external addresses."""
+
+    tokens: int = 0
+    usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +117,28 @@ def find(keys: Iterable[ApiKey], which: str) -> ApiKey:
     return max(found, key=lambda key: (key.id == which, not key.revoked_at, key.created_at))
 
 
-def spent_this_month(store: Store, keys: Iterable[ApiKey], now: float) -> dict[str, int]:
-    """Tokens that each key with a budget of them used in this calendar month (UTC), by the key's id."""
+def spent_this_month(store: Store, keys: Iterable[ApiKey], now: float) -> dict[str, Spent]:
+    """What each key with a budget used in this calendar month (UTC), by the key's id."""
     begin = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    spent: dict[str, int] = {}
+    spent: dict[str, Spent] = {}
     for key in keys:
-        if key.limits.budget_tokens and not key.revoked_at:
+        if (key.limits.budget_tokens or key.limits.budget_usd) and not key.revoked_at:
             hours = store.usage(since=begin.timestamp(), key_id=key.id)
-            spent[key.id] = sum(h.usage.prompt_tokens + h.usage.completion_tokens for h in hours)
+            used = sum((h.usage for h in hours), Usage())
+            spent[key.id] = Spent(used.prompt_tokens + used.completion_tokens, used.picodollars / PICO)
     return spent
 
 
 def for_gateways(
-    keys: Iterable[ApiKey], now: float, spent: Mapping[str, int] = MappingProxyType({})
+    keys: Iterable[ApiKey], now: float, spent: Mapping[str, Spent] = MappingProxyType({})
 ) -> GatewayKeys:
     """Those that open the door at this time or later."""
     valid = (k for k in keys if not k.revoked_at and (not k.expires_at or now < k.expires_at))
-    return GatewayKeys(
-        [GatewayKey(k.id, k.name, k.sha256, k.limits, k.expires_at, spent.get(k.id, 0)) for k in valid]
-    )
+    rows = []
+    for k in valid:
+        used = spent.get(k.id, Spent())
+        rows.append(GatewayKey(k.id, k.name, k.sha256, k.limits, k.expires_at, used.tokens, used.usd))
+    return GatewayKeys(rows)
 
 
 def _change(

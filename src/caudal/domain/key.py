@@ -17,6 +17,9 @@ ANONYMOUS = "anonymous"
 
 HOUR_S = 3600
 
+PICO = 10**12
+"""Picodollars in a US dollar: money of requests is counted in whole ones."""
+
 
 class Slo(StrEnum):
     """How soon an answer is wanted: a person reads along, somebody waits, or nobody does before tomorrow."""
@@ -31,7 +34,8 @@ class KeyLimits:
     """What one key may take; 0 is without a limit.
 
     `weight` is its share against other keys' where not all can be served. Rates count over a sliding minute,
-    budgets over a calendar month (UTC); `budget_usd` by the models' prices. `slo` is the class of requests that
+    budgets over a calendar month (UTC); `budget_usd` by what external addresses cost by their prices: the fleet's own
+    replicas have none, and cost nothing here. `slo` is the class of requests that
     name none, and the best that the key may ask for. `models` empty: all.
     """
 
@@ -62,17 +66,19 @@ class ApiKey:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one answer, as the engine counted them. `cached_tokens` are those of the prompt that it had
-    computed before."""
+    computed before; `picodollars` is what it cost at somebody else's address (10^-12 US dollars; 0: at ours)."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    picodollars: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.picodollars + other.picodollars,
         )
 
 

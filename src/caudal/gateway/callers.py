@@ -42,7 +42,8 @@ class Caller:
     name: str
     limits: KeyLimits
     expires_at: float = NEVER
-    spent_tokens: int = 0  # this month, where its budget is in tokens
+    spent_tokens: int = 0  # this month, where it has a budget
+    spent_usd: float = 0.0
 
     def may_use(self, model: str) -> bool:
         """Whether the model exists for this caller."""
@@ -61,6 +62,7 @@ class KeyRow(Struct, frozen=True):
     limits: KeyLimits
     expires_at: float = 0.0
     spent_tokens: int = 0
+    spent_usd: float = 0.0
 
 
 class KeyTable(Struct, frozen=True):
@@ -107,7 +109,9 @@ class Callers:
             digest = bytes.fromhex(row.sha256)
             found[digest] = (
                 digest,
-                Caller(row.id, row.name, row.limits, row.expires_at or NEVER, row.spent_tokens),
+                Caller(
+                    row.id, row.name, row.limits, row.expires_at or NEVER, row.spent_tokens, row.spent_usd
+                ),
             )
         self._by_digest = found
         self._seen = {header: found[d] for header, (d, _) in self._seen.items() if d in found}

@@ -13,11 +13,12 @@ RETRY_STATUSES = frozenset({502, 503, 504})
 """What an engine that is loading, overloaded or proxied answers: another one may do better."""
 
 
-def post(address: Address, path: str, body: bytes) -> bytes:
+def post(address: Address, path: str, body: bytes, traceparent: bytes = b"") -> bytes:
     """A whole request."""
+    more = b"traceparent: %b\r\n" % traceparent if traceparent else b""
     return (
-        b"POST %b%b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-        % (address.prefix.encode(), path.encode(), address.host.encode(), address.port, len(body), body)
+        b"POST %b%b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n%b"
+        % (address.prefix.encode(), path.encode(), address.host.encode(), address.port, more, len(body), body)
     )
 
 
@@ -26,7 +27,7 @@ def generation_request(call: Call, ticket: Ticket) -> bytes:
     body = call.body if ticket.model == call.model else _renamed(call.body, ticket.model)
     if call.stream:
         body = asking_usage(body, call.include_usage)
-    return post(ticket.address, call.path, body)
+    return post(ticket.address, call.path, body, call.traceparent)
 
 
 def _renamed(body: bytes, model: str) -> bytes:

@@ -130,14 +130,16 @@ class Paid:
                 kept.append(line)
         return b"\n".join(kept)
 
-    def close(self) -> None:
-        """It is over."""
+    def close(self) -> int:
+        """It is over; what it cost, in picodollars."""
         if self._free:
-            self._held.settle(0)
+            spent = 0
         elif self._usage is None:
-            self._held.settle(self._held.most)
+            spent = self._held.most
         else:
-            self._held.settle(cost(self._external, *self._usage))
+            spent = cost(self._external, *self._usage)
+        self._held.settle(spent)
+        return spent
 
     def _only_usage(self, data: bytes) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caudal.gateway.account import Account, Record, status_of
 from caudal.gateway.admitter import Admitter, Permit
@@ -32,7 +32,7 @@ from caudal.gateway.openai_errors import (
 from caudal.gateway.outside import Admits
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
-from caudal.gateway.tracing import Tracing
+from caudal.gateway.tracing import Tracing, within_trace
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.usage import Measured
@@ -73,7 +73,8 @@ class Losses:
 
 @dataclass(slots=True)
 class Job:
-    """One request on its way; `answer` and `permit` from its admission on."""
+    """One request on its way; `answer` and `permit` from its admission on. `cost`: what it cost so far at somebody
+    else's addresses, in picodollars."""
 
     exchange: Exchange
     call: Call
@@ -82,6 +83,7 @@ class Job:
     counted: Callable[[int], None]
     answer: Relay | Whole | None = None
     permit: Permit | None = None
+    cost: int = 0
 
 
 class Generations:
@@ -121,6 +123,7 @@ class Generations:
             raise model_not_found(call.model)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        call = within_trace(call, exchange.request.headers, account.trace)
         self._tell_spent(caller)
         try:
             admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
@@ -216,6 +219,8 @@ class Generations:
         if answer.measured is not None:
             job.account.usage = answer.measured.usage
             self._used(job.call, answer.measured)
+        if job.cost:
+            job.account.usage = replace(job.account.usage, picodollars=job.cost)
         permit.done()
         job.account.close(status)
         job.counted(status)
@@ -227,6 +232,7 @@ class Generations:
             raise model_not_found(call.model)
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
+        call = within_trace(call, exchange.request.headers, account.trace)
         self._tell_spent(caller)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
@@ -252,8 +258,8 @@ class Generations:
         return account
 
     def _tell_spent(self, caller: Caller) -> None:
-        if caller.limits.budget_tokens:
-            self._admitter.spent(caller.id, caller.spent_tokens, 0.0)
+        if caller.limits.budget_tokens or caller.limits.budget_usd:
+            self._admitter.spent(caller.id, caller.spent_tokens, caller.spent_usd)
 
     async def _carry_out(
         self, job: Job, ticket: Ticket | None, begun: UpstreamConnection | None, failure: Failure | None
@@ -310,7 +316,7 @@ class Generations:
                 if ticket.route.external is None:
                     await answer.attempt(ticket, begun)
                 else:
-                    await self._outside(answer, call, ticket)
+                    await self._outside(answer, job, ticket)
                 return
             except (UpstreamFailed, NotEvents) as failed:
                 ticket.failed(hard=isinstance(failed, UpstreamFailed))
@@ -339,9 +345,9 @@ class Generations:
         model = self._router.model(call.model)
         return self._externals.admits(call, model.context if model is not None else 0)
 
-    async def _outside(self, answer: Relay | Whole, call: Call, ticket: Ticket) -> None:
+    async def _outside(self, answer: Relay | Whole, job: Job, ticket: Ticket) -> None:
         """An attempt at somebody else's address: with a key, for money."""
-        paid = self._externals.begin(call, ticket.route, ticket.address, ticket.context)
+        paid = self._externals.begin(job.call, ticket.route, ticket.address, ticket.context)
         try:
             await answer.attempt(ticket, None, paid)
         except UpstreamFailed as failure:
@@ -349,7 +355,7 @@ class Generations:
                 paid.unsent()
             raise
         finally:
-            paid.close()
+            job.cost += paid.close()
 
 
 def _sticky(caller: Caller) -> str:

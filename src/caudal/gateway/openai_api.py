@@ -138,7 +138,8 @@ class Call:
     """A request that may be sent to a replica. `tokens` is the most that it may cost, roughly: for routing,
     not for bills; `prompt_tokens` are the prompt's part of them, and `prefix` is the key of its beginning
     (policy/affinity). `prompt_param` is what an error about the prompt's length names. `extras` are parameters
-    that not every engine knows; `choices` is how many answers are wanted in one."""
+    that not every engine knows; `choices` is how many answers are wanted in one; `traceparent` is what its engine is told
+    of the trace that it belongs to (W3C; empty: to none)."""
 
     path: str
     model: str
@@ -152,6 +153,7 @@ class Call:
     choices: int = 1
     logprobs: bool = False
     include_usage: bool | None = None  # what the client's stream_options ask for; None: it gave none
+    traceparent: bytes = b""
 
 
 class _AnyChat(ChatRequest, forbid_unknown_fields=False):

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from caudal.domain.errors import StorageFailed
+from caudal.domain.key import PICO
 from caudal.gateway.routes import ExternalRoute, ReplicaRoute
 from caudal.store.spending import SpendingBook
 from caudal.telemetry import names
 from caudal.telemetry.prometheus import PrometheusText
 
 log = logging.getLogger("caudal.gateway")
-
-PICO = 10**12
 
 
 def cost(external: ExternalRoute, prompt_tokens: int, reply_tokens: int) -> int:

@@ -4,6 +4,7 @@ are sent. No text of a request or an answer gets into a span, and no key: keys a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from caudal.domain.key import Usage
 from caudal.gateway.openai_api import Call
@@ -23,6 +24,11 @@ class Trace:
         self._add = add
         self._places: list[Ticket] = []
         self._rescues = 0
+
+    @property
+    def traceparent(self) -> bytes:
+        """What an engine is told, so that its spans are below this one."""
+        return f"00-{self._span.trace_id}-{self._span.span_id}-01".encode()
 
     def place(self, ticket: Ticket, *, started: bool) -> None:
         """It is tried at this replica; `started`: the client has a part of the answer from another one."""
@@ -51,6 +57,17 @@ class Trace:
             attributes["caudal.site"] = places[-1].site
             attributes["caudal.gang"] = places[-1].gang
         self._add(span)
+
+
+def within_trace(call: Call, headers: dict[bytes, bytes], trace: Trace | None) -> Call:
+    """The call as engines get it: within the request's span, else within its client's trace, where it sent one that
+    can be used."""
+    if trace is not None:
+        return replace(call, traceparent=trace.traceparent)
+    header = headers.get(b"traceparent")
+    if header is None or parse_traceparent(header) is None:
+        return call
+    return replace(call, traceparent=header.strip())
 
 
 class Tracing:

@@ -66,12 +66,13 @@ class UsageJournal:
         with self._counting:
             sums = self._counted.get(place)
             if sums is None:
-                sums = self._counted[place] = [0, 0, 0, 0, 0]
+                sums = self._counted[place] = [0, 0, 0, 0, 0, 0]
             sums[0] += 1
             sums[1] += status >= 400
             sums[2] += used.prompt_tokens
             sums[3] += used.completion_tokens
             sums[4] += used.cached_tokens
+            sums[5] += used.picodollars
 
     def start(self) -> None:
         """Begin to write and to send."""
@@ -106,7 +107,7 @@ class UsageJournal:
             counted, self._counted = self._counted, {}
         if not counted:
             return True
-        rows = [UsageHour(*place, s[0], s[1], Usage(s[2], s[3], s[4])) for place, s in counted.items()]
+        rows = [UsageHour(*place, s[0], s[1], Usage(*s[2:])) for place, s in counted.items()]
         try:
             with self._files:
                 self._append(summed(rows))

@@ -29,6 +29,7 @@ def line_of(batch: UsageBatch) -> bytes:
             "prompt_tokens": row.usage.prompt_tokens,
             "completion_tokens": row.usage.completion_tokens,
             "cached_tokens": row.usage.cached_tokens,
+            "picodollars": row.usage.picodollars,
         }
         for row in batch.rows
     ]

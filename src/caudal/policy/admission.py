@@ -2,15 +2,16 @@
 
 Events and times in, effects out; the gateway carries them out, the simulator runs the same code. The rules:
 
-- A replica gets no more at once than it has slots for, and no more prompts than it reads within a quarter of a
-  second: what it has cannot be put in order any more, what waits here can.
+- A replica gets no more at once than it has slots for, and no more prompts than it reads within a fifth of what
+  interactive requests are promised: what it has cannot be put in order any more, what waits here can.
 - Interactive before standard before batch. Batch takes what the others leave: it starts only while nobody else
   waits and a quarter of the slots stays free, and is parked until then.
 - Within a class keys are served by weighted virtual time over tokens (fair_queue.py), within a key in order.
 - A request waits only while its promise (slo.py) and its deadline can be held, by what requests took so far
-  (pace.py). It is refused on arrival where they cannot, and later as soon as they can no more (batch: at its
-  end). A slot is never spent on an answer that comes too late anyway: under three times the load that is what
-  decides how many come in time. Where nobody waits, nothing is refused for being slow.
+  (pace.py) and by how much longer waits were than was expected. It is refused on arrival where they cannot, and
+  later as soon as they can no more (batch: at its end). A slot is never spent on an answer that comes too late
+  anyway: under three times the load that is what decides how many come in time. Where nobody waits, nothing is
+  refused for being slow.
 
 Several processes that share replicas and keys each take `share`th parts of the slots, rates and concurrency.
 That is approximate: the system deals connections to processes unevenly, so one may refuse while another has room,
@@ -30,12 +31,6 @@ from caudal.policy.admission_words import full, hopeless, lost, too_long
 from caudal.policy.fair_queue import Waiting
 from caudal.policy.key_account import KeyAccount
 from caudal.policy.slo import RANK, SloTargets
-
-CAUTION = 1.4
-"""A request is let wait where so many times the expected wait can be borne. Measured at three times the load (two
-replicas, bench/admission_sim.py): with 1.0, 0.5 to 3 % of all requests were served too late, so for nothing, and 7 to
-14 % of the refusals came after a wait; with 1.4, under 1 %, and under 3 %; with 2.0 queues got so short that replicas
-idled between bursts (0.75 instead of 0.83 of what they can carry on Azure's trace)."""
 
 SWEEP_S = 0.25
 """How often all that waits is looked through for what is lost, while the queue is too long."""
@@ -207,7 +202,7 @@ class Admission:
         latest_at = promised_at - model.own_s(ask.prompt_tokens)
         wait_s = model.wait_s(rank, queue.ahead(ask.key, ask.limits.weight))
         patient = rank == BATCH and not ask.deadline_at  # how the next hours will be nobody knows
-        if now + wait_s * CAUTION > latest_at and not patient:
+        if now + wait_s * model.cautions[rank].value > latest_at and not patient:
             fair = queue.others(ask.key) and now + model.wait_s(rank, 0.0) <= latest_at
             return too_long(ask, wait_s, latest_at - now, own_fault=fair)
         work = model.work(ask.prompt_tokens, reply)
@@ -215,7 +210,8 @@ class Admission:
             return full(ask, wait_s)
         account.arrived(now, ask.prompt_tokens + (ask.reply_bound or reply))
         account.active += rank != BATCH
-        waiting = Waiting(ask, reply, work, now, latest_at)
+        expected_s = wait_s + model.own_s(ask.prompt_tokens)
+        waiting = Waiting(ask, reply, work, now, latest_at, expected_s)
         queue.push(waiting)
         model.waiting += 1
         self._waiting[ask.id] = waiting
@@ -243,6 +239,7 @@ class Admission:
                 self._keys[ask.key].active += rank == BATCH  # the others are counted since they wait
                 running = model.start(now, ask, item.arrived_at, item.reply_tokens)
                 running.charged = True
+                running.expected_s = item.expected_s
                 self._running[ask.id] = running
                 outcomes.append(Admit(ask.id, now - item.arrived_at))
             if queue.count:
@@ -294,6 +291,7 @@ class Admission:
         """It waited, is out of its queue by now, and is told."""
         self._settle(now, item)
         ask = item.ask
+        model.waited(ask.rank, item.expected_s, math.inf)
         return lost(ask, now - item.arrived_at, model.wait_s(ask.rank, model.queues[ask.rank].work))
 
     def _settle(self, now: float, item: Waiting) -> None:

@@ -21,13 +21,14 @@ MIN_WEIGHT = 1e-6
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A request in a line. `reply_tokens` and `work` (in tokens) are as predicted; `latest_at` is when its start
-    is too late."""
+    is too late, `expected_s` how long its first token is expected to take."""
 
     ask: Ask
     reply_tokens: int
     work: float
     arrived_at: float
     latest_at: float
+    expected_s: float = 0.0
     gone: bool = False
 
     @property

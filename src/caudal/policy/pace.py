@@ -17,10 +17,31 @@ PROMPT_OVERHEAD_TOKENS = 8
 TYPICAL_REPLY_TOKENS = 256.0
 """What a reply is taken to be before any was seen."""
 
+SAME_BATCH = 0.1
+"""A first token that came after less than this share of the time that the one before took was read together with it."""
+
 REPLY_QUANTILE = 0.6
 LEARNING_RATE = 0.15
 SETTLING = 1.0
 """The first steps of a quantile's estimate are so much larger: 256 is far from most truths."""
+
+CAUTION = 1.4
+"""How many times the expected wait a request must be able to bear, before it is known how good expectations are."""
+
+DEVIATIONS = 0.5
+CAUTION_MEMORY = 0.97
+LEAST_CAUTION, MOST_CAUTION = 0.7, 1.5
+"""Caution is e to the mean of log(took / expected) and so many of its deviations; the last thirty or so waits count.
+Measured at three times the load with promises of 5, 2 and 1 s (two replicas, bench/admission_sim.py): with 0.5 at most
+0.6 % of all requests were served too late, so for nothing, and 4 to 7 % of refusals came after a wait; with 1.5 it was
+0.4 %, 2 to 3 %, and goodput on Azure's trace was 1 to 2 % less. Where caution could go to 2.0 it did so in bursts, and
+queues got too short for the pauses between them."""
+
+LOST = math.log(MOST_CAUTION)
+"""What counts for a request that waited in vain; and a wait counts as e times longer or shorter at most."""
+
+UNSEEN = 4.0
+"""So many waits is the first caution worth."""
 
 
 class Ratio:
@@ -70,28 +91,44 @@ class ReplyLength:
 class Pace:
     """A model's speed, as its requests saw it.
 
-    `prompt_s`: seconds to the first token for each prompt token that one replica had still to read, those of
-    others ahead included. `work_s`: seconds for which a slot is held, for each token of predicted work. `reply_s`:
-    seconds for each predicted token of a reply behind its first one. All 0 while nothing was seen. Ratios to
-    what was *predicted* put right what predictions get wrong on average.
+    `prompt_s`: seconds that one replica takes for each prompt token while it has any to read. `work_s`: seconds for
+    which a slot is held, for each token of predicted work. `reply_s`: seconds for each predicted token of a reply
+    behind its first one. All 0 while nothing was seen. Ratios to what was *predicted* put right what predictions
+    get wrong on average.
     """
 
-    __slots__ = ("_deviation", "_prompt", "_reply", "_work", "mean_work", "prompt_s", "reply_s", "work_s")
+    __slots__ = (
+        "_batch_s",
+        "_batch_tokens",
+        "_prompt",
+        "_reply",
+        "_work",
+        "mean_work",
+        "prompt_s",
+        "reply_s",
+        "work_s",
+    )
 
     def __init__(self) -> None:
         self._prompt = Ratio()
         self._work = Ratio()
         self._reply = Ratio()
-        self._deviation = Ratio()
+        self._batch_s, self._batch_tokens = 0.0, 0  # of the last one, which may not be over
         self.prompt_s = self.work_s = self.reply_s = 0.0
         self.mean_work = 0.0
 
-    def first_token(self, seconds: float, tokens_per_replica: float) -> None:
-        """A first token came so long after its request was started, with so much to read at that moment."""
-        if self.prompt_s:
-            self._deviation.see(max(0.0, seconds - self.prompt_s * tokens_per_replica), seconds)
-        self._prompt.see(seconds, tokens_per_replica)
-        self.prompt_s = self._prompt.value
+    def read(self, busy_s: float, tokens: int) -> None:
+        """A prompt of so many tokens was read; replicas were busy for so long (all together) since the one before.
+        Of prompts that are read in one batch the first has all of the time, the others none: so it is the busy
+        time that is counted, not each prompt's own, and a batch counts when it is over."""
+        if busy_s > SAME_BATCH * self._batch_s:
+            if self._batch_tokens:
+                self._prompt.see(self._batch_s, self._batch_tokens)
+            self._batch_s, self._batch_tokens = busy_s, tokens
+        else:
+            self._batch_s += busy_s
+            self._batch_tokens += tokens
+        self.prompt_s = self._prompt.value or self._batch_s / self._batch_tokens
 
     def ended(self, held_s: float, work: float, decode_s: float, predicted_reply: int) -> None:
         """A request ended well. `decode_s` 0: not known."""
@@ -102,11 +139,27 @@ class Pace:
             self._reply.see(decode_s, predicted_reply)
             self.reply_s = self._reply.value
 
-    @property
-    def lateness(self) -> float:
-        """By which share of itself a time to the first token exceeds its estimate, on average over all (those
-        that came early count as 0)."""
-        return self._deviation.value
+
+class Caution:
+    """How many times longer than expected a wait may turn out, from how it went with those before."""
+
+    __slots__ = ("_count", "_squares", "_sum", "value")
+
+    def __init__(self) -> None:
+        first = math.log(CAUTION)
+        self._count, self._sum, self._squares = UNSEEN, UNSEEN * first, UNSEEN * first * first
+        self.value = CAUTION
+
+    def see(self, expected_s: float, took_s: float) -> None:
+        """A request that waited was expected to have its first token after so long, and had it after so long
+        (infinity: never)."""
+        wrong = LOST if took_s == math.inf else max(-1.0, min(1.0, math.log(took_s / expected_s)))
+        self._count = self._count * CAUTION_MEMORY + 1
+        self._sum = self._sum * CAUTION_MEMORY + wrong
+        self._squares = self._squares * CAUTION_MEMORY + wrong * wrong
+        mean = self._sum / self._count
+        deviation = math.sqrt(max(0.0, self._squares / self._count - mean * mean))
+        self.value = min(MOST_CAUTION, max(LEAST_CAUTION, math.exp(mean + DEVIATIONS * deviation)))
 
 
 class Window:
@@ -133,8 +186,8 @@ class Window:
         self._limit = max(1.0, self._limit * slots / self.slots) if self.slots else float(slots)
         self.slots = slots
 
-    def see(self, per_token_s: float, promised_s: float, running: int) -> None:
-        """An answer took so long for each token, where so many ran."""
+    def see(self, per_token_s: float, promised_s: float, running: float) -> None:
+        """An answer took so long for each token, where so many ran meanwhile (in the mean)."""
         self._until -= 1
         if per_token_s > promised_s:
             if self._until <= 0:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Text, column, inspect, select,
 from caudal.domain.errors import StorageFailed
 from caudal.store.database import Database
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest step in migrations/versions."""
 
 VERSION_TABLE = "caudal_schema"

@@ -166,6 +166,7 @@ usage = Table(
     Column("prompt_tokens", COUNT, nullable=False),
     Column("completion_tokens", COUNT, nullable=False),
     Column("cached_tokens", COUNT, nullable=False),
+    Column("picodollars", COUNT, nullable=False),
     Index("usage_hour", "hour"),
 )
 

@@ -62,11 +62,12 @@ def _row(hour: UsageHour) -> Row:
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "cached_tokens": used.cached_tokens,
+        "picodollars": used.picodollars,
     }
 
 
 def _hour(row: Any) -> UsageHour:
-    used = Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens)
+    used = Usage(row.prompt_tokens, row.completion_tokens, row.cached_tokens, row.picodollars)
     return UsageHour(row.key_id, row.model, row.hour, row.requests, row.failed, used)
 
 
