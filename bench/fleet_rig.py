@@ -23,6 +23,7 @@ from typing import Any
 
 from caudal.composition import SystemClock, this_process
 from caudal.control.apply import apply
+from caudal.control.asking import Together
 from caudal.control.loop import ControlLoop
 from caudal.control.runner import Runner
 from caudal.control.settings import Settings
@@ -223,7 +224,9 @@ class Rig:
         apply(self.store, [FleetSpec("bench", sites), spec], clock.now())
         if isinstance(provider, Racks):
             self.store.commit(Change(leases=provider.leases))
-        self._runner = Runner(ControlLoop(self.world, this_process("bench"), settings or Settings()))
+        self._runner = Runner(
+            ControlLoop(self.world, this_process("bench"), settings or Settings(), asking=Together())
+        )
 
     def start(self) -> None:
         """Begin, and wait until everything that is wanted says that it runs."""

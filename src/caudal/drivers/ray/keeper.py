@@ -155,7 +155,8 @@ class Keeper:
         """Ask the head whether the gang is still wanted there, and pass on when it was asked and answered."""
         while True:
             asked_at = uptime_s()
-            try:
+            try:  # in this order: what the supervisor reads once it has given up holds every beat that counts
+                kv.put(names.beat_key(self._site, self._gang_id), f"{self._mark} {asked_at}")
                 given_up = kv.get(names.lost_key(self._site, self._gang_id)) is not None
             except Exception:  # whatever Ray raises where its head is away: then there is nothing to pass on
                 time.sleep(names.BEAT_S)

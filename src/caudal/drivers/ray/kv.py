@@ -1,6 +1,7 @@
 """The head's key-value store, as the code on a site uses it: the one place that touches Ray's internal calls.
 
-Keys are written once or deleted, never changed in place, so that who came first is decided by the head alone.
+Keys are written once or deleted, never changed in place, so that who came first is decided by the head alone; but for
+a gang's beats, which only it writes.
 A message is what the driver uploaded through the Jobs API as a package: it lies in the same store, in memory.
 Calls block until the head answers; without contact that may take Ray a minute. Knows nothing about gangs.
 """
@@ -15,6 +16,16 @@ NAMESPACE = "caudal"
 def put_once(key: str, value: str) -> bool:
     """Write it unless it is there; whether it was this call that wrote it."""
     return not internal_kv._internal_kv_put(key, value, overwrite=False, namespace=NAMESPACE)
+
+
+def put(key: str, value: str) -> None:
+    """Write it, whatever is there."""
+    internal_kv._internal_kv_put(key, value, overwrite=True, namespace=NAMESPACE)
+
+
+def delete(key: str) -> None:
+    """Forget it; one that is not there is fine."""
+    internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
 def get(key: str) -> str | None:

@@ -89,6 +89,11 @@ def fence_key(site: str, lease_id: str, node: str, epoch: int) -> str:
     return f"{fence_prefix(site, lease_id, node)}{epoch:012d}"
 
 
+def beat_key(site: str, gang_id: str) -> str:
+    """Where a gang's keeper writes that it asks, another value each time."""
+    return f"beat/{site}/{gang_id}"
+
+
 def lost_key(site: str, gang_id: str) -> str:
     """Set when the head has given a gang up: a keeper that reads it ends the gang."""
     return f"lost/{site}/{gang_id}"

@@ -94,6 +94,28 @@ class Asked:
         return grace_s
 
 
+class Beats:
+    """When the head last answered a gang's keeper, at the latest: each look that finds another beat than the one before
+    moves it to its own moment."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._last: str | None = None
+        self._answered: float | None = None
+
+    def look(self) -> float | None:
+        """That moment, of this process's steady clock; None before the first beat. No later beat was answered before
+        this look."""
+        now = kv.get(self._key)
+        if now is not None and now != self._last:
+            self._last, self._answered = now, time.monotonic()
+        return self._answered
+
+    def forget(self) -> None:
+        """Nobody asks any more."""
+        kv.delete(self._key)
+
+
 class Supervisor:
     """One gang on this cluster."""
 
@@ -102,6 +124,7 @@ class Supervisor:
         self._spec = spec
         self._asked = asked
         self._group: PlacementGroup | None = None
+        self._beats = Beats(names.beat_key(str(spec["site"]), gang_id))
 
     def run(self) -> int:
         """The whole life; returns the job's exit code."""
@@ -116,6 +139,7 @@ class Supervisor:
                 remove_placement_group(self._group)
             for message in kv.messages(self._asked.prefix):
                 kv.drop_message(message)
+            self._beats.forget()
 
     def _run(self) -> int:
         site, token = str(self._spec["site"]), str(self._spec["token"])
@@ -170,13 +194,17 @@ class Supervisor:
         grace_s = self._asked.look()
         if grace_s is not None:
             keeper.stop.remote(grace_s)
+        self._beats.look()
         return bool(ray.wait([future], timeout=LOOK_S)[0])
 
     def _lost(self, error: str) -> int:
         """The keeper is gone, with its node or alone. Its processes end when it dies, or when its node has had
-        no answer from here for the bound, or when it reads that it is given up: wait until one of these is so."""
+        no answer from here for the bound, or when it reads that it is given up: wait until one of these is so. The
+        bound counts from the last time that it was answered: Ray takes a while to say that a node is gone."""
         kv.put_once(names.lost_key(str(self._spec["site"]), self._gang_id), error[:200])
-        time.sleep(float(self._spec["cut_s"]) + names.CUT_MARGIN_S)
+        answered = self._beats.look()
+        until = (time.monotonic() if answered is None else answered) + float(self._spec["cut_s"])
+        time.sleep(max(0.0, until + names.CUT_MARGIN_S - time.monotonic()))
         return _say(names.LOST, exit_code=None, error=error)
 
     def _place(self) -> PlacementGroup:
