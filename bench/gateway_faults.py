@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 from typing import Any
 
 from gateway_engine import ENGINE_MODEL, Engine
@@ -75,6 +76,7 @@ def kill_site(options: Options) -> dict[str, Any]:
         "longest_pause_s": "s",
         "longest_pause_same_gateway_s": "s",
         "longest_pause_undisturbed_s": "s",
+        "read_by_survivor_after": "prompt tokens",
     }
     return {"engine": options.site_engine} | {
         n: figure([row[n] for row in rows], u) for n, u in units.items()
@@ -108,9 +110,13 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
     if bad:
         raise RuntimeError(f"{len(bad)} streams failed before anything was killed: {bad[0]}")
 
+    before = 0
+
     def kill() -> None:
+        nonlocal before
         program = gateways["north"].program
         assert program is not None
+        before = prompt_tokens(replicas["south"][1]) if real else 0
         yard.control.route(
             model, [row for row in rows if row["site"] == "south"]
         )  # as control does, a report later
@@ -118,6 +124,7 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
         program.kill()
 
     hit = _load_and(told, options, kill)
+    read = prompt_tokens(replicas["south"][1]) - before if real else 0
     texts = {s["number"]: s["text"] for s in calm}
     for s in hit:
         if not s["complete"]:
@@ -129,7 +136,17 @@ def _one_site_killed(options: Options, yard: Yard) -> dict[str, float]:
         "longest_pause_s": max(s["pause_s"] for s in hit),
         "longest_pause_same_gateway_s": max(s["pause_s"] for s in hit if s["asked"] == 1),
         "longest_pause_undisturbed_s": max(s["pause_s"] for s in calm),
+        "read_by_survivor_after": read,
     }
+
+
+def prompt_tokens(port: int) -> int:
+    """Tokens of prompts that a llama.cpp server has read, those aside that a slot had already. However busy the machine is,
+    the loss of a site cannot be shorter than reading what this grows by."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=30.0) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(int(float(x.split()[1])) for x in lines if x.startswith("llamacpp:prompt_tokens_total "))
 
 
 def update(options: Options) -> dict[str, Any]:
