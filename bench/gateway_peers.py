@@ -212,8 +212,9 @@ class Yard:
         self.programs.append(Program.start(self.folder, name, argv, core, env))
         return self.programs[-1]
 
-    def front(self, kind: str, backends: list[int], slots: int = 256) -> Front:
-        """A gateway of that kind in front of mocks at these ports. Raises RuntimeError."""
+    def front(self, kind: str, backends: list[int], slots: int = 256, bound: int = 0) -> Front:
+        """A gateway of that kind in front of mocks at these ports. With `bound` a router passes on no more at once, and
+        refuses the rest. Raises RuntimeError."""
         urls = [f"http://127.0.0.1:{port}" for port in backends]
         if kind == "direct":
             return Front(kind, backends[0])
@@ -223,7 +224,9 @@ class Yard:
         port = free_port()
         env = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "RUST_LOG": "warn"}
         key = "sk-" + secrets.token_hex(32) if kind == "litellm" else "none"
-        argv = _litellm(self.folder, port, urls, key) if kind == "litellm" else _router(kind, port, urls)
+        argv = (
+            _litellm(self.folder, port, urls, key) if kind == "litellm" else _router(kind, port, urls, bound)
+        )
         return until_answers(Front(kind, port, key, self.run(kind, argv, self.gateway_core, env)))
 
     def ours(self, site: str, model: str = MODEL) -> Front:
@@ -273,8 +276,9 @@ def listening(program: Program, port: int) -> None:
             time.sleep(0.02)
 
 
-def _router(kind: str, port: int, urls: list[str]) -> list[str]:
+def _router(kind: str, port: int, urls: list[str], bound: int) -> list[str]:
     """A Rust router: round robin is its fastest policy, and the only fair one without a cache to know about."""
+    bounded = ["--max-concurrent-requests", str(bound), "--queue-size", "0"] if bound else []
     module = {"vllm-router": "vllm_router.launch_router", "sglang-router": "sglang_router.launch_router"}[
         kind
     ]
@@ -285,6 +289,7 @@ def _router(kind: str, port: int, urls: list[str]) -> list[str]:
         "-m",
         module,
         *place,
+        *bounded,
         "--policy",
         "round_robin",
         "--log-level",
