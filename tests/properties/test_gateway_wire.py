@@ -86,9 +86,8 @@ class Wire:
     def is_closing(self) -> bool:
         return self.closed
 
-    def get_extra_info(self, name: str) -> socket.socket:
-        assert name == "socket"
-        return self.near
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return {"socket": self.near, "sslcontext": None}[name]
 
     def abort(self) -> None:
         self.closed = True
@@ -168,7 +167,7 @@ def run(
         loop = asyncio.get_running_loop()
         client, upstream = Wire(), Wire()
         served = HttpConnection(HttpServer(lambda exchange: None, lambda refusal: b"", Limits()))
-        served._transport = cast(asyncio.Transport, client)
+        served.connection_made(cast(asyncio.Transport, client))
         exchange = Exchange(served, Request("POST", "/", "", {}, b"", True, True), True)
         served._exchange = exchange
         call = Call("/v1/chat/completions", "m", True, 9, b"{}", "messages", include_usage=usage or None)
@@ -361,7 +360,7 @@ def test_failures_of_what_it_calls_come_out() -> None:
         calls = [Odd() if n == broken else nothing for n in range(4)]
         heard: list[bytes] = []
         valve = wire.Valve(heard.append)
-        valve.open(wire.Pump(*calls, -1, 0))  # type: ignore[arg-type]
+        valve.open(wire.Pump(wire.Outlet(calls[0], calls[1], calls[2], -1), calls[3], 0))
         if broken == 2:  # without a socket nobody asks what waits before it
             valve.feed(data)
         else:
@@ -371,9 +370,11 @@ def test_failures_of_what_it_calls_come_out() -> None:
     with pytest.raises(TypeError):
         valve.open(valve)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="64 MiB"):
-        wire.Pump(nothing, nothing, nothing, nothing, -1, -1)
+        wire.Pump(wire.Outlet(nothing, nothing, nothing, -1), nothing, -1)
     with pytest.raises(TypeError):
-        wire.Pump(nothing, nothing)  # type: ignore[call-arg]
+        wire.Pump(nothing, nothing, 0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        wire.Outlet(nothing, nothing, nothing, -1).send("text")  # type: ignore[arg-type]
 
 
 counts = st.one_of(

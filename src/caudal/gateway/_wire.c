@@ -26,7 +26,7 @@
 #define FIRST_LOG 2048
 
 typedef struct {
-    PyTypeObject *pump_type;
+    PyTypeObject *outlet_type, *pump_type;
 } State;
 
 /* What went by in one call of recv. */
@@ -38,15 +38,156 @@ typedef struct {
     PyObject *owner; /* holds those bytes; a new reference */
 } Piece;
 
+/* ---- Outlet ---- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *write; /* the transport: its methods */
+    PyObject *is_closing;
+    PyObject *waiting; /* how many bytes wait to be sent there */
+    int fd;            /* its socket; -1: everything goes through `write` */
+} Outlet;
+
+static int
+outlet_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Outlet *self = (Outlet *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->write);
+    Py_VISIT(self->is_closing);
+    Py_VISIT(self->waiting);
+    return 0;
+}
+
+static int
+outlet_clear(PyObject *op)
+{
+    Outlet *self = (Outlet *)op;
+    Py_CLEAR(self->write);
+    Py_CLEAR(self->is_closing);
+    Py_CLEAR(self->waiting);
+    return 0;
+}
+
+static void
+outlet_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    outlet_clear(op);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(op);
+    Py_DECREF(type);
+}
+
+static int
+no_keywords(PyObject *named)
+{
+    if (named == NULL || PyDict_Size(named) == 0)
+        return 1;
+    PyErr_SetString(PyExc_TypeError, "no keywords are taken");
+    return 0;
+}
+
+static PyObject *
+outlet_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    PyObject *write, *is_closing, *waiting;
+    int fd;
+    if (!no_keywords(named) || !PyArg_ParseTuple(args, "OOOi:Outlet", &write, &is_closing, &waiting, &fd))
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Outlet *self = (Outlet *)alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    Py_INCREF(write);
+    Py_INCREF(is_closing);
+    Py_INCREF(waiting);
+    self->write = write;
+    self->is_closing = is_closing;
+    self->waiting = waiting;
+    self->fd = fd;
+    return (PyObject *)self;
+}
+
+/* The methods are called with nothing, and answer with a number or a truth. -1 with an exception. */
+static long
+asked(PyObject *method)
+{
+    PyObject *answer = PyObject_CallNoArgs(method);
+    if (answer == NULL)
+        return -1;
+    long number = answer == Py_True ? 1 : answer == Py_False ? 0 : PyLong_AsLong(answer);
+    Py_DECREF(answer);
+    if (number < 0 && !PyErr_Occurred())
+        number = 1;
+    return number;
+}
+
+/* Send: at once where nothing waits before it. 0, or -1 with an exception. */
+static int
+let_out(Outlet *self, const char *bytes, size_t length)
+{
+    if (self->write == NULL) /* the collector was there */
+        return 0;
+    long closing = asked(self->is_closing);
+    if (closing != 0)
+        return closing < 0 ? -1 : 0; /* the other side is gone, and the connection says so next */
+    size_t sent = 0;
+    if (self->fd >= 0) {
+        long before = asked(self->waiting);
+        if (before < 0)
+            return -1;
+        if (before == 0) {
+            ssize_t n = send(self->fd, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+            sent = n > 0 ? (size_t)n : 0; /* an error is the transport's to find, below */
+        }
+        if (sent >= length)
+            return 0;
+    }
+    PyObject *rest = PyBytes_FromStringAndSize(bytes + sent, (Py_ssize_t)(length - sent));
+    if (rest == NULL)
+        return -1;
+    PyObject *done = PyObject_CallFunctionObjArgs(self->write, rest, NULL);
+    Py_DECREF(rest);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+static PyObject *
+outlet_send(PyObject *op, PyObject *data)
+{
+    char *bytes;
+    Py_ssize_t length;
+    if (PyBytes_AsStringAndSize(data, &bytes, &length) < 0 || let_out((Outlet *)op, bytes, (size_t)length) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef outlet_methods[] = {
+    {"send", outlet_send, METH_O, "Send at once what can be sent; the transport sends the rest."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot outlet_slots[] = {
+    {Py_tp_doc, (void *)"A transport that is written to without the loop, where nothing waits."},
+    {Py_tp_new, (void *)outlet_new},
+    {Py_tp_dealloc, (void *)outlet_dealloc},
+    {Py_tp_traverse, (void *)outlet_traverse},
+    {Py_tp_clear, (void *)outlet_clear},
+    {Py_tp_methods, outlet_methods},
+    {0, NULL},
+};
+
+static PyType_Spec outlet_spec = {
+    "caudal.gateway._wire.Outlet", sizeof(Outlet), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, outlet_slots,
+};
+
 /* ---- Pump ---- */
 
 typedef struct {
     PyObject_HEAD
-    PyObject *write;      /* the client's transport: its methods */
-    PyObject *is_closing;
-    PyObject *waiting;    /* how many bytes wait to be sent there */
-    PyObject *keep;       /* takes what was kept here, once that is much */
-    int fd;               /* its socket; -1: everything goes through `write` */
+    Outlet *outlet;  /* the client's */
+    PyObject *keep;  /* takes what was kept here, once that is much */
     Py_ssize_t most;      /* bytes that are kept here */
     Py_ssize_t pieces;
     char *log;
@@ -58,9 +199,7 @@ pump_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Pump *self = (Pump *)op;
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(self->write);
-    Py_VISIT(self->is_closing);
-    Py_VISIT(self->waiting);
+    Py_VISIT(self->outlet);
     Py_VISIT(self->keep);
     return 0;
 }
@@ -69,9 +208,7 @@ static int
 pump_clear(PyObject *op)
 {
     Pump *self = (Pump *)op;
-    Py_CLEAR(self->write);
-    Py_CLEAR(self->is_closing);
-    Py_CLEAR(self->waiting);
+    Py_CLEAR(self->outlet);
     Py_CLEAR(self->keep);
     return 0;
 }
@@ -91,14 +228,12 @@ pump_dealloc(PyObject *op)
 static PyObject *
 pump_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
-    PyObject *write, *is_closing, *waiting, *keep;
-    int fd;
+    PyObject *outlet, *keep;
     Py_ssize_t most;
-    if (named != NULL && PyDict_Size(named) != 0) {
-        PyErr_SetString(PyExc_TypeError, "Pump takes no keywords");
+    State *state = PyType_GetModuleState(type);
+    if (state == NULL || !no_keywords(named))
         return NULL;
-    }
-    if (!PyArg_ParseTuple(args, "OOOOin:Pump", &write, &is_closing, &waiting, &keep, &fd, &most))
+    if (!PyArg_ParseTuple(args, "O!On:Pump", state->outlet_type, &outlet, &keep, &most))
         return NULL;
     if (most < 0 || most > (1 << 26)) {
         PyErr_SetString(PyExc_ValueError, "most: 0 to 64 MiB");
@@ -108,15 +243,10 @@ pump_new(PyTypeObject *type, PyObject *args, PyObject *named)
     Pump *self = (Pump *)alloc(type, 0);
     if (self == NULL)
         return NULL;
-    Py_INCREF(write);
-    Py_INCREF(is_closing);
-    Py_INCREF(waiting);
+    Py_INCREF(outlet);
     Py_INCREF(keep);
-    self->write = write;
-    self->is_closing = is_closing;
-    self->waiting = waiting;
+    self->outlet = (Outlet *)outlet;
     self->keep = keep;
-    self->fd = fd;
     self->most = most;
     return (PyObject *)self;
 }
@@ -166,48 +296,6 @@ pump_log(Pump *self, const char *bytes, size_t length)
         return -1;
     PyObject *done = PyObject_CallFunctionObjArgs(self->keep, kept, NULL);
     Py_DECREF(kept);
-    Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
-}
-
-/* The methods are called with nothing, and answer with a number or a truth. -1 with an exception. */
-static long
-asked(PyObject *method)
-{
-    PyObject *answer = PyObject_CallNoArgs(method);
-    if (answer == NULL)
-        return -1;
-    long number = answer == Py_True ? 1 : answer == Py_False ? 0 : PyLong_AsLong(answer);
-    Py_DECREF(answer);
-    if (number < 0 && !PyErr_Occurred())
-        number = 1;
-    return number;
-}
-
-/* Send to the client: at once where nothing waits before it. 0, or -1 with an exception. */
-static int
-pump_send(Pump *self, const Piece *piece)
-{
-    long closing = asked(self->is_closing);
-    if (closing != 0)
-        return closing < 0 ? -1 : 0; /* the client is gone, and its connection says so next */
-    size_t sent = 0;
-    if (self->fd >= 0) {
-        long before = asked(self->waiting);
-        if (before < 0)
-            return -1;
-        if (before == 0) {
-            ssize_t n = send(self->fd, piece->framed, piece->framed_length, MSG_NOSIGNAL | MSG_DONTWAIT);
-            sent = n > 0 ? (size_t)n : 0; /* an error is the transport's to find, below */
-        }
-        if (sent >= piece->framed_length)
-            return 0;
-    }
-    PyObject *rest = PyBytes_FromStringAndSize(piece->framed + sent, (Py_ssize_t)(piece->framed_length - sent));
-    if (rest == NULL)
-        return -1;
-    PyObject *done = PyObject_CallFunctionObjArgs(self->write, rest, NULL);
-    Py_DECREF(rest);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
 }
@@ -421,11 +509,7 @@ static PyObject *
 valve_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
     PyObject *heard;
-    if (named != NULL && PyDict_Size(named) != 0) {
-        PyErr_SetString(PyExc_TypeError, "Valve takes no keywords");
-        return NULL;
-    }
-    if (!PyArg_ParseTuple(args, "O:Valve", &heard))
+    if (!no_keywords(named) || !PyArg_ParseTuple(args, "O:Valve", &heard))
         return NULL;
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Valve *self = (Valve *)alloc(type, 0);
@@ -441,7 +525,7 @@ static int
 passed_on(Valve *self, Pump *pump, PyObject *data)
 {
     Piece piece;
-    if (!PyBytes_Check(data) || pump->write == NULL) /* NULL: the collector was there */
+    if (!PyBytes_Check(data) || pump->outlet == NULL) /* NULL: the collector was there */
         return 0;
     int taken = unchunked(data, &piece);
     if (taken <= 0)
@@ -452,7 +536,7 @@ passed_on(Valve *self, Pump *pump, PyObject *data)
     }
     self->passed++;
     pump->pieces++;
-    int failed = pump_log(pump, piece.payload, piece.length) < 0 || pump_send(pump, &piece) < 0;
+    int failed = pump_log(pump, piece.payload, piece.length) < 0 || let_out(pump->outlet, piece.framed, piece.framed_length) < 0;
     Py_DECREF(piece.owner);
     return failed ? -1 : 1;
 }
@@ -678,6 +762,9 @@ static int
 wire_exec(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    state->outlet_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &outlet_spec, NULL);
+    if (state->outlet_type == NULL || PyModule_AddType(module, state->outlet_type) < 0)
+        return -1;
     state->pump_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pump_spec, NULL);
     if (state->pump_type == NULL || PyModule_AddType(module, state->pump_type) < 0)
         return -1;
@@ -693,6 +780,7 @@ static int
 wire_traverse(PyObject *module, visitproc visit, void *arg)
 {
     State *state = PyModule_GetState(module);
+    Py_VISIT(state->outlet_type);
     Py_VISIT(state->pump_type);
     return 0;
 }
@@ -701,6 +789,7 @@ static int
 wire_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    Py_CLEAR(state->outlet_type);
     Py_CLEAR(state->pump_type);
     return 0;
 }

@@ -1,18 +1,28 @@
 from collections.abc import Callable
 
-class Pump:
-    """One stream on its way to one client, whose transport has `write`, `is_closing` and `waiting` (how many bytes
-    wait there) and the socket `fd` (-1: none, everything goes through `write`). More than `most` bytes of events are
-    given to `keep`."""
+class Outlet:
+    """A transport that is written to without the loop where nothing waits: its methods `write`, `is_closing` and
+    `waiting` (how many bytes wait there), and its socket `fd` (-1: none, everything goes through `write`)."""
 
-    pieces: int
     def __new__(
         cls,
         write: Callable[[bytes], object],
         is_closing: Callable[[], bool],
         waiting: Callable[[], int],
-        keep: Callable[[bytes], object],
         fd: int,
+        /,
+    ) -> Outlet: ...
+    def send(self, data: bytes, /) -> None:
+        """Send at once what can be sent; the transport sends the rest. Nothing where it is closing."""
+
+class Pump:
+    """One stream on its way to one client. More than `most` bytes of events are given to `keep`."""
+
+    pieces: int
+    def __new__(
+        cls,
+        outlet: Outlet,
+        keep: Callable[[bytes], object],
         most: int,
         /,
     ) -> Pump: ...

@@ -23,6 +23,9 @@ class Client(Protocol):
     def write(self, data: bytes) -> None:
         """Send, or drop it when the client is gone."""
 
+    def write_whole(self, data: bytes) -> None:
+        """The same, of what nothing follows at once."""
+
     async def drained(self) -> None:
         """Return when the client has taken enough."""
 
@@ -94,7 +97,7 @@ class Exchange:
         self.started = self.finished = True
         lines = head(status, content_type, self._keep_alive, extra + self.headers())
         shown = b"" if self.request.method == "HEAD" else body
-        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), shown))
+        self._connection.write_whole(b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), shown))
         self._connection.answered(self)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:

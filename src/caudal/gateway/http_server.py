@@ -39,7 +39,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
         self._reader = RequestReader(server.limits)
         self._transport: asyncio.Transport | None = None
-        self._fd = -1  # once it was asked for
+        self._outlet: wire.Outlet | None = None
         self._exchange: Exchange | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None
         self._deadline = FOREVER
@@ -52,7 +52,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._transport = told = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._outlet = wire.outlet(told)
         if not self._server.admit(self):
             message = "This gateway has all the connections that it can serve."
             self._refuse(Refusal(503, "too_many_connections", message), b"retry-after: 1\r\n")
@@ -111,12 +112,16 @@ class HttpConnection(asyncio.Protocol):
     def pump(self, keep: Callable[[bytes], object], most: int) -> wire.Pump | None:
         """What sends chunks of an answer in C; None where that was not built, or the client is gone."""
         transport = self._transport
-        if not wire.BUILT or transport is None or transport.is_closing():
+        if self._outlet is None or transport is None or transport.is_closing():
             return None
-        if self._fd < 0 and transport.get_extra_info("ssl_object") is None:  # else bytes must not pass TLS by
-            self._fd = transport.get_extra_info("socket").fileno()
-        waiting = transport.get_write_buffer_size
-        return wire.Pump(transport.write, transport.is_closing, waiting, keep, self._fd, most)
+        return wire.Pump(self._outlet, keep, most)
+
+    def write_whole(self, data: bytes) -> None:
+        """The same, of what nothing follows at once: it does not wait for the loop's turn."""
+        if self._outlet is not None:
+            self._outlet.send(data)
+        else:
+            self.write(data)
 
     async def drained(self) -> None:
         """Return when the client has taken enough."""

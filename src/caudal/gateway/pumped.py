@@ -8,6 +8,8 @@ the same after every one of them.
 
 from __future__ import annotations
 
+import asyncio
+
 from caudal.gateway import wire
 from caudal.gateway.upstream import FOREVER, UpstreamConnection, UpstreamLimits
 
@@ -19,8 +21,15 @@ class PumpedConnection(UpstreamConnection):
         self._valve = wire.Valve(self._heard)
         self._passed = 0
         self._between_chunks = False
+        self._outlet: wire.Outlet | None = None
         super().__init__(limits)
         self.data_received = self._valve.feed  # type: ignore[method-assign, assignment]  # for transports
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        super().connection_made(transport)
+        assert self._transport is not None
+        self._outlet = wire.outlet(self._transport)
 
     def detach(self) -> None:
         """The sink is told no more."""
@@ -57,6 +66,12 @@ class PumpedConnection(UpstreamConnection):
             pump = self.sink.pump()
             if pump is not None:
                 self._valve.open(pump)
+
+    def _write(self, data: bytes) -> None:
+        if self._outlet is not None:
+            self._outlet.send(data)
+        else:
+            super()._write(data)
 
     def _fail(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
         self._valve.close()

@@ -164,7 +164,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._uses += 1
         if self._failure is None:
-            self._transport.write(data)
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
 
     async def read(self) -> bytes:
         """What arrived since the last call, all of it; empty at the end. Raises UpstreamFailed."""
