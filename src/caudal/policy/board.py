@@ -5,8 +5,9 @@ A board lives for one call of `decide`. It only books; what to do is decided by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from caudal.domain.decision import (
@@ -146,23 +147,24 @@ class Board:
         self._forget_changed()
         room = self._room.get(lease.id)
         if room is None:
-            alive = [gang.resources for gang in self.over.on(lease.id) if self.alive(gang.id)]
-            asked = [gang.resources for gang in self.gangs.on(lease.id)]
-            room = self._room[lease.id] = _left(lease.machine_type.resources, asked + alive)
+            room = _numbers(lease.machine_type.resources)
+            for gang in (*self.gangs.on(lease.id), *self.over.on(lease.id)):
+                if gang.ended_at is None or self.alive(gang.id):
+                    room = _minus(room, gang.resources)
+            self._room[lease.id] = room
         return room
 
     def rooms(self) -> Mapping[str, Room]:
         """Of every node, by lease, in one walk over the gangs: as of now."""
         self._forget_changed()
-        asked: dict[str, list[Resources]] = {}
-        for gang in self.gangs.values():
-            asked.setdefault(gang.lease_id, []).append(gang.resources)
-        for gang in self.over.values():
-            if self.alive(gang.id):
-                asked.setdefault(gang.lease_id, []).append(gang.resources)
-        for lease in self.leases.values():
-            if lease.id not in self._room:
-                self._room[lease.id] = _left(lease.machine_type.resources, asked.get(lease.id, ()))
+        fresh = {
+            x.id: _numbers(x.machine_type.resources) for x in self.leases.values() if x.id not in self._room
+        }
+        over = (gang for gang in self.over.values() if self.alive(gang.id))
+        for gang in chain(self.gangs.values(), over):
+            if (left := fresh.get(gang.lease_id)) is not None:
+                fresh[gang.lease_id] = _minus(left, gang.resources)
+        self._room |= fresh
         return self._room
 
     def _forget_changed(self) -> None:
@@ -211,16 +213,18 @@ class Board:
             self.leases[lease.id] = lease
 
 
-def _left(has: Resources, asked: Iterable[Resources]) -> Room:
-    cpus, memory_bytes, accelerators, cores = (
-        has.cpus, has.memory_bytes, has.accelerators, has.neuron_cores,
-    )  # fmt: skip
-    for one in asked:
-        cpus -= one.cpus
-        memory_bytes -= one.memory_bytes
-        accelerators -= one.accelerators
-        cores -= one.neuron_cores
-    return cpus, memory_bytes, accelerators, cores
+def _numbers(has: Resources) -> Room:
+    return has.cpus, has.memory_bytes, has.accelerators, has.neuron_cores
+
+
+def _minus(left: Room, asked: Resources) -> Room:
+    cpus, memory_bytes, accelerators, cores = left
+    return (
+        cpus - asked.cpus,
+        memory_bytes - asked.memory_bytes,
+        accelerators - asked.accelerators,
+        cores - asked.neuron_cores,
+    )
 
 
 def _name(workload: Workload) -> str:
