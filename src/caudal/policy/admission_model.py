@@ -275,7 +275,8 @@ class ModelQueues:
         self._count_running(now)
         running.beside_s = self._running_s
         self._read(now, running)
-        self.waited(running.ask.rank, running.expected_s, now - running.arrived_at)
+        if running.expected_s:
+            self.waited(running.ask.rank, running.expected_s, now - running.arrived_at)
 
     def ended(
         self, now: float, running: Running, reply_tokens: int | None, ok: bool, promised_s: float
@@ -313,8 +314,7 @@ class ModelQueues:
         length.see(tokens)
 
     def waited(self, rank: int, expected_s: float, took_s: float) -> None:
-        """A request that was let wait (one that was not is expected to take 0) had its first token after so long;
-        infinity: never."""
+        """A request that was let wait had its first token after so long (infinity: never)."""
         if expected_s > LONG_WAIT * self._first_token_s:
             self.cautions[rank].see(expected_s, took_s)
 
