@@ -38,7 +38,7 @@ test: $(VENV)/.setup  ## all tests
 
 CLUSTER := tests/conformance/test_store.py tests/e2e/test_two_stores.py tests/conformance/test_driver.py \
   tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py tests/e2e/test_ray_nodes.py \
-  tests/e2e/test_demo_clouds.py
+  tests/e2e/test_hosts_ray.py tests/e2e/test_demo_clouds.py
 
 test-cluster: $(VENV)/.setup  ## tests that need servers to be installed first: PostgreSQL, Azure's emulator (npm), Slurm, Ray
 	$(BIN)/python -m pytest $(CLUSTER)
