@@ -62,6 +62,7 @@ class Way:
     rate: float = SITES**0.5
     kills: float = 0.0
     takeovers: float = 0.0
+    ends: bool = False  # whether the first of them ends the part in step
     lose: str = "residual,moments"
     chance: int = 0
 
@@ -108,13 +109,15 @@ class Lab:
         way, in_step = self.way, way_in_step(self.way)
         while not self.pool.done:
             done = size(self.pool.committed) / self.stage.ids
-            if in_step and (done >= way.sync or self.steps >= way.sync_steps):
+            ended = way.ends and self.takeovers > 0
+            if in_step and (done >= way.sync or self.steps >= way.sync_steps or ended):
                 in_step = False
                 for site in self.sites:
                     site.inner.load(self.outer.state)
                     site.residual[:] = 0
             self.steps += 1
-            self.round(in_step, 1 if done < way.sync and self.steps <= way.sync_steps else way.steps(done))
+            alike = done < way.sync and not way.gradients  # parameters in step
+            self.round(in_step, 1 if in_step or alike else way.steps(done))
             if self.chance.random() < way.takeovers:
                 self.takeovers += 1
                 self.outer.residual[:] = 0

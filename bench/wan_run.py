@@ -42,7 +42,7 @@ def train_spec(
     stage = StageSpec("text", tokens=tokens, sample_tokens=128, batch=8, learning_rate=2e-3)
     return TrainSpec(
         name="bench",
-        data=data,
+        data=data if data == BUILTIN else str(Path(data).resolve()),
         stages=(stage,),
         model=shape,
         outer=OuterSpec(**outer),

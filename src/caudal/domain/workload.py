@@ -183,8 +183,8 @@ class TrainSpec:
     at: tuple[str, ...] = ()
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.5, memory_bytes=1024 * MIB))
     validation_fraction: float = 0.1
-    evaluate_every_rounds: int = 25
-    checkpoint_every_rounds: int = 25
+    evaluate_every_rounds: int = 50
+    checkpoint_every_rounds: int = 50
     publish: str = ""
     team: str = ""
     seed: int = 1

@@ -151,7 +151,8 @@ class Delta(_Message, frozen=True):
     fragment of the round before was applied (empty: all before the first). `fresh`: the site's moments and
     residual began with this round; `recalled`: the moments, and the residual of a site that is not `fresh`, were those
     of after that round, of which its part was merged (0: of its part before). `planned`: it was cut
-    short, and was to be so many steps; then it is of the first `steps` batches of the ids that were leased (0: of all of them)."""
+    short, and was to be so many steps; then it is of the first `steps` batches of the ids that were leased (0: of all of
+    them)."""
 
     epoch: int
     round: int
