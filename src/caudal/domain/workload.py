@@ -79,7 +79,7 @@ class OuterSpec:
     scale_rate: bool = True
     sync_fraction: float = 0.25
     sync: Literal["gradients", "parameters"] = "gradients"
-    sync_steps: int = 64
+    sync_steps: int = 256
     sync_bits: Literal[8, 4, 2] = 4
     inner_steps: int = 2
     grow: bool = True
