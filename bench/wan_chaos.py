@@ -92,7 +92,8 @@ def chaos(options: Options) -> dict[str, Any]:
 def _whole_run(options: Options, seed: int | None) -> dict[str, float]:
     """A run from start to end; the audit raises where an id was lost or trained twice."""
     tokens = options.chaos_tokens
-    spec = train_spec(tokens, shape=options.shape, sites=len(CHAOS_SITES), sync_fraction=0.1, **options.outer)
+    outer = {"sync_fraction": 0.1, **options.outer}
+    spec = train_spec(tokens, shape=options.shape, sites=len(CHAOS_SITES), data=options.data, **outer)
     with Wan(CHAOS_SITES, delay_ms=30, mbit=100) as wan:
         run = Run(options.folder(), wan, spec)
         try:

@@ -29,7 +29,9 @@ def loss(options: Options) -> dict[str, Any]:
     for repeat in range(options.repeats):
         seed = options.seed + repeat if options.seed else chance.randrange(1_000, 1_000_000)
         seeds.append(seed)
-        spec = train_spec(options.loss_tokens, shape=options.shape, seed=seed, **options.outer)
+        spec = train_spec(
+            options.loss_tokens, shape=options.shape, seed=seed, data=options.data, **options.outer
+        )
         got = {"ddp": _peer(options, "ddp", spec), "caudal": _caudal(options, spec)}
         if "diloco" in options.peers:
             got["diloco"] = _peer(options, "diloco", spec)

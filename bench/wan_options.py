@@ -33,6 +33,7 @@ class Options:
     chaos_tokens: int = 3_000_000
     goodput_s: float = 300.0
     seed: int = 0  # of the loss row: of its first repeat; 0: fresh ones
+    data: str = "builtin:tinyworld"  # of the rows loss and chaos; or a text file
     outer: dict[str, Any] = field(default_factory=dict)
 
     def folder(self) -> Path:

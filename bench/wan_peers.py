@@ -76,7 +76,7 @@ class Peers:
             "lighthouse": f"http://{first}:{LIGHTHOUSE_PORT}",
             **self.more,
         }
-        env = {"PYTHONPATH": str(PACKAGES), "RUST_LOG": "warn", "NO_PROXY": "*"}
+        env = {"PYTHONPATH": f"{ROOT / 'src'}:{PACKAGES}", "RUST_LOG": "warn", "NO_PROXY": "*"}
         return Program.start(self.place, site, name, [sys.executable, str(PEER), json.dumps(told)], env)
 
     def rows(self, site: str, since: float = 0.0) -> list[dict[str, Any]]:

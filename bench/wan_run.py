@@ -32,12 +32,17 @@ TAKEOVER_S = 8.0
 Where sites take over by themselves, they have by then."""
 
 
-def train_spec(tokens: int, *, shape: ModelShape, seed: int = 1, sites: int = 2, **outer: Any) -> TrainSpec:
-    """A run over built-in text; `outer` are fields of OuterSpec."""
+BUILTIN = "builtin:tinyworld"
+
+
+def train_spec(
+    tokens: int, *, shape: ModelShape, seed: int = 1, sites: int = 2, data: str = BUILTIN, **outer: Any
+) -> TrainSpec:
+    """A run over built-in text, or that of a file; `outer` are fields of OuterSpec."""
     stage = StageSpec("text", tokens=tokens, sample_tokens=128, batch=8, learning_rate=2e-3)
     return TrainSpec(
         name="bench",
-        data="builtin:tinyworld",
+        data=data if data == BUILTIN else str(Path(data).resolve()),
         stages=(stage,),
         model=shape,
         outer=OuterSpec(**outer),
@@ -51,7 +56,8 @@ def train_spec(tokens: int, *, shape: ModelShape, seed: int = 1, sites: int = 2,
 def prepared(spec: TrainSpec, cache: Path) -> Path:
     """The folder of the spec's data, made once: what it holds does not depend on the model or the tempo."""
     stage = spec.stages[0]
-    folder = cache / f"data-{spec.seed}-{min(stage.tokens, 3_000_000)}-{stage.sample_tokens}"
+    name = "" if spec.data == BUILTIN else f"-{Path(spec.data).stem}"
+    folder = cache / f"data{name}-{spec.seed}-{min(stage.tokens, 3_000_000)}-{stage.sample_tokens}"
     prepare(spec, open_blobs(folder.as_uri()), "runs/bench/g1")
     return folder / "runs" / "bench" / "g1" / "data"
 

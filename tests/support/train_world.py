@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -26,8 +27,10 @@ from caudal.train import checkpoint, epochs
 from caudal.train.audit import RunRecord, plan_path
 from caudal.train.interface import DataManifest, Flat, IdRange, InnerResult, RunPlan, StageData, plan
 from caudal.train.keeper import Fenced, Keeper, Overtaken
+from caudal.train.kept import Kept
 from caudal.train.layout import initial_state
 from caudal.train.leases import first
+from caudal.train.memory import Known, Memory
 from caudal.train.messages import Delta, Hello, Message, Ping
 from caudal.train.outer import state_sha256
 from caudal.train.protocol import rules
@@ -43,7 +46,9 @@ from caudal.train.protocol.effects import (
     Forget,
     Keep,
     Load,
+    Recall,
     Rejoin,
+    Remember,
     Send,
     Shift,
     StopCompute,
@@ -51,6 +56,7 @@ from caudal.train.protocol.effects import (
 )
 from caudal.train.protocol.site import Site
 from caudal.train.protocol.terms import Terms
+from tests.support.learner import Learner, lesson
 
 PREFIX = "runs/tiny/g1"
 
@@ -178,6 +184,9 @@ class Node:
     finish: Callable[[], None] = field(default=lambda: None)
     shifts: list[Shift] = field(default_factory=list)
     params: Any = None
+    inner: Any = None  # its memory
+    kept: Kept = field(default_factory=Kept)
+    memory: Memory | None = None  # of all its processes
     pace: float = 1.0
     done: bool = False
 
@@ -186,10 +195,19 @@ class TrainWorld:
     """See the module. `calm` ends the faults: from then on the run has to finish."""
 
     def __init__(
-        self, seed: int, sites: int, spec: TrainSpec = SPEC, poison: frozenset[int] = frozenset()
+        self,
+        seed: int,
+        sites: int,
+        spec: TrainSpec = SPEC,
+        poison: frozenset[int] = frozenset(),
+        remembers: bool = False,
+        folder: Path | None = None,
     ) -> None:
-        """`poison`: sample ids that make whoever trains them learn nothing but numbers that are none."""
-        self.poison = poison
+        """`poison`: sample ids that make whoever trains them learn nothing but numbers that are none. `remembers`:
+        what sites learn depends on what they learnt before; with a `folder` processes leave that to those after them."""
+        self.inherited = 0
+        self.poison, self.remembers = poison, remembers
+        self.taught: dict[tuple[int, tuple[IdRange, ...]], Flat] = {}
         self.random = Random(seed)
         self.plan = tiny_plan(spec)
         self.spec = spec
@@ -207,6 +225,8 @@ class TrainWorld:
         self._numbers = itertools.count()
         self.bosses: list[Boss] = []
         self.nodes = [Node(f"site-{i}", pace=self.random.choice([1.0, 1.0, 2.5])) for i in range(sites)]
+        for node in self.nodes if folder else []:
+            node.memory = Memory(folder / node.name, "plan")
         self.new_boss()
         for node in self.nodes:
             self.at(self.random.random(), lambda n=node: self.join(n))
@@ -335,12 +355,29 @@ class TrainWorld:
             return
         wire = Wire(next(self._numbers), boss, node)
         boss.wires[wire.number] = wire
-        node.site = node.site or Site(self.plan)
+        if node.site is None:
+            self.start(node)
+        assert node.site is not None
         node.wire, node.heard_at = wire, self.now
         held_round, sha256, held = node.site.offer()
         said = hello(self.plan, node.name, node.incarnation, round=held_round, state_sha256=sha256, held=held)
         self.carry(wire, "boss", said, b"")
         self.at(10.0, partial(self.unproven, wire))
+
+    def start(self, node: Node) -> None:
+        """A new process, which may find what the one before it knew."""
+        node.site, node.kept = Site(self.plan, self.remembers), Kept()
+        node.inner = Learner(self.plan, self.remembers)
+        known = node.memory.read(self.plan.parameters, self.blobs, PREFIX, node.name) if node.memory else None
+        if known is not None:
+            self.inherited += 1
+            node.inner.recall(known.moments)
+            node.site.inherit(known.round)
+
+    def known(self, node: Node, effect: Remember) -> None:
+        if node.memory is not None and self.random.random() < 0.8:
+            moments = node.kept.after(effect.round, node.inner)
+            node.memory.write(Known(effect.round, effect.epoch, moments))
 
     def unproven(self, wire: Wire) -> None:
         """The hub's handshake timeout: who has not said hello by then is cut."""
@@ -406,30 +443,42 @@ class TrainWorld:
                 assert not effect.final or self.fault(1.0), effect.why
                 if node.wire is not None:
                     self.cut(node.wire)
+            elif isinstance(effect, Forget):
+                self.job(node, 0.0, partial(self.forget, node))
+            elif isinstance(effect, Remember):
+                self.job(node, 0.0, partial(self.known, node, effect))
+            elif isinstance(effect, Recall):
+                self.job(node, 0.0, partial(node.kept.recall, effect, node.inner))
             else:
-                assert isinstance(effect, Done | Forget)
+                assert isinstance(effect, Done)
 
     def learnt_once(self, site: Site, delta: Delta) -> None:
         """What is cut for a round is what its own ids taught, however updates came in between."""
         work = next(w for w in site.works if w.order.lease == delta.lease)
         assert work.learnt is not None
-        wanted = self.lesson([IdRange(*r) for r in work.order.ids])
+        ids = tuple(IdRange(*r) for r in work.order.ids)
+        wanted = self.taught[id(site), ids]
         if not np.isfinite(wanted).all():
             return
         if work.order.gradient:
-            assert work.result is not None and np.array_equal(work.result.gradient, wanted)
+            assert work.result is not None
+            assert np.array_equal(work.result.gradient, lesson(self.plan.parameters, ids))
         assert np.allclose(work.learnt, wanted, atol=2e-5), (
             "a delta holds what others learnt, or twice its own"
         )
 
-    def lesson(self, ids: Sequence[IdRange]) -> Flat:
-        """What these ids teach."""
-        total = sum(i for r in ids for i in range(r.start, r.stop))
+    def lesson(self, node: Node, ids: tuple[IdRange, ...]) -> Flat:
+        """What these ids teach a site."""
         if any(r.start <= bad < r.stop for bad in self.poison for r in ids):
-            return np.full(self.plan.parameters, np.nan, np.float32)
-        return np.float32(0.01) * np.cos(
-            np.arange(self.plan.parameters, dtype=np.float32) + np.float32(total)
-        )
+            said = np.full(self.plan.parameters, np.nan, np.float32)
+        else:
+            said = node.inner.learn(ids)
+        self.taught[id(node.site), ids] = said
+        return said
+
+    def forget(self, node: Node) -> None:
+        node.kept.forget()
+        node.inner.forget()
 
     def shifted(self, node: Node, shift: Shift) -> None:
         if shift in node.shifts:
@@ -465,6 +514,7 @@ class TrainWorld:
 
     def computed(self, node: Node, order: Compute, stop: list[bool], seconds: float) -> None:
         assert node.site is not None
+        node.kept.mark(order, node.inner)
         stage = self.plan.stages[order.stage]
         count = sum(r.size for r in order.ids)
         assert all(stage.first_id <= r.start < r.stop <= stage.end_id for r in order.ids), "crosses a stage"
@@ -475,23 +525,25 @@ class TrainWorld:
             self.shift(node, shift)
             applied[shift.key] = self.random.randrange(steps)
         if stop[0]:
+            node.inner.learn(order.ids)  # in part, and for nothing
             result = InnerResult(node.params.copy(), 0, 0.0, 0, seconds, stopped=True)
         elif stop[1] and steps > 1:
             done = self.random.randrange(1, steps)
             some = first(order.ids, done * stage.batch)
-            node.params = node.params + self.lesson(some)
+            node.params = node.params + self.lesson(node, some)
             count = sum(r.size for r in some)
-            applied = {key: min(step, done) for key, step in applied.items()}
+            applied = {key: min(step, done - 1) for key, step in applied.items()}
             tokens = count * stage.sample_tokens
             result = InnerResult(node.params.copy(), tokens, 1.0, done, seconds, stopped=True)
             self.cut_short += 1
         else:
-            node.params = node.params + self.lesson(order.ids)
+            node.params = node.params + self.lesson(node, order.ids)
             loss = 1.0 if np.isfinite(node.params).all() else float("nan")
             tokens = count * stage.sample_tokens
             result = InnerResult(node.params.copy(), tokens, loss, steps, seconds)
             if order.gradient:
-                result = replace(result, gradient=self.lesson(order.ids))
+                said = lesson(self.plan.parameters, order.ids)
+                result = replace(result, gradient=said if np.isfinite(loss) else node.params.copy())
         self.site_does(node, node.site.computed(result, applied, self.now))
 
     # ---- the network --------------------------------------------------------------------------------------

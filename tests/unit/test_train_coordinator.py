@@ -24,7 +24,9 @@ from caudal.train.protocol.terms import Terms
 from caudal.train.schedule import fresh_factor, learning_rate
 from tests.support.train_world import SPEC, hello, tiny_plan
 
-OUTER = OuterSpec(sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False, bits=8, grow=False)
+OUTER = OuterSpec(
+    sync_fraction=0.0, inner_steps=4, fragments=2, overlap=False, bits=8, sync_bits=8, grow=False
+)
 PLAN = tiny_plan(dataclasses.replace(SPEC, outer=OUTER))
 OVERLAPPED = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, overlap=True)))
 QUORUM = tiny_plan(dataclasses.replace(SPEC, outer=dataclasses.replace(OUTER, quorum=2)))
@@ -239,6 +241,8 @@ def test_a_late_delta_is_left_out_and_counts_for_nothing() -> None:
         ({"tokens": 1}, 1e-3),
         ({"steps": 0}, 1e-3),
         ({"bits": 4}, 1e-3),
+        ({"recalled": 1}, 1e-3),
+        ({"recalled": -1}, 1e-3),
     ],
 )
 def test_a_bad_delta_is_refused_and_its_ids_are_leased_again(more: dict[str, Any], scale: float) -> None:

@@ -53,7 +53,7 @@ def test_the_same_plan_is_let_in() -> None:
         ),
         (planned(samples=60), "the stage-0.bin at north is 0000"),
         (planned(seed=7), "the seed at north is 7, at the coordinator 1"),
-        (planned(outer=replace(SPEC.outer, bits=8)), "the outer.bits at north is 8, at the coordinator 4"),
+        (planned(outer=replace(SPEC.outer, bits=8)), "the outer.bits at north is 8, at the coordinator 2"),
         (
             planned(stages=(replace(SPEC.stages[0], learning_rate=0.5), SPEC.stages[1])),
             "the stages.first.learning_rate at north is 0.5, at the coordinator 0.003",

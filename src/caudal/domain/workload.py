@@ -61,9 +61,9 @@ class OuterSpec:
     of the parameters after a step of each. Then a round is
     `inner_steps` inner steps, and more of them (up to `max_inner_steps`) where the network makes sites wait for
     more than `wait_share` of their time. With `grow` that is so at a stage's highest learning rate, and as the
-    rate falls rounds grow by 1/rate², up to sixteen times as long. Deltas and updates travel as blockwise
-    int`bits`, in about `fragments` pieces, while the next round's steps are taken. A round is not merged with the
-    deltas of fewer than `quorum` sites.
+    rate falls rounds grow by 1/rate², up to 32 times as long. Deltas and updates travel as blockwise
+    int`bits` (2: four levels), gradients and the steps made of them in int`sync_bits`, in about `fragments` pieces,
+    while the next round's steps are taken. A round is not merged with the deltas of fewer than `quorum` sites.
 
     `learning_rate` and `momentum` are those of the outer Nesterov step (1 and 0: the plain mean; in the
     synchronous part always). With `scale_rate` the sites' own learning rates are multiplied by the square root
@@ -79,12 +79,14 @@ class OuterSpec:
     scale_rate: bool = True
     sync_fraction: float = 0.25
     sync: Literal["gradients", "parameters"] = "gradients"
-    inner_steps: int = 4
+    sync_steps: int = 256
+    sync_bits: Literal[8, 4, 2] = 4
+    inner_steps: int = 2
     grow: bool = True
     max_inner_steps: int = 120
     wait_share: float = 0.03
     overlap: bool = True
-    bits: Literal[8, 4] = 4
+    bits: Literal[8, 4, 2] = 2
     fragments: int = 8
     quorum: int = 1
 
@@ -181,8 +183,8 @@ class TrainSpec:
     at: tuple[str, ...] = ()
     resources: Resources = field(default_factory=lambda: Resources(cpus=0.5, memory_bytes=1024 * MIB))
     validation_fraction: float = 0.1
-    evaluate_every_rounds: int = 25
-    checkpoint_every_rounds: int = 25
+    evaluate_every_rounds: int = 50
+    checkpoint_every_rounds: int = 50
     publish: str = ""
     team: str = ""
     seed: int = 1

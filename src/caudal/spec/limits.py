@@ -95,6 +95,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "learning_rate": Range(0, 10, above=True),
         "momentum": Range(0, 0.999),
         "sync_fraction": _FRACTION,
+        "sync_steps": Range(0, 10**9),
         "inner_steps": _COUNT,
     },
     BaseSpec: {"rank": Range(1, 4_096), "alpha": Range(0, 65_536, above=True)},

@@ -1,5 +1,9 @@
-"""Blockwise int8 and int4 for deltas and updates: one float32 scale per 256 numbers, then a byte or half of one
-for each number.
+"""Blockwise int8, int4 and four levels (2 bits) for deltas and updates: one float32 scale per 256 numbers, then a
+byte, half or a quarter of one for each number.
+
+In integers the scale is a block's largest number, over the largest integer. With four levels that would leave most numbers
+none: there the scale is the block's root mean square, and the levels are those that lose least of normally distributed
+numbers (Max 1960); what lies beyond the outer ones is said in later rounds.
 
 Works through a vector in pieces that stay in a core's cache: several times faster than whole-vector passes,
 with the same bits. Decoding is one multiplication in float32, so that every machine gets the same numbers. The
@@ -26,8 +30,17 @@ PIECE = 256 * BLOCK
 EPSILON = np.float32(1e-30)
 """Added to the scale *after* it is a float32: added before, a tiny scale rounds to zero and divides by it."""
 
-LARGEST = {8: 127, 4: 7}
-"""By bits, the largest number that is said: int4 says -7 ... 7, moved up by 8, two to a byte, low half first."""
+INNER, EDGE, OUTER = np.float32(0.4528), np.float32(0.9816), np.float32(1.5104)
+"""With two bits, the levels on either side of zero and where they part, in root mean squares of the block: 0 to 3 say
+-OUTER, -INNER, INNER, OUTER, four to a byte, the lowest bits first."""
+
+LARGEST = {8: 127, 4: 7, 2: float(OUTER)}
+"""By bits, the largest number that is said, in scales: int4 says -7 ... 7, moved up by 8, two to a byte, low half first."""
+
+_FOURS = np.array([-OUTER, -INNER, INNER, OUTER], np.float32)[
+    (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
+]
+"""What each byte says with two bits a number."""
 
 Payload = bytes | bytearray | memoryview
 Raw = NDArray[np.uint8]
@@ -69,6 +82,9 @@ class Coded:
         full = out[: blocks(n) * BLOCK]
         if self.bits == 8:
             full[:n] = self.raw[numbers].view(np.int8)
+        elif self.bits == 2:
+            fours = self.raw[numbers.start // 4 : -(-numbers.stop // 4)]
+            np.take(_FOURS, fours, axis=0, out=full[: 4 * len(fours)].reshape(-1, 4), mode="clip")
         else:
             pairs = self.raw[numbers.start // 2 : (numbers.stop + 1) // 2]
             full[0 : n + n % 2 : 2] = pairs & 15
@@ -83,7 +99,7 @@ class Coded:
 def coded(payload: Payload, count: int, bits: int = 8) -> Coded:
     """An encoded vector as it came. Raises ValueError where the length is wrong."""
     if bits not in LARGEST or len(payload) != encoded_bytes(count, bits):
-        raise ValueError(f"{len(payload)} bytes are not {count} numbers in int{bits}")
+        raise ValueError(f"{len(payload)} bytes are not {count} numbers of {bits} bits")
     scales = np.frombuffer(payload, np.float32, blocks(count))
     return Coded(count, bits, scales, np.frombuffer(payload, np.uint8, -1, 4 * blocks(count)))
 
@@ -94,6 +110,7 @@ class Encoder:
     def __init__(self) -> None:
         self._tmp = np.zeros(PIECE, np.float32)
         self._byte = np.zeros(PIECE, np.uint8)
+        self._more = np.zeros(PIECE, np.bool_)
         self._starts = np.arange(0, PIECE, BLOCK)
         self._work = np.empty(PIECE, np.float32)
 
@@ -105,6 +122,8 @@ class Encoder:
     def piece(self, x: Flat, into: Coded, numbers: slice, rows: slice) -> Flat:
         """Encode one piece into the views; returns what it decodes to (scratch, valid until the next call).
         Numbers that are not finite make their block's scale not finite."""
+        if into.bits == 2:
+            return self._piece_of_levels(x, into, numbers, rows)
         n = len(x)
         tmp = self._tmp[: blocks(n) * BLOCK]
         tmp[n:] = 0
@@ -123,6 +142,37 @@ class Encoder:
             np.copyto(into.raw[numbers].view(np.int8), tmp[:n], casting="unsafe")
         else:
             self._pairs(tmp, n, into.raw[numbers.start // 2 : (numbers.stop + 1) // 2])
+        grid *= scales[:, None]
+        return tmp[:n]
+
+    def _piece_of_levels(self, x: Flat, into: Coded, numbers: slice, rows: slice) -> Flat:
+        """As `piece`, with four levels a number."""
+        n = len(x)
+        tmp, codes = self._tmp[: blocks(n) * BLOCK], self._byte[: -(-n // 4) * 4]
+        tmp[n:] = 0
+        np.square(x, out=tmp[:n])
+        grid = tmp.reshape(-1, BLOCK)
+        scales = into.scales[rows]
+        np.add.reduceat(tmp, self._starts[: len(grid)], out=scales)
+        scales[:-1] *= np.float32(1 / BLOCK)
+        scales[-1] /= np.float32(n - (len(grid) - 1) * BLOCK)
+        np.sqrt(scales, out=scales)
+        scales += EPSILON
+        tmp[:n] = x
+        grid *= np.reciprocal(scales)[:, None]
+        bits = codes[:n].view(np.bool_)
+        more = self._more[:n]
+        np.greater(tmp[:n], 0, out=bits)
+        for edge in (-EDGE, EDGE):
+            np.greater(tmp[:n], edge, out=more)
+            codes[:n] += more.view(np.uint8)
+        codes[n:] = 0
+        out = into.raw[numbers.start // 4 : -(-numbers.stop // 4)]
+        np.copyto(out, codes[0::4])
+        for place in (1, 2, 3):
+            codes[place::4] <<= np.uint8(2 * place)
+            out |= codes[place::4]
+        np.take(_FOURS, out, axis=0, out=tmp[: len(codes)].reshape(-1, 4), mode="clip")
         grid *= scales[:, None]
         return tmp[:n]
 

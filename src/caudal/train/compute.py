@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from caudal.train.interface import Devices, Inner, devices_of
+from caudal.train.interface import Devices, Inner, Recalling, devices_of
 
 T = TypeVar("T")
 Job = tuple[Callable[[Inner], Any], Callable[[Any], None]]
@@ -27,6 +27,7 @@ class ComputeThread:
         self.ready: asyncio.Future[int] = self._loop.create_future()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.devices: Devices | None = None  # known once it is ready
+        self.recalls = False  # whether it can go back to moments that it had; known then, too
         self._thread = threading.Thread(target=self._run, args=(build,), name="compute", daemon=True)
         self._thread.start()
 
@@ -42,6 +43,7 @@ class ComputeThread:
         try:
             inner = build()
             self.devices = devices_of(inner)
+            self.recalls = isinstance(inner, Recalling)
             self._tell(self._settle, self.ready, inner.size)
             while (item := self._jobs.get()) is not None:
                 job, done = item

@@ -23,7 +23,7 @@ from torch import Tensor
 from caudal.train.adam import BETAS, EPSILON
 from caudal.train.data.samples import Batch, Samples, read_tokens, windows
 from caudal.train.heldout import load_questions, score
-from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, RunPlan
+from caudal.train.interface import Between, DataManifest, Flat, IdRange, InnerResult, Moments, RunPlan
 from caudal.train.layout import tensors
 from caudal.train.model import Llama
 from caudal.train.schedule import fresh_factor, learning_rate
@@ -66,6 +66,27 @@ class TorchInner:
         """Begin again without moments, as one that has just joined."""
         self._optimiser = torch.optim.Adam([self._flat], lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
         self._steps, self._fresh = 0, False
+
+    def moments(self) -> Moments:
+        """A copy of the moments as they are."""
+        mine = self._optimiser.state.get(self._flat)
+        if not mine:
+            nothing: Flat = np.zeros(self.size, np.float32)
+            return Moments(nothing, nothing, 0, fresh=False)
+        first, second = (mine[name].numpy().copy() for name in ("exp_avg", "exp_avg_sq"))
+        return Moments(first, second, self._steps, self._fresh)
+
+    def recall(self, moments: Moments) -> None:
+        """Have these moments from now on; see `Recalling.recall`."""
+        self.forget()
+        if not moments.steps:
+            return
+        self._optimiser.state[self._flat] = {
+            "step": torch.tensor(float(moments.steps)),
+            "exp_avg": torch.from_numpy(moments.first.copy()),
+            "exp_avg_sq": torch.from_numpy(moments.second.copy()),
+        }
+        self._steps, self._fresh = moments.steps, moments.fresh
 
     def add(self, start: int, change: Flat) -> None:
         """Add `change` to the parameters from number `start` on; the moments stay."""

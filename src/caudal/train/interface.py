@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,6 +195,17 @@ class InnerResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """AdamW's moments after `steps` steps, by parameter. `fresh`: the rate rises with the steps, as for a site that
+    joined late."""
+
+    first: Flat
+    second: Flat
+    steps: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Devices:
     """What an inner side computes on: `count` devices that call themselves `name`, in `precision` (`bfloat16`,
     `tf32`, `float32`, ...)."""
@@ -265,4 +276,17 @@ class Inner(Protocol):
 
     def heldout(self) -> dict[str, Any]:
         """`{"correct": int, "of": int, "samples": [...]}`; `of` is 0 where the data has no such questions."""
+        ...
+
+
+@runtime_checkable
+class Recalling(Protocol):
+    """What an inner side may do as well: go back to moments that it had."""
+
+    def moments(self) -> Moments:
+        """A copy of the optimiser's moments as they are."""
+        ...
+
+    def recall(self, moments: Moments) -> None:
+        """Have these moments from now on. Copies them; the parameters stay."""
         ...

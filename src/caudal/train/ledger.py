@@ -24,9 +24,10 @@ FIRST = "0" * 64
 
 class Contribution(msgspec.Struct, frozen=True):
     """One site's part of a round. `weight` is its share of the merge. `joined`: the first since it joined,
-    so its inner optimiser and its residual started empty. `progress` is what its schedule read. `applied`:
-    before which step each fragment of the round before was applied (empty: all of it before the site went
-    on). `planned`: it was cut short, and its schedule is that of so many steps (0: all were taken).
+    so its inner optimiser and its residual started empty. `recalled`: work of its own was lost, and its optimiser started
+    as it was after its part of that round; its residual too, where it has not `joined`. `progress` is what its
+    schedule read. `applied`: before which step each fragment of the round before was applied (empty: all of it before
+    the site went on). `planned`: it was cut short, and its schedule is that of so many steps (0: all were taken).
     `machine`: the kind of processor and its threads, where the site knows them."""
 
     site: str
@@ -43,6 +44,7 @@ class Contribution(msgspec.Struct, frozen=True):
     machine: str = ""
     rate: float = 1.0
     planned: int = 0
+    recalled: int = 0
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -91,6 +93,9 @@ def to_bytes(entry: Entry) -> bytes:
         del said["skipped"]
     if not entry.gradients:
         del said["gradients"]
+    for part in said["sites"]:
+        if not part["recalled"]:
+            del part["recalled"]
     return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 

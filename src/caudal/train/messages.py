@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from caudal.domain.errors import Failed
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised when an older program could not take part any more."""
 
 Ranges = tuple[tuple[int, int], ...]
@@ -149,8 +149,10 @@ class Delta(_Message, frozen=True):
     same of it: `loss` in nats per predicted token (JSON has no word for a number that is none, so that is
     None), `seconds` of computing, `waited_s` for updates. `applied`: before which of these steps each
     fragment of the round before was applied (empty: all before the first). `fresh`: the site's moments and
-    residual began with this round. `planned`: it was cut short, and was to be so many steps; then it is of
-    the first `steps` batches of the ids that were leased (0: of all of them)."""
+    residual began with this round; `recalled`: the moments, and the residual of a site that is not `fresh`, were those
+    of after that round, of which its part was merged (0: of its part before). `planned`: it was cut
+    short, and was to be so many steps; then it is of the first `steps` batches of the ids that were leased (0: of all of
+    them)."""
 
     epoch: int
     round: int
@@ -165,6 +167,7 @@ class Delta(_Message, frozen=True):
     applied: tuple[int, ...] = ()
     fresh: bool = False
     planned: int = 0
+    recalled: int = 0
 
 
 class Update(_Message, frozen=True):

@@ -9,7 +9,7 @@ processor with the same number of threads; the report names both where they diff
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from caudal.ports import Blobs
 from caudal.train import checkpoint, ledger
 from caudal.train.codec import Encoder, decode, encoded_bytes
 from caudal.train.fragments import split
-from caudal.train.interface import Flat, IdRange, Inner, RunPlan
+from caudal.train.interface import Flat, IdRange, Inner, Moments, Recalling, RunPlan
 from caudal.train.outer import Outer, roll_forward, state_sha256
 
 MakeInner = Callable[[], Inner]
@@ -54,6 +54,7 @@ class _Site:
     unsaid: Flat
     learnt: Flat
     cut: int = -1
+    kept: dict[int, tuple[Moments, Flat, bool]] = field(default_factory=dict)  # as it was after these rounds
     of_gradients: bool = False  # what the residual is left of
     encoder: Encoder = field(default_factory=Encoder)
 
@@ -61,7 +62,16 @@ class _Site:
 class _Replay:
     """The run at one round after the other."""
 
-    def __init__(self, plan: RunPlan, state: Flat, momentum: Flat, make_inner: MakeInner) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        state: Flat,
+        momentum: Flat,
+        make_inner: MakeInner,
+        recalled: Collection[tuple[str, int]] = (),
+    ) -> None:
+        """`recalled`: which workers go back to how they were after which of their rounds."""
+        self._recalled = frozenset(recalled)
         self.plan, self._make_inner = plan, make_inner
         self.outer = Outer(state, momentum, plan.fragments, plan.undecayed)
         self.before: Flat = state.copy()  # the state one round earlier
@@ -111,6 +121,9 @@ class _Replay:
         for worker, site in self.sites.items():
             if worker in merged:
                 site.residual, site.unsaid = site.unsaid, site.residual
+            if worker in merged and (worker, entry.round) in self._recalled:
+                assert isinstance(site.inner, Recalling)
+                site.kept[entry.round] = site.inner.moments(), site.residual.copy(), site.of_gradients
 
     def _site(self, part: ledger.Contribution, entry: ledger.Entry) -> list[bytearray]:
         """One site's steps of a round, and its delta."""
@@ -127,6 +140,13 @@ class _Replay:
         if part.joined:
             site.inner.forget()
             site.residual[:] = 0
+            site.cut = -1
+        if part.recalled:
+            assert isinstance(site.inner, Recalling)
+            moments, residual, of_gradients = site.kept[part.recalled]
+            site.inner.recall(moments)
+            if not part.joined:
+                site.residual[:], site.of_gradients = residual, of_gradients
             site.cut = -1
         late = part.applied  # before which step each fragment of the round before came in
         if not late:
@@ -189,13 +209,19 @@ def beginning(links: Sequence[ledger.Link], wanted: int) -> int:
         for link in links[first - 1 :]:
             for part in link.entry.sites:
                 late = link.entry.round == first and any(part.applied)
-                fresh = fresh and (part.worker in seen or part.joined) and not late
+                known = not part.recalled or part.recalled >= first
+                fresh = fresh and (part.worker in seen or part.joined) and known and not late
                 seen.add(part.worker)
             if not fresh:
                 break
         if fresh:
             return first
     return 1
+
+
+def recalled_of(links: Sequence[ledger.Link]) -> set[tuple[str, int]]:
+    """Which workers go back to how they were after which of their rounds."""
+    return {(p.worker, p.recalled) for link in links for p in link.entry.sites if p.recalled}
 
 
 def replay(
@@ -213,7 +239,7 @@ def replay(
         )
     first = beginning(links, wanted)
     state, momentum = checkpoint.at_round(blobs, prefix, links, first - 1)
-    again = _Replay(plan, state, momentum, make_inner)
+    again = _Replay(plan, state, momentum, make_inner, recalled_of(links[first - 1 :]))
     differs = 0
     for link in links[first - 1 :]:
         entry = link.entry

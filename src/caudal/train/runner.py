@@ -15,7 +15,9 @@ from typing import Any
 
 from caudal.telemetry.report import Reporter
 from caudal.train.compute import ComputeThread
-from caudal.train.interface import Inner, InnerResult
+from caudal.train.interface import Inner, InnerResult, Recalling
+from caudal.train.kept import Kept
+from caudal.train.memory import Known, Memory
 from caudal.train.messages import Message
 from caudal.train.protocol.effects import (
     Assess,
@@ -24,7 +26,9 @@ from caudal.train.protocol.effects import (
     Done,
     Forget,
     Load,
+    Recall,
     Rejoin,
+    Remember,
     Send,
     Shift,
     SiteEffect,
@@ -73,8 +77,19 @@ class Runner:
         self._stop = threading.Event()
         self._short = threading.Event()
         self._shifts = Shifts()
+        self._kept = Kept()
+        self._memory: Memory | None = None
         self._carry: Carry | None = None
         self._over: asyncio.Future[Ending] | None = None
+
+    def remember(self, memory: Memory, known: Known | None) -> None:
+        """Moments outlive this process there; `known` are those of the one before it."""
+        if not self.thread.recalls:
+            return
+        self._memory = memory
+        if known is not None:
+            self.thread.submit(partial(_inherit, known), _nothing)
+            self.site.inherit(known.round)
 
     def attach(self, carry: Carry, over: asyncio.Future[Ending]) -> None:
         """There is a connection."""
@@ -98,7 +113,7 @@ class Runner:
                 self.thread.submit(partial(_add, effect, self._shifts), _nothing)
             elif isinstance(effect, Compute):
                 self._stop, self._short = threading.Event(), threading.Event()
-                job = partial(_compute, effect, self._stop, self._short, self._shifts)
+                job = partial(_compute, effect, self._stop, self._short, self._shifts, self._kept)
                 self.thread.submit(job, self._computed)
                 self._reporter.update(phase="computing")
             elif isinstance(effect, StopCompute):
@@ -111,15 +126,24 @@ class Runner:
             else:
                 self._prepare(effect)
 
-    def _prepare(self, effect: Load | Forget | Assess) -> None:
+    def _prepare(self, effect: Load | Forget | Recall | Remember | Assess) -> None:
         if isinstance(effect, Load):
             self.thread.submit(partial(_load, effect), _nothing)
             self._reporter.update(phase="waiting", round=effect.round)
         elif isinstance(effect, Forget):
-            self.thread.submit(_forget, _nothing)
+            self.thread.submit(partial(_forget, self._kept), _nothing)
+        elif isinstance(effect, Recall):
+            self.thread.submit(partial(self._kept.recall, effect), _nothing)
+        elif isinstance(effect, Remember):
+            if self._memory is not None and self._memory.due():
+                self.thread.submit(partial(_known, effect, self._kept), self._write)
         else:
             self.thread.submit(partial(_assess, effect), self._assessed)
             self._reporter.update(phase="evaluating")
+
+    def _write(self, known: Known) -> None:
+        assert self._memory is not None
+        asyncio.get_running_loop().run_in_executor(None, self._memory.write, known)
 
     def _computed(self, answer: tuple[InnerResult, Applied]) -> None:
         result, applied = answer
@@ -137,8 +161,18 @@ def _load(order: Load, inner: Inner) -> None:
     inner.load(order.state)
 
 
-def _forget(inner: Inner) -> None:
+def _forget(kept: Kept, inner: Inner) -> None:
+    kept.forget()
     inner.forget()
+
+
+def _known(effect: Remember, kept: Kept, inner: Inner) -> Known:
+    return Known(effect.round, effect.epoch, kept.after(effect.round, inner))
+
+
+def _inherit(known: Known, inner: Inner) -> None:
+    assert isinstance(inner, Recalling)
+    inner.recall(known.moments)
 
 
 def _add(shift: Shift, shifts: Shifts, inner: Inner) -> None:
@@ -147,9 +181,10 @@ def _add(shift: Shift, shifts: Shifts, inner: Inner) -> None:
 
 
 def _compute(
-    order: Compute, stop: threading.Event, short: threading.Event, shifts: Shifts, inner: Inner
+    order: Compute, stop: threading.Event, short: threading.Event, shifts: Shifts, kept: Kept, inner: Inner
 ) -> tuple[InnerResult, Applied]:
     applied: Applied = {}
+    kept.mark(order, inner)
 
     def between(step: int) -> bool:
         for shift in shifts.take():

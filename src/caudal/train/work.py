@@ -38,6 +38,8 @@ from caudal.train.fetch import data_folder
 from caudal.train.finish import known_result
 from caudal.train.interface import DataManifest, Inner, RunPlan, plan
 from caudal.train.log import say
+from caudal.train.memory import Memory
+from caudal.train.protocol.door import plan_sha256
 from caudal.train.protocol.effects import Done
 from caudal.train.protocol.site import Site
 from caudal.train.runner import Runner
@@ -182,9 +184,15 @@ async def train(
     found: Restored | None = None,
 ) -> None:
     """The same with what computes at hand, and with a state that was found."""
-    runner = Runner(Site(run_plan), thread, reporter)
+    runner = Runner(Site(run_plan, thread.recalls), thread, reporter)
     if found is not None:
         runner.site.begin_with(found.state, found.round)
+    memory = Memory.of(config, plan_sha256(run_plan))
+    if thread.recalls:
+        slot = config.slot[0]
+        runner.remember(
+            memory, await asyncio.to_thread(memory.read, run_plan.parameters, blobs, config.prefix, slot)
+        )
     known: epochs.Epoch | None = None
     look_s = LOOK_S
     while known_result(blobs, config.prefix) is None:
@@ -206,6 +214,7 @@ async def train(
             raise Stale("this worker cannot take part in the run", where=known.address, why=ending.why)
         look_s = LOOK_S if session.took_part else min(LOOK_MOST_S, 1.5 * look_s)
         await asyncio.sleep(max(look_s, ending.after_s))
+    memory.end()
     if call is not None:
         await call.end()
 

@@ -137,7 +137,8 @@ class Book:
             if work.gradient and (self.plan.outer.sync != "gradients" or work.inner_steps > 1):
                 return None
             outer = (1.0, 0.0) if work.gradient else (tempo.learning_rate, tempo.momentum)
-            like = Tempo(work.inner_steps, *outer, work.waits, tempo.bits, gradients=work.gradient)
+            bits = self.plan.outer.sync_bits if work.gradient else self.plan.outer.bits
+            like = Tempo(work.inner_steps, *outer, work.waits, bits, gradients=work.gradient)
             self.turns.append(Turn(work.round, work.stage, like, self.plan.outer.quorum))
         turn = self.turns[at]
         same = (turn.stage, turn.tempo.inner_steps) == (work.stage, work.inner_steps)

@@ -64,7 +64,7 @@ class Coordinator:
         self.scribe = Scribe(self.plan, pool, terms.epoch, restored, terms.checkpoint_every, now, at_offset)
         self.members = Members()
         self.pace = rules.Pace()
-        self.ladder = Ladder.begun(self.plan.outer, restored.last.entry.inner_steps if restored.last else 1)
+        self.ladder = Ladder.begun(self.plan.outer, restored.last.entry if restored.last else None)
         self.phase = Phase.WAITING
         self.evaluations = Evaluations(terms.evaluate_every * self.plan.outer.inner_steps)
         self.stage = 0

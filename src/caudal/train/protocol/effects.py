@@ -97,9 +97,25 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Have the inner side go back to the moments that it had before its first work of a round behind `after`; where it
+    began none, they are those that it has. A `Load` follows."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Our part of a round was merged: the moments from behind it may be kept for a process that comes after this one."""
+
+    round: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """Take inner steps, or (`gradient`) one with its gradient; answer with `computed`, and before which step each
-    `Shift` meanwhile was applied."""
+    `Shift` meanwhile was applied. It is of `round`; none before `unsettled` will be gone back to."""
 
     lease: str
     stage: int
@@ -107,6 +123,8 @@ class Compute:
     progress: tuple[float, float]
     rate: float = 1.0
     gradient: bool = False
+    round: int = 0
+    unsettled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +162,17 @@ class Done:
     """The run is finished: end."""
 
 
-SiteEffect = Send | Load | Shift | Forget | Compute | StopCompute | CutShort | Assess | Rejoin | Done
+SiteEffect = (
+    Send
+    | Load
+    | Shift
+    | Forget
+    | Recall
+    | Remember
+    | Compute
+    | StopCompute
+    | CutShort
+    | Assess
+    | Rejoin
+    | Done
+)

@@ -1,7 +1,7 @@
 """How many inner steps a round has: few while the model is young, then as many as the network asks for.
 
 A ladder of rungs. Below `sync_fraction` of the tokens sites agree after every step, on gradients where the spec says so:
-where sites wait for them, the next is computed meanwhile, a step old. Then the rung climbs by
+those are always waited for, so that part is shorter where the link is slow (`Part`). Then the rung climbs by
 doubling to the spec's `inner_steps`. Beyond that only the network moves it: up where sites wait for updates
 for more than `wait_share` of their time, down again where updates are back long before the round is over.
 A loss that rises halves it. Every change says why.
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from caudal.domain.workload import OuterSpec
+from caudal.train.ledger import Entry
 from caudal.train.protocol.rules import Tempo
 
 WINDOW = 8
@@ -43,11 +44,42 @@ RISEN_NATS = 0.02
 HOLD_ROUNDS = 64
 """So long a rung that was halved for the loss is not raised again."""
 
-GROWN = 16
+GROWN = 32
 """A round is never more than so many times the spec's `inner_steps` because of the rate."""
 
 EARLY = 0.4
 """Updates that are applied before this part of a round leave room for a shorter one."""
+
+
+@dataclass(slots=True)
+class Part:
+    """The part of a run in which sites agree on gradients, each of which they wait for. It is a run's first rounds. Over
+    `sync_fraction` of the tokens it ends; before that, once it has had the spec's `sync_steps` and waiting in it has cost
+    more than `wait_share` of what the *whole run* takes to compute: a step in step is worth more than any later one, and
+    its price is known before it is paid."""
+
+    outer: OuterSpec
+    steps: int = 0
+    over: bool = False
+    waited: float = (
+        0.0  # of the time that the run takes to compute; what another coordinator saw is not in it
+    )
+    _done: float = -1.0
+
+    def at(self, done: float) -> bool:
+        """Whether the next round is of it."""
+        return not self.over and self.outer.sync == "gradients" and done < self.outer.sync_fraction
+
+    def saw(self, done: float, wait_share: float) -> str:
+        """A round of it was merged, in which sites waited for this share of their time. Why it ends, where it does."""
+        self.steps += 1
+        if self._done >= 0:
+            self.waited += max(0.0, done - self._done) * wait_share / max(1e-3, 1 - wait_share)
+        self._done = done
+        if self.steps < self.outer.sync_steps or self.waited <= self.outer.wait_share:
+            return ""
+        self.over = True
+        return f"waiting in step cost {self.waited:.1%} of the run after {self.steps} steps"
 
 
 @dataclass(slots=True)
@@ -57,6 +89,7 @@ class Ladder:
     outer: OuterSpec
     rung: int = 1
     why: str = ""
+    part: Part = field(init=False)
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _backs: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -65,30 +98,36 @@ class Ladder:
     _stage: int = -1
     _rounds: int = 0  # on this rung
     _hold: int = 0
-    _streams: bool = False  # gradients are computed while the step that the last ones became is on its way
     _warm: bool = True
 
+    def __post_init__(self) -> None:
+        self.part = Part(self.outer)
+
     @staticmethod
-    def begun(outer: OuterSpec, steps: int) -> Ladder:
-        """Where the run's last round had so many steps: what it had beyond the spec's was the rate's or the
-        network's, which says so again."""
-        return Ladder(outer, min(steps, outer.inner_steps))
+    def begun(outer: OuterSpec, last: Entry | None) -> Ladder:
+        """Behind this round: what it had of steps beyond the spec's was the rate's or the network's, which says so again.
+        Where it was not of gradients the part that is has ended, and else all rounds before it were."""
+        if last is None:
+            return Ladder(outer)
+        ladder = Ladder(outer, min(last.inner_steps, outer.inner_steps))
+        if outer.sync == "gradients":
+            ladder.part = Part(outer, last.round, over=not last.gradients)
+        return ladder
 
     def tempo(self, done: float, cooled: float = 1.0) -> Tempo:
         """How the next round goes, when `done` of the run's tokens are trained and the learning rate is `cooled`
         times its highest. In the warm-up sites average plainly, gradients where a round is one step."""
         outer = self.outer
         waits = self.rung == 1 or not outer.overlap
-        if done < outer.sync_fraction:
-            gradients = self._gradients
-            waits = waits and not (gradients and self._streams)
-            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits, self.rung, gradients)
+        if self.part.at(done):
+            return Tempo(1, 1.0, 0.0, True, outer.sync_bits, 1, gradients=True)
+        if self._in_warm_up(done):
+            return Tempo(self.rung, 1.0, 0.0, waits, outer.bits, self.rung)
         steps = self._grown(cooled) if outer.grow and self.rung > 1 else self.rung
         return Tempo(steps, outer.learning_rate, outer.momentum, waits, outer.bits, self.rung)
 
-    @property
-    def _gradients(self) -> bool:
-        return self.outer.sync == "gradients" and self.rung == 1
+    def _in_warm_up(self, done: float) -> bool:
+        return done < self.outer.sync_fraction and not self.part.over
 
     def _grown(self, cooled: float) -> int:
         most = max(self.rung, min(GROWN * self.outer.inner_steps, self.outer.max_inner_steps))
@@ -97,7 +136,8 @@ class Ladder:
     def saw(self, rung: int, stage: int, done: float, wait_share: float, back: float, loss: float) -> None:
         """A round was merged: its sites waited for `wait_share` of their time (the least of all sites: what is
         more is waiting for a slower site), and had applied the update before it after `back` of it."""
-        self._warm = done < self.outer.sync_fraction
+        why = self.part.saw(done, wait_share) if self.part.at(done) else ""
+        self._warm = self._in_warm_up(done)
         if stage != self._stage:
             self._stage, self._best = stage, math.inf
             self._losses.clear()
@@ -110,12 +150,13 @@ class Ladder:
         self._losses.append(loss)
         climbs = not self._warm and not self._hold and self.rung < self.outer.inner_steps
         if climbs and (self.rung == 1 or self._rounds >= CLIMB_ROUNDS):
-            self._go(min(self.outer.inner_steps, 2 * self.rung), "the warm-up is over")
+            self._go(min(self.outer.inner_steps, 2 * self.rung), why or "the warm-up is over")
             return
+        if self.part.at(done):
+            return  # whatever it costs: `Part` has the last word
         waiting = sum(self._waits) / len(self._waits)
         if len(self._waits) < WINDOW:
-            long = max(LONG * self.outer.wait_share, self._allowed)
-            if self._rounds >= LONG_ROUNDS and min(self._waits) > long:
+            if self._rounds >= LONG_ROUNDS and min(self._waits) > LONG * self.outer.wait_share:
                 self._link(waiting)
             return
         mean = math.inf
@@ -141,33 +182,19 @@ class Ladder:
         full = len(self._lags) == self._lags.maxlen
         if full and self._lags[-1] > 1 and self._lags[-1] >= self._lags[0] and self.rung < self._most:
             self._lags.clear()
+            self.part.over = self.outer.sync == "gradients"
             self._go(min(self._most, math.ceil(1.5 * self.rung)), "a site that joins does not catch up")
 
     @property
     def _most(self) -> int:
         return max(self.outer.max_inner_steps, self.outer.inner_steps)
 
-    @property
-    def _allowed(self) -> float:
-        """The share of their time that sites may wait. While they agree on gradients that is what makes `wait_share` of
-        the whole run: every round there is worth more than later ones."""
-        outer = self.outer
-        if self._warm and self._gradients and self.outer.overlap:
-            return min(0.5, outer.wait_share / max(1e-3, outer.sync_fraction))
-        return outer.wait_share
-
     def _link(self, waiting: float) -> None:
         """What the network asks for."""
-        if self._warm and self._gradients and self.outer.overlap and not self._streams:
-            if waiting > self._allowed:
-                self._streams, self._rounds = True, 0
-                self._forget()
-                self.why = f"sites waited {waiting:.1%} of their time: gradients are a step old, from now on"
-            return
         most = self.outer.inner_steps if self._warm else self._most
         least = 1 if self._warm else self.outer.inner_steps
         needed = math.ceil(max(self._backs) * self.rung / 0.6)
-        if waiting > self._allowed:
+        if waiting > self.outer.wait_share:
             if not self._hold and self.rung < most:
                 times = min(4.0, max(1.5, ROOM / max(0.01, 1 - waiting)))
                 self._go(min(most, math.ceil(times * self.rung)), f"sites waited {waiting:.1%} of their time")

@@ -25,7 +25,7 @@ def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan
     finite numbers. Empty: nothing. Adds to the lease's `large`."""
     if not 0 <= delta.fragment < len(plan.fragments) or delta.bits != bits:
         return (
-            f"it carries fragment {delta.fragment} of {len(plan.fragments)} in int{delta.bits}, not int{bits}"
+            f"it carries fragment {delta.fragment} of {len(plan.fragments)} in {delta.bits} bits, not {bits}"
         )
     start, stop = plan.fragments[delta.fragment]
     if len(payload) != encoded_bytes(stop - start, bits):
@@ -34,6 +34,8 @@ def inspect(delta: Delta, payload: bytes, lease: Lease, bits: int, plan: RunPlan
         return f"{delta.tokens} tokens in {delta.steps} steps are not what was leased"
     if delta.planned and not delta.steps < delta.planned <= MOST_STEPS:
         return f"it was cut short after {delta.steps} of {delta.planned} steps"
+    if not 0 <= delta.recalled < delta.round:
+        return f"it goes on from its part of round {delta.recalled}, which cannot be"
     if len(delta.applied) not in (0, len(plan.fragments)) or delta.waited_s < 0:
         return "what it says of its round does not add up"
     large = magnitude(payload, stop - start, bits)
@@ -162,6 +164,7 @@ def _contribution(lease: Lease, weight: float) -> Contribution:
         machine=lease.member.hello.machine[:64],
         rate=lease.rate,
         planned=delta.planned,
+        recalled=delta.recalled,
     )
 
 

@@ -42,7 +42,9 @@ from caudal.train.protocol.effects import (
     Done,
     Forget,
     Load,
+    Recall,
     Rejoin,
+    Remember,
     Send,
     Shift,
     SiteEffect,
@@ -55,7 +57,9 @@ class Site:
     """One site for the life of its process. Inner steps and evaluations answer once, in the order in which
     they were asked for; `now` are seconds of a steady clock."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: RunPlan, recalls: bool = False) -> None:
+        """`recalls`: the inner side can go back to moments that it had."""
+        self._recalls = recalls
         self.parameters = plan.parameters
         self.cuts, self._stages = plan.fragments, plan.stages
         self.epoch = 0  # 0: nobody coordinates
@@ -76,7 +80,12 @@ class Site:
         self._shares = True  # whether the update that arrives is of a round that we take part in, if at all
         self._hurried = False  # the steps under way are cut short
         self._lost = False  # our work does not count: begin again from the state
+        self._spoilt = False  # and our moments do not, either
         self._fresh = True
+        self._known = 0  # the round of our last part that was merged, since the moments began
+        self._known_epoch = 0
+        self._inherited = False  # the moments are, and no residual came with them
+        self._recalled = 0  # what the next work has to say of that
         self._idle_since = 0.0
         self._encoder = Encoder()
         self._over = False
@@ -85,6 +94,11 @@ class Site:
     def computing(self) -> bool:
         """Whether inner steps are under way."""
         return self._computing is not None
+
+    def inherit(self, round_number: int) -> None:
+        """The inner side has the moments of a process before this one, from behind its part of that round."""
+        self._known = self._recalled = round_number
+        self._known_epoch, self._inherited = -1, True
 
     def begin_with(self, state: Flat, round_number: int) -> None:
         """The state after a committed round, found in a store before anybody was asked. Owns the array."""
@@ -152,6 +166,8 @@ class Site:
         state = np.frombuffer(payload, "<f4").astype(np.float32)
         if state_sha256(state) != message.state_sha256:
             return self._rejoin("the state is not the one that it is said to be")
+        if self._known == self.round and self._known_epoch not in (-1, message.epoch):
+            self._spoilt = True  # a round that nothing followed may never have been committed
         self.state, self.epoch, self.round = state, message.epoch, message.round
         self._lost = True
         return self._begin_again(now)
@@ -159,7 +175,7 @@ class Site:
     def _refused(self, message: Refused) -> list[SiteEffect]:
         out: list[SiteEffect] = []
         if message.reason == "bad_delta":  # whatever made it is in the moments too
-            self._lost = True
+            self._lost = self._spoilt = True
             if self.computing:
                 out.append(StopCompute())
         self.epoch = 0
@@ -240,30 +256,27 @@ class Site:
     def _begin(self, work: Work, now: float) -> list[SiteEffect]:
         order = work.order
         work.started, work.fresh, self._fresh = True, self._fresh, False
+        work.recalled, self._recalled = self._recalled, 0
         work.waited_s = max(0.0, now - self._idle_since)
         self._computing = work
         ids = tuple(IdRange(*r) for r in order.ids)
-        compute = Compute(order.lease, order.stage, ids, order.progress, order.rate, order.gradient)
+        told = (order.lease, order.stage, ids, order.progress, order.rate, order.gradient, order.round)
+        compute = Compute(*told, unsettled=self.works[0].order.round)
         return [self._assess(heldout=False), compute] if order.evaluate else [compute]
 
     def _cut(self, work: Work) -> None:
         """Take what was learnt since the last cut, or the gradient, and encode it."""
         assert work.result is not None
+        residual = self.residual
         if work.order.gradient != self._of_gradients:
-            self._of_gradients = work.order.gradient
-            self.residual[:] = 0  # other numbers' errors
+            residual = np.zeros_like(residual)  # those were other numbers' errors
         with np.errstate(invalid="ignore", over="ignore"):
             work.learnt = self._local - self.state
         said = work.result.gradient if work.order.gradient else work.learnt
         assert said is not None
         work.payloads = [
-            self._encoder.encode(
-                said[start:stop],
-                self.residual[start:stop],
-                self._unsaid[start:stop],
-                work.order.bits,
-            )
-            for start, stop in self.cuts
+            self._encoder.encode(said[a:b], residual[a:b], self._unsaid[a:b], work.order.bits)
+            for a, b in self.cuts
         ]
 
     def _update(self, message: Update, payload: bytes, now: float) -> list[SiteEffect]:
@@ -309,15 +322,19 @@ class Site:
         self._arrived.clear()
         self.round = message.round
         if message.state_sha256 and state_sha256(self.state) != message.state_sha256:
-            self._lost = True
+            self._lost = self._spoilt = True
             self.round = -1
             return self._rejoin(f"the state after round {message.round} is not the coordinator's")
         if self._lost:
             return self._begin_again(now)
         if mine is not None:
             self.residual, self._unsaid = self._unsaid, self.residual
+            self._of_gradients = mine.order.gradient
+            self._known, self._known_epoch, self._inherited = mine.order.round, mine.order.epoch, False
             self.works.pop(0)
         out: list[SiteEffect] = []
+        if mine is not None and self._recalls:
+            out.append(Remember(self._known, self._known_epoch))
         if not any(work.started for work in self.works):
             # nothing was learnt since the cut: exactly the state, not almost
             out.append(self._load())
@@ -340,15 +357,24 @@ class Site:
                 return []
         out: list[SiteEffect] = []
         if self._lost:
-            self.residual[:] = 0
             self._shifts.clear()
-            self._fresh, self._lost = True, False
-            out.append(Forget())
+            self._lost = False
+            out.append(self._go_back())
         self._idle_since = now
         out.append(self._load())
         if self.epoch:
             out.append(Send(0, Ready(self.epoch, self.round)))
         return out
+
+    def _go_back(self) -> SiteEffect:
+        """Moments and residual are what they were after our last part that was merged: nothing that was lost is in
+        them. Where there is none they begin anew."""
+        if self._recalls and self._known and not self._spoilt:
+            self._recalled, self._fresh = self._known, self._inherited
+            return Recall(self._known)
+        self.residual[:] = 0
+        self._fresh, self._spoilt, self._known, self._recalled = True, False, 0, 0
+        return Forget()
 
     # ---- evaluation ---------------------------------------------------------------------------------------
 

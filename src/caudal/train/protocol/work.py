@@ -20,11 +20,13 @@ Applied = dict[tuple[int, int], int]
 @dataclass(slots=True)
 class Work:
     """Until its update has come. `learnt` is what was cut from the parameters; `planned`: it was cut short, and was
-    to be so many steps."""
+    to be so many steps. `recalled`: the round after which the moments are that it began with, where that has to
+    be said."""
 
     order: Round
     started: bool = False
     fresh: bool = False
+    recalled: int = 0
     waited_s: float = 0.0
     result: InnerResult | None = None
     applied: Applied = field(default_factory=dict)
@@ -62,5 +64,6 @@ class Work:
             applied=tuple(steps) if any(key in self.applied for key in keys) else (),
             fresh=self.fresh,
             planned=self.planned,
+            recalled=self.recalled,
         )
         return [Send(0, structs.replace(delta, fragment=f), p) for f, p in enumerate(self.payloads)]
