@@ -93,6 +93,8 @@ def test_a_killed_worker_is_followed_by_its_spare_in_the_same_gang(fleet: Callab
 
 def test_the_control_process_may_be_dead_for_long(fleet: Callable[..., Fleet]) -> None:
     one = fleet(tokens=5_000_000)  # more than it can train while this looks on
+    run = one.files / "run.yaml"
+    run.write_text(run.read_text() + "outer: {sync_fraction: 0.001}\n")  # so that rounds grow while it does
     one.up()
     one.wait_for(lambda: one.round() >= 2, 60, "rounds")
     slots = ("tiny.coordinator", "tiny.worker.0", "tiny.worker.1")

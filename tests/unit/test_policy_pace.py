@@ -7,8 +7,9 @@ import random
 import pytest
 
 from caudal.domain.key import KeyLimits, Slo
+from caudal.policy.admission import Admission
 from caudal.policy.admission_model import ModelQueues
-from caudal.policy.admission_types import Ask
+from caudal.policy.admission_types import Admit, Ask, Park
 from caudal.policy.fair_queue import FairQueue, Waiting
 from caudal.policy.pace import CAUTION, MOST_CAUTION, Caution, Pace, Ratio, ReplyLength, Window
 
@@ -51,16 +52,33 @@ def test_caution_follows_how_wrong_expectations_were() -> None:
     assert caution.value == CAUTION
     for _ in range(100):
         caution.see(2.0, 2.0)
-    assert 0.99 < caution.value < 1.1
+    assert 0.99 < caution.value < 1.15
     for _ in range(100):
         caution.see(2.0, 1.6)
-    assert 0.79 < caution.value < 0.85  # they were too long each time
+    assert 0.79 < caution.value < 0.9  # they were too long each time
     for i in range(200):
         caution.see(2.0, 1.0 if i % 2 else 3.0)
     assert caution.value > 1.05  # right on average is not good enough
     for _ in range(100):
         caution.see(2.0, float("inf"))
     assert 0.99 * MOST_CAUTION < caution.value <= MOST_CAUTION
+
+
+def test_what_wakes_a_model_says_nothing_of_its_speed() -> None:
+    admission = Admission()
+    admission.capacity(0.0, "m", 1, 2)
+    admission.capacity(0.0, "m", 0, 0)  # it sleeps
+    assert isinstance(admission.arrive(0.0, stream(1)), Admit)
+    admission.capacity(9.0, "m", 1, 2)
+    admission.first_token(9.5, 1)  # nine seconds of loading, half a second of reading
+    admission.end(10.0, 1, 10)
+    for id_, at in ((2, 10.0), (3, 11.0)):
+        assert isinstance(admission.arrive(at, stream(id_)), Admit)
+        admission.first_token(at + 0.5, id_)
+        admission.end(at + 1.0, id_, 10)
+    for id_ in (4, 5):
+        assert isinstance(admission.arrive(12.0, stream(id_)), Admit)
+    assert isinstance(admission.arrive(12.0, stream(6)), Park)  # a second or so: not ten
 
 
 def queues(slots: int, replicas: int = 1) -> ModelQueues:

@@ -58,7 +58,9 @@ class Begun:
         return checkpoint.read(self.blobs, "r", checkpoint.manifest_path("r", 0))[1]
 
     def setup(self, inner: InnerSpec | None = None) -> Setup:
-        return Setup(self.plan, self.manifest, str(self.folder), inner or InnerSpec(), 1, "")
+        return Setup(
+            self.plan, self.manifest, str(self.folder), inner or InnerSpec(precision="float32"), 1, ""
+        )
 
 
 def begun(folder: Path, spec: TrainSpec) -> Begun:
@@ -153,8 +155,8 @@ def test_two_copies_do_the_same_to_the_last_bit(runs: dict[str, Begun]) -> None:
     assert np.array_equal(*results)
 
 
-DDP = InnerSpec(processes=2, accumulate=2)
-FSDP2 = InnerSpec(processes=2, strategy="fsdp2", checkpoint_activations=True)
+DDP = InnerSpec(precision="float32", processes=2, accumulate=2)
+FSDP2 = InnerSpec(precision="float32", processes=2, strategy="fsdp2", checkpoint_activations=True)
 
 
 @pytest.mark.parametrize(

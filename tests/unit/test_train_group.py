@@ -34,7 +34,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     blobs, cache = open_blobs("memory://"), tmp_path_factory.mktemp("cache")
     manifest = prepare(SPEC, blobs, "r")
     folder = data_folder(blobs, "r", manifest, Path(cache))
-    return Setup(plan(SPEC, manifest), manifest, str(folder), InnerSpec(), 1, str(cache))
+    return Setup(plan(SPEC, manifest), manifest, str(folder), InnerSpec(precision="float32"), 1, str(cache))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,14 @@ def trained(
 @pytest.mark.parametrize(
     "inner",
     [
-        InnerSpec(accumulate=2),
-        InnerSpec(accumulate=2, checkpoint_activations=True),
-        InnerSpec(processes=2),
-        InnerSpec(processes=2, strategy="fsdp2"),
-        InnerSpec(processes=2, strategy="fsdp2", accumulate=2, checkpoint_activations=True),
-        InnerSpec(processes=3, accumulate=2),
+        InnerSpec(precision="float32", accumulate=2),
+        InnerSpec(precision="float32", accumulate=2, checkpoint_activations=True),
+        InnerSpec(precision="float32", processes=2),
+        InnerSpec(precision="float32", processes=2, strategy="fsdp2"),
+        InnerSpec(
+            precision="float32", processes=2, strategy="fsdp2", accumulate=2, checkpoint_activations=True
+        ),
+        InnerSpec(precision="float32", processes=3, accumulate=2),
     ],
 )
 def test_however_it_is_shared_the_steps_are_the_same(
@@ -98,7 +100,7 @@ def test_however_it_is_shared_the_steps_are_the_same(
 
 def test_the_other_processes_end_with_the_first(setup: Setup) -> None:
     path = Path(setup.folder).parent / "killed.json"
-    path.write_bytes(msgspec.json.encode(replace(setup, inner=InnerSpec(processes=3))))
+    path.write_bytes(msgspec.json.encode(replace(setup, inner=InnerSpec(precision="float32", processes=3))))
     first = subprocess.Popen(
         [sys.executable, "-m", "tests.unit.test_train_group", str(path), "wait"], stdout=subprocess.PIPE
     )
@@ -113,7 +115,7 @@ def test_the_other_processes_end_with_the_first(setup: Setup) -> None:
 
 def test_torchrun_starts_them_as_well(setup: Setup) -> None:
     path = Path(setup.folder).parent / "torchrun.json"
-    path.write_bytes(msgspec.json.encode(replace(setup, inner=InnerSpec(processes=2))))
+    path.write_bytes(msgspec.json.encode(replace(setup, inner=InnerSpec(precision="float32", processes=2))))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, "-m", "tests.unit.test_train_group", str(path)],
@@ -149,7 +151,7 @@ def test_bfloat16_learns_the_same_within_its_precision(
 
 def test_what_was_compiled_is_kept(setup: Setup, tmp_path: Path) -> None:
     path = tmp_path / "compiled.json"
-    wanted = replace(setup, inner=InnerSpec(compile=True), cache=str(tmp_path))
+    wanted = replace(setup, inner=InnerSpec(precision="float32", compile=True), cache=str(tmp_path))
     path.write_bytes(msgspec.json.encode(wanted))
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.test_train_group", str(path), "short"],
@@ -157,7 +159,7 @@ def test_what_was_compiled_is_kept(setup: Setup, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode()
-    plain = GroupInner(replace(setup, inner=InnerSpec(accumulate=2)))
+    plain = GroupInner(replace(setup, inner=InnerSpec(precision="float32", accumulate=2)))
     plain.load(initial_state(setup.plan.shape, setup.plan.vocab, setup.plan.seed))
     wanted_loss = plain.run(0, [IdRange(0, 8)], (0.0, 0.2), never).loss
     assert msgspec.json.decode(done.stdout) == pytest.approx(wanted_loss, rel=1e-4)

@@ -125,6 +125,7 @@ class Admission:
         """A model has so many replicas that hold so many requests at once, all together. None (0): what was last
         known stays, for they are about to come back, and the router says it better."""
         model = self._models.get(model_id) or self._model(model_id)
+        model.away = not replicas
         if not replicas or (model.replicas == replicas and model.window.slots == self._part(slots)):
             return NOTHING
         fewer = self._part(slots) < model.window.slots

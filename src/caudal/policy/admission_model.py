@@ -59,7 +59,8 @@ class Running:
     """A request at a replica. `reply` is as predicted; `ahead` the tokens that its replica had to read up to its
     first one; `charged` whether it was taken from a queue, by its work; `expected_s` how long its first token was
     expected to take when it was let wait (0: it did not wait); `beside_s` the model's `_running_s` at its first token;
-    `read_from` since when it is read, which is later than `started_at` where it is read again."""
+    `read_from` since when it is read, which is later than `started_at` where it is read again; `cold`: there was no replica
+    when it began, and how long it took says when there was one again."""
 
     ask: Ask
     model: ModelQueues
@@ -73,6 +74,7 @@ class Running:
     reading: bool = False
     charged: bool = False
     read_from: float = 0.0
+    cold: bool = False
 
 
 class ModelQueues:
@@ -88,6 +90,7 @@ class ModelQueues:
         "_reading_s",
         "_running_s",
         "_running_since",
+        "away",
         "cautions",
         "pace",
         "queues",
@@ -110,6 +113,7 @@ class ModelQueues:
         self.cautions = (Caution(), Caution(), Caution())  # by rank
         self.window = Window(UNKNOWN_SLOTS)
         self.replicas = 1
+        self.away = False  # there is none just now
         self.running = self.running_batch = 0
         self.reading = 0  # streams whose first token did not come yet
         self.reading_tokens = 0
@@ -212,7 +216,7 @@ class ModelQueues:
             self.running_batch += 1
         own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
         ahead = own + self.reading_tokens / self.replicas
-        running = Running(ask, self, reply, arrived_at, now, ahead)
+        running = Running(ask, self, reply, arrived_at, now, ahead, cold=self.away)
         if ask.stream:
             self._begin_reading(now, running)
         return running
@@ -260,7 +264,7 @@ class ModelQueues:
             own, before = running.ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS, self.reading_tokens
             self.reading -= 1
             self.reading_tokens -= own
-            if running.first_at and running.read_from == running.started_at:
+            if running.first_at and running.read_from == running.started_at and not running.cold:
                 self.pace.read(self._busy_s, own)
                 self._busy_s = 0.0
             else:
@@ -292,7 +296,8 @@ class ModelQueues:
             return
         decode_s = now - running.first_at if running.first_at else 0.0
         work = self.work(ask.prompt_tokens, running.reply)
-        self.pace.ended(now - running.started_at, work, decode_s, running.reply)
+        if not running.cold:
+            self.pace.ended(now - running.started_at, work, decode_s, running.reply)
         self._set_spare()
         if reply_tokens is None:
             return
