@@ -59,7 +59,8 @@ class Replica:
     def seen(self, now: float) -> None:
         """Its load was what it is, up to now."""
         load = self.load
-        self.speed.passed(now, load.requests, load.tokens, load.others(now))
+        others = load.others(now) if load.others_tokens else 0.0
+        self.speed.passed(now, load.requests, load.tokens, others)
 
 
 @dataclass(slots=True)
@@ -88,15 +89,6 @@ class ModelState:
         self.by_gang = {r.load.gang: r for r in replicas}
         self.externals = [r for r in replicas if r.route.external is not None]
         self.asks_outside = any(not r.overflows for r in self.externals)
-
-    def expected(self, asked: int) -> int:
-        """Of the tokens that a request may have, those that are likely: answers end before their limit."""
-        return max(1, int(asked * self.served_share))
-
-    def served(self, asked: int, tokens: int) -> None:
-        """A request that might have had `asked` tokens had so many."""
-        share = max(MIN_SHARE, min(1.0, tokens / asked if asked else 1.0))
-        self.served_share += SHARE_WEIGHT * (share - self.served_share)
 
 
 @dataclass(slots=True)
@@ -132,11 +124,12 @@ class Ticket:
     ) -> Ticket:
         """Take a place. `asked`: the most tokens that the request may have."""
         load, route = replica.load, replica.route
-        replica.seen(now)
+        others = load.others(now) if load.others_tokens else 0.0
+        replica.speed.passed(now, load.requests, load.tokens, others)
         at_once = not load.slots or load.requests < load.slots
         load.requests += 1
         load.tokens += ask.tokens
-        trial = load.breaker.begin(now)
+        trial = load.breaker.begin(now) if load.breaker.until else False
         name = route.model or model.routes.id
         return cls(
             route.gang,
@@ -203,11 +196,17 @@ class Ticket:
         if not self._answered:  # it came in one piece: when it began to speak is not known
             self._answered = True
             self._replica.load.breaker.answered(self._trial)
-        self._model.served(self.asked, tokens)
-        self._replica.seen(self._owner.now())
-        if self._replica.speed.served(tokens, self._replica.load.slots):
-            self._replica.load.tokens_per_s = self._replica.speed.tokens_per_s
-            self._model.pool.measure()
+        model, asked = self._model, self.asked
+        share = tokens / asked if tokens < asked else 1.0
+        if share < MIN_SHARE:
+            share = MIN_SHARE
+        model.served_share += SHARE_WEIGHT * (share - model.served_share)
+        replica = self._replica
+        replica.seen(self._owner.now())
+        speed = replica.speed
+        if speed.served(tokens, replica.load.slots):
+            replica.load.tokens_per_s = speed.tokens_per_s
+            model.pool.measure()
 
     def failed(self, *, hard: bool = True) -> None:
         """The replica failed this request. `hard`: it could not be reached, hung up, or would not answer, and is
@@ -235,12 +234,14 @@ class Ticket:
         self._answered, other._answered = other._answered, self._answered
         self._failed, other._failed = other._failed, self._failed
 
-    def release(self) -> None:
-        """The request is over at this replica."""
+    def release(self, just_done: bool = False) -> None:
+        """The request is over at this replica; `just_done`: `done` was said at this very moment."""
         assert self._open
         self._open = False
-        self._replica.seen(self._owner.now())
-        load = self._replica.load
+        replica = self._replica
+        if not just_done:
+            replica.seen(self._owner.now())
+        load = replica.load
         load.requests -= 1
         load.tokens -= self.tokens
         if self._trial and not self._answered and not self._failed:

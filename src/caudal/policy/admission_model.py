@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from caudal.domain.key import Slo
 from caudal.policy.admission_types import Ask
 from caudal.policy.fair_queue import FairQueue
 from caudal.policy.pace import (
@@ -134,7 +135,7 @@ class ModelQueues:
         if length is None or length.seen < MIN_SEEN:
             length = self._own_lengths
         expected = int(length.tokens) or 1
-        return min(bound, expected) if bound else expected
+        return bound if bound and bound < expected else expected
 
     def open_to(self, rank: int) -> bool:
         """Whether a request of a class may start although it just came: there is room, and nobody is before it."""
@@ -142,7 +143,9 @@ class ModelQueues:
             queues = self.queues
             if queues[0].count or (rank and queues[1].count) or (rank == BATCH and queues[2].count):
                 return False
-        return self.room(rank)
+        if self.reading or rank == BATCH:
+            return self.room(rank)
+        return self.running < self.window.limit + self.spare
 
     def room(self, rank: int) -> bool:
         """Whether replicas can take one more of a class."""
@@ -204,19 +207,23 @@ class ModelQueues:
         self._set_spare()
 
     def _set_spare(self) -> None:
-        slots, held_s = self.window.slots, self.held_s()
-        most = max(self.replicas, slots // 4)
+        slots, pace, most = self.window.slots, self.pace, self.replicas
+        if slots // 4 > most:
+            most = slots // 4
+        held_s = pace.mean_work * pace.work_s
         self.spare = most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
 
     def start(self, now: float, ask: Ask, arrived_at: float, reply: int) -> Running:
         """A request goes to a replica."""
-        self._count_running(now)
+        self._running_s += (now - self._running_since) * self.running
+        self._running_since = now
         self.running += 1
-        if ask.slo == "batch":
+        if ask.slo is Slo.BATCH:
             self.running_batch += 1
-        own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
-        ahead = own + self.reading_tokens / self.replicas
-        running = Running(ask, self, reply, arrived_at, now, ahead, cold=self.away)
+        ahead = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + self.reading_tokens / self.replicas
+        running = Running(ask, self, reply, arrived_at, now, ahead)
+        if self.away:
+            running.cold = True
         if ask.stream:
             self._begin_reading(now, running)
         return running
@@ -287,15 +294,17 @@ class ModelQueues:
     ) -> None:
         """It is over. `promised_s` is what its class was promised for each token (0: nothing)."""
         ask = running.ask
-        self._count_running(now)
+        self._running_s += (now - self._running_since) * self.running
+        self._running_since = now
         self.running -= 1
-        if ask.slo == "batch":
+        if ask.slo is Slo.BATCH:
             self.running_batch -= 1
-        self._read(now, running)
+        if running.reading:
+            self._read(now, running)
         if not ok:
             return
         decode_s = now - running.first_at if running.first_at else 0.0
-        work = self.work(ask.prompt_tokens, running.reply)
+        work = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + REPLY_WEIGHT * running.reply
         if not running.cold:
             self.pace.ended(now - running.started_at, work, decode_s, running.reply)
         self._set_spare()

@@ -53,10 +53,11 @@ class Ratio:
         self._above = 0.0
         self._below = 0.0
 
-    def see(self, above: float, below: float) -> None:
-        """Take up an observation."""
-        self._above = self._above * MEMORY + above
-        self._below = self._below * MEMORY + below
+    def see(self, above: float, below: float) -> float:
+        """Take up an observation; returns the ratio."""
+        self._above = above = self._above * MEMORY + above
+        self._below = below = self._below * MEMORY + below
+        return above / below if below else 0.0
 
     @property
     def value(self) -> float:
@@ -68,24 +69,21 @@ class ReplyLength:
     """A quantile of reply lengths in tokens, by steps on their logarithm: a step up where one was longer, down
     where it was shorter, in the proportion that balances at the quantile."""
 
-    __slots__ = ("_log", "seen")
+    __slots__ = ("_log", "seen", "tokens")
 
     def __init__(self, start: float = TYPICAL_REPLY_TOKENS) -> None:
         self._log = math.log(start)
+        self.tokens = math.exp(self._log)  # the estimate
         self.seen = 0
 
     def see(self, tokens: int) -> None:
         """Take up a reply."""
-        rate = LEARNING_RATE + SETTLING / (1 + self.seen)
         self.seen += 1
-        longer = math.log(max(1, tokens)) > self._log
-        self._log += rate * (REPLY_QUANTILE if longer else REPLY_QUANTILE - 1)
-        self._log = max(0.0, self._log)
-
-    @property
-    def tokens(self) -> float:
-        """The estimate."""
-        return math.exp(self._log)
+        rate = LEARNING_RATE + SETTLING / self.seen
+        longer = (math.log(tokens) if tokens > 1 else 0.0) > self._log
+        log = self._log + rate * (REPLY_QUANTILE if longer else REPLY_QUANTILE - 1)
+        self._log = log = log if log > 0.0 else 0.0
+        self.tokens = math.exp(log)
 
 
 class Pace:
@@ -132,12 +130,10 @@ class Pace:
 
     def ended(self, held_s: float, work: float, decode_s: float, predicted_reply: int) -> None:
         """A request ended well. `decode_s` 0: not known."""
-        self._work.see(held_s, work)
-        self.work_s = self._work.value
+        self.work_s = self._work.see(held_s, work)
         self.mean_work = work if not self.mean_work else 0.95 * self.mean_work + 0.05 * work
         if decode_s:
-            self._reply.see(decode_s, predicted_reply)
-            self.reply_s = self._reply.value
+            self.reply_s = self._reply.see(decode_s, predicted_reply)
 
 
 class Caution:
@@ -169,21 +165,20 @@ class Window:
     Rises by one for each window of requests that kept the promise, falls by a tenth at most once a window.
     """
 
-    __slots__ = ("_limit", "_room", "_until", "slots")
+    __slots__ = ("_limit", "_until", "limit", "slots")
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._limit = float(slots)
         self._until = 0
+        self._set(float(slots))
 
-    @property
-    def limit(self) -> int:
-        """Requests at once."""
-        return max(1, int(self._limit))
+    def _set(self, limit: float) -> None:
+        self._limit = limit
+        self.limit = max(1, int(limit))  # requests at once
 
     def resize(self, slots: int) -> None:
         """Replicas came or went: the share that was found to be good stays."""
-        self._limit = max(1.0, self._limit * slots / self.slots) if self.slots else float(slots)
+        self._set(max(1.0, self._limit * slots / self.slots) if self.slots else float(slots))
         self.slots = slots
 
     def see(self, per_token_s: float, promised_s: float, running: float) -> None:
@@ -191,7 +186,7 @@ class Window:
         self._until -= 1
         if per_token_s > promised_s:
             if self._until <= 0:
-                self._limit = max(1.0, self.slots / 4, min(self._limit, running) * 0.9)
+                self._set(max(1.0, self.slots / 4, min(self._limit, running) * 0.9))
                 self._until = self.limit
         elif running >= 0.8 * self._limit:
-            self._limit = min(float(self.slots), self._limit + 1.0 / self._limit)
+            self._set(min(float(self.slots), self._limit + 1.0 / self._limit))

@@ -15,28 +15,29 @@ WINDOW_S = 60
 class SlidingMinute:
     """At most 61 buckets, whatever the rate. Times only rise, but for `take_back`'s."""
 
-    __slots__ = ("_buckets", "_total")
+    __slots__ = ("_buckets", "total")
 
     def __init__(self) -> None:
         self._buckets: deque[list[int]] = deque()  # [second, amount]
-        self._total = 0
+        self.total = 0  # at least what counts: what is too old may be in it still
 
     def used(self, now: float) -> int:
         """What was added within the last minute."""
         buckets = self._buckets
         while buckets and buckets[0][0] + 1 + WINDOW_S <= now:
-            self._total -= buckets.popleft()[1]
-        return self._total
+            self.total -= buckets.popleft()[1]
+        return self.total
 
     def add(self, now: float, amount: int) -> None:
         """Count an amount."""
-        self.used(now)
         second = math.floor(now)
-        if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1][1] += amount
+        buckets = self._buckets
+        if buckets and buckets[-1][0] == second:
+            buckets[-1][1] += amount
         else:
-            self._buckets.append([second, amount])
-        self._total += amount
+            self.used(now)
+            buckets.append([second, amount])
+        self.total += amount
 
     def take_back(self, at: float, amount: int) -> None:
         """Uncount what was added at `at` (nothing, where that is forgotten already)."""
@@ -45,11 +46,13 @@ class SlidingMinute:
             if bucket[0] == second:
                 amount = min(amount, bucket[1])
                 bucket[1] -= amount
-                self._total -= amount
+                self.total -= amount
                 return
 
     def wait_s(self, now: float, amount: int, limit: int) -> float:
         """Seconds until an amount fits below the limit; 0 where it does now, inf where it never will."""
+        if self.total + amount <= limit:
+            return 0.0  # also with what is over a minute old, and not yet dropped
         if amount > limit:
             return math.inf
         excess = self.used(now) + amount - limit
@@ -63,5 +66,7 @@ class SlidingMinute:
 
     def standing(self, now: float) -> tuple[int, float]:
         """What was added within the last minute, and seconds until nothing of it counts any more."""
-        used = self.used(now)
-        return used, self._buckets[-1][0] + 1 + WINDOW_S - now if self._buckets else 0.0
+        buckets = self._buckets
+        if buckets and buckets[0][0] + 1 + WINDOW_S <= now:
+            self.used(now)
+        return self.total, buckets[-1][0] + 1 + WINDOW_S - now if buckets else 0.0

@@ -166,21 +166,21 @@ class Route:
         return self.replica.gang if self.replica is not None else None
 
 
-def choose(pool: Pool, ask: Ask, *, site: str, now: float) -> Route:
+def choose(pool: Pool, ask: Ask, site: str, now: float) -> Route:
     """The replica for a request of a gateway at `site`: of the version that the weights say, and of another one
     where that has none to give."""
     if len(pool.versions) > 1:
         version = ask.version or choose_version(pool.weights, ask.share)
         of_version = pool.versions.get(version)
         if of_version:
-            route = choose_replica(of_version, ask, site=site, now=now, mean_tokens_per_s=pool.tokens_per_s)
+            route = choose_replica(of_version, ask, site, now, pool.tokens_per_s)
             if route.replica is not None and route.replica.gang not in ask.tried:
                 return route
-    return choose_replica(pool.replicas, ask, site=site, now=now, mean_tokens_per_s=pool.tokens_per_s)
+    return choose_replica(pool.replicas, ask, site, now, pool.tokens_per_s)
 
 
 def choose_replica(
-    replicas: Sequence[ReplicaLoad], ask: Ask, *, site: str, now: float, mean_tokens_per_s: float = 0.0
+    replicas: Sequence[ReplicaLoad], ask: Ask, site: str, now: float, mean_tokens_per_s: float = 0.0
 ) -> Route:
     """The replica for a request, whatever its version. About a microsecond for each replica: this is done for
     every request."""
