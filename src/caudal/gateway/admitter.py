@@ -28,6 +28,7 @@ REQUESTS_LINES, TOKENS_LINES = (
     % (what, what, what)
     for what in (b"requests", b"tokens")
 )
+RATE_LINES = REQUESTS_LINES + TOKENS_LINES
 UNLIMITED = KeyLimits()
 
 Capacity = Callable[[str], tuple[int, int]]
@@ -91,7 +92,10 @@ class Permit:
 
     def headers(self) -> bytes:
         """Lines for the answer's head: where the key stands, if it has rates."""
-        return self._admitter.rates(self._key, self._limits)
+        limits = self._limits
+        if limits.requests_per_minute or limits.tokens_per_minute:
+            return self._admitter.rates(self._key, limits)
+        return b""
 
 
 class Admitter:
@@ -190,15 +194,15 @@ class Admitter:
         """Header lines on where a key stands; none where it has no rates."""
         if not limits.requests_per_minute and not limits.tokens_per_minute:
             return b""
-        numbers = self.admission.numbers(self._now(), key)
-        lines = b""
-        if numbers.limit_requests:
-            reset_s = math.ceil(numbers.reset_requests_s)
-            lines = REQUESTS_LINES % (numbers.limit_requests, numbers.remaining_requests, reset_s)
-        if numbers.limit_tokens:
-            reset_s = math.ceil(numbers.reset_tokens_s)
-            lines += TOKENS_LINES % (numbers.limit_tokens, numbers.remaining_tokens, reset_s)
-        return lines
+        requests, left, reset_s, tokens, tokens_left, tokens_reset_s = self.admission.numbers(
+            self._now(), key
+        )
+        if requests and tokens:
+            resets = math.ceil(reset_s), math.ceil(tokens_reset_s)
+            return RATE_LINES % (requests, left, resets[0], tokens, tokens_left, resets[1])
+        if requests:
+            return REQUESTS_LINES % (requests, left, math.ceil(reset_s))
+        return TOKENS_LINES % (tokens, tokens_left, math.ceil(tokens_reset_s)) if tokens else b""
 
     def _learn(self, now: float, model: str) -> None:
         """What the model's replicas hold, if that changed."""

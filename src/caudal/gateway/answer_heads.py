@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 
 from caudal.gateway.exchange import Exchange
+from caudal.gateway.http_request import Head
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -20,11 +21,9 @@ class AnswerHeads:
         self._count = 0
         self._counting, self._naming = self._counted, self._named  # bound once
 
-    def begin(self, exchange: Exchange) -> None:
-        """A request came: its answer gets the lines, made when it begins."""
-        exchange.begun_at = self._now()
-        given = b"x-request-id" in exchange.request.head.headers
-        exchange.lines = self._naming if given else self._counting
+    def of(self, head: Head) -> Callable[[Exchange], bytes]:
+        """What makes the lines for answers to requests with this head, from `begun_at` of their exchange."""
+        return self._naming if b"x-request-id" in head.headers else self._counting
 
     def _named(self, exchange: Exchange) -> bytes:
         given = exchange.request.headers[b"x-request-id"]

@@ -58,6 +58,7 @@ class App:
         self._connections = connections
         self._short_calls = short_calls
         self._responses = Responses(responses, self._generate)
+        self._now = router.now
         self._heads = AnswerHeads(router.now)
         self.keyed: tuple[str, ...] = (
             KEYED,
@@ -78,13 +79,14 @@ class App:
 
     def handle(self, exchange: Exchange) -> Answering | None:
         """Answer one request: at once, from callbacks, or by what is returned, which is to be awaited."""
-        self._heads.begin(exchange)
         head = exchange.request.head
+        exchange.begun_at = self._now()
         plain = head.notes
         if not isinstance(plain, PlainHead):
-            plain = head.notes = plain_head(head)
+            plain = head.notes = plain_head(head, self._heads.of(head))
             if plain is None:
                 return self._other_now(exchange, head)
+        exchange.lines = plain.lines
         model = UNKNOWN_MODEL
         try:
             exchange.caller = self._callers.of(head.headers, exchange.address)
@@ -103,6 +105,7 @@ class App:
             return None
 
     def _other_now(self, exchange: Exchange, head: Head) -> Answering | None:
+        exchange.lines = self._heads.of(head)
         try:
             return self._other(exchange, head)
         except ApiError as error:

@@ -74,14 +74,19 @@ class ModelDemand:
 
     def begun(self) -> None:
         """There is one request more from now on."""
-        self.load(self._now())
-        self.requests += 1
+        now, requests = self._now(), self.requests
+        if now > self._at:  # `load`, which is done twice for every request
+            self._load = requests + (self._load - requests) * math.exp((self._at - now) / SMOOTH_S)
+            self._at = now
+        self.requests = requests + 1
 
     def ended(self) -> None:
         """One is over."""
-        now = self._now()
-        self.load(now)
-        self.requests -= 1
+        now, requests = self._now(), self.requests
+        if now > self._at:
+            self._load = requests + (self._load - requests) * math.exp((self._at - now) / SMOOTH_S)
+            self._at = now
+        self.requests = requests - 1
         self.ended_at = now
 
 

@@ -75,7 +75,7 @@ class Direct(ABC):
         """All of a good answer."""
         answer, ticket = self.answer, self.ticket
         assert isinstance(answer, Whole)
-        self._pool.release(ticket.address, self._connection)
+        self._pool.keep(ticket.address, self._connection)
         try:
             answer.say(body)
         except NotEvents as failure:

@@ -95,8 +95,26 @@ class Job(Direct):
         self.cost = 0
 
     def finish(self, status: int) -> None:
-        """It is over."""
-        self._owner.close(self, status)
+        """All that is done at the end of a request, however it ends."""
+        answer, account, owner = self.answer, self.account, self._owner
+        metrics = owner.metrics
+        if isinstance(answer, Relay):
+            owner.watch.remove(answer)
+            metrics.streams -= 1
+            if account.trace is not None:
+                account.trace.first_byte(answer.first_byte_s)
+        usage = answer.usage
+        if usage is not None:
+            account.usage = usage
+        if owner.used is not None and answer.measured is not None:
+            owner.used(self.call, answer.measured)
+        if self.cost:
+            account.usage = replace(account.usage, picodollars=self.cost)
+        self.permit.done()
+        account.close(status)
+        if self.named:
+            metrics.requests += 1
+            metrics.answers[self.named, status] += 1
 
     def hand_over(self, begun: UpstreamConnection | None, failure: Failure | None) -> None:
         """It goes on in a task."""
@@ -121,16 +139,16 @@ class Generations:
         tracing: Tracing | None = None,
     ) -> None:
         self._record = record
-        self._told: dict[str, Caller] = {}  # who has a budget, as admission knows it
-        self._used = used
+        self._told: dict[str, Caller] = {}  # who has a budget, as admission was told of it
+        self.used = used
         self._externals = externals
         self._tracing = tracing
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
         self.pool = pool
-        self._metrics = metrics
+        self.metrics = metrics
         self._wait_s = wait_s
-        self._watch = watch or Watch(router)
+        self.watch = watch or Watch(router)
 
     def begin(self, exchange: Exchange, call: Call, head: PlainHead, known: bool) -> Answering | None:
         """Answer the exchange from callbacks where that can begin at once, else by what is returned, which is to be
@@ -145,7 +163,7 @@ class Generations:
             account.trace = self._tracing.begin(exchange.request.headers, call, caller.id)
         if head.traced or account.trace is not None:
             call = within_trace(call, exchange.request.headers, account.trace)
-        if limits.budget_tokens or limits.budget_usd:
+        if (limits.budget_tokens or limits.budget_usd) and self._told.get(caller.id) is not caller:
             self._tell_spent(caller)
         try:
             admitted = self._admitter.admit_now(call, caller.id, limits, slo, head.deadline_s)
@@ -175,7 +193,7 @@ class Generations:
         except BaseException as error:
             status = status_of(error)
             job.account.close(status)
-            self._metrics.answered(job.named, status)
+            self.metrics.answered(job.named, status)
             if not isinstance(error, ApiError):
                 raise
             job.exchange.respond(error.status, error.body(), extra=error.headers())
@@ -200,35 +218,15 @@ class Generations:
                 raise
             job.exchange.respond(error.status, error.body(), extra=error.headers())
         finally:
-            self.close(job, status)
+            job.finish(status)
 
     def _open(self, job: Job, permit: Permit) -> None:
         kind = Relay if job.call.stream else Whole
         job.permit = permit
-        job.answer = kind(job.exchange, job.call, permit, self.pool, self._metrics, self._router)
+        job.answer = kind(job.exchange, job.call, permit, self.pool, self.metrics, self._router)
         if isinstance(job.answer, Relay):
-            self._watch.add(job.answer)
-            self._metrics.streams += 1
-
-    def close(self, job: Job, status: int) -> None:
-        """All that is done at the end of a request, however it ends."""
-        answer, account = job.answer, job.account
-        if isinstance(answer, Relay):
-            self._watch.remove(answer)
-            self._metrics.streams -= 1
-            if account.trace is not None:
-                account.trace.first_byte(answer.first_byte_s)
-        measured = answer.measured
-        if measured is not None:
-            account.usage = measured.usage
-            if self._used is not None:
-                self._used(job.call, measured)
-        if job.cost:
-            account.usage = replace(account.usage, picodollars=job.cost)
-        job.permit.done()
-        account.close(status)
-        if job.named:
-            self._metrics.answered(job.named, status)
+            self.watch.add(job.answer)
+            self.metrics.streams += 1
 
     async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
         """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
@@ -254,7 +252,7 @@ class Generations:
             status = status_of(error)
             raise
         finally:
-            self.close(job, status)
+            job.finish(status)
         return 200
 
     def _account(self, exchange: Exchange, call: Call, caller: Caller) -> Account:
@@ -264,12 +262,11 @@ class Generations:
         return account
 
     def _tell_spent(self, caller: Caller) -> None:
-        """What a key with a budget used so far, once for each time that control says it."""
-        if self._told.get(caller.id) is not caller:
-            if len(self._told) >= MAX_KEYS:
-                self._told.clear()
-            self._told[caller.id] = caller
-            self._admitter.spent(caller.id, caller.spent_tokens, caller.spent_usd)
+        """What a key with a budget used so far, as control said last."""
+        if len(self._told) >= MAX_KEYS:
+            self._told.clear()
+        self._told[caller.id] = caller
+        self._admitter.spent(caller.id, caller.spent_tokens, caller.spent_usd)
 
     async def _carry_out(
         self, job: Job, ticket: Ticket | None, begun: UpstreamConnection | None, failure: Failure | None
@@ -318,7 +315,7 @@ class Generations:
             version = ticket.version
             if job.account.trace is not None:
                 job.account.trace.place(ticket, started=answer.started)
-            self._metrics.retries += attempt > 0 and not answer.started
+            self.metrics.retries += attempt > 0 and not answer.started
             try:
                 if failure is not None:
                     raise failure

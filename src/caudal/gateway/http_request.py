@@ -109,18 +109,18 @@ class RequestReader:
         self._last = False  # the parser read a request after which nothing follows
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
-        self._partial: _Partial | None = None
+        self.begun: _Partial | None = None  # the request that is being read
 
     def phase(self) -> str:
         """`idle` between requests, `head` or `body` within one."""
-        if self._partial is None:
+        if self.begun is None:
             return "idle"
-        return "body" if self._partial.head_done else "head"
+        return "body" if self.begun.head_done else "head"
 
     @property
     def expects_continue(self) -> bool:
         """Whether the client waits for `100 Continue` before it sends the body."""
-        partial = self._partial
+        partial = self.begun
         return (
             partial is not None
             and partial.head_done
@@ -139,7 +139,7 @@ class RequestReader:
     def known(self, data: bytes) -> Request | None:
         """The request that this is, where it is whole and alone, and its head was parsed before: it is not among those
         that are ready. None: it is to be parsed."""
-        if self._partial is not None or self.ready or self.refused or self._last:
+        if self.begun is not None or self.ready or self.refused or self._last:
             return None
         found = self._find(data)
         return None if found is None else Request(*found)
@@ -148,11 +148,11 @@ class RequestReader:
         """Take what arrived and is not known."""
         if self.refused:
             return
-        before, ready = self._partial, len(self.ready)
+        before, ready = self.begun, len(self.ready)
         alone = before is None and not ready and not self._last
         try:
             self._parser.feed_data(data)
-            partial = self._partial
+            partial = self.begun
             if (
                 partial is not None
                 and not partial.head_done
@@ -188,7 +188,7 @@ class RequestReader:
     def _refuse(self, status: int, code: str, message: str) -> None:
         if not self.refused:
             self.refused = True
-            self._partial = None
+            self.begun = None
             self.ready.append(Refusal(status, code, message))
 
     def _stop(self, status: int, code: str, message: str) -> None:
@@ -216,18 +216,18 @@ class RequestReader:
         waiting_bytes = sum(len(r.body) for r in self.ready if isinstance(r, Request))
         if len(self.ready) >= self._limits.pipelined or waiting_bytes > self._limits.body_bytes:
             self._stop(400, "too_many_pipelined", "Too many requests at once on one connection.")
-        self._partial = _Partial()
+        self.begun = _Partial()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
-        assert self._partial is not None
-        self._partial.url += url
-        self._partial.head_bytes += len(url)
-        self._check_head_bytes(self._partial)
+        assert self.begun is not None
+        self.begun.url += url
+        self.begun.head_bytes += len(url)
+        self._check_head_bytes(self.begun)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; those after the body (trailers) are dropped."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.count += 1
         if partial.count > self._limits.headers:
@@ -245,7 +245,7 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         """All headers are there: what is refused for them is refused before the body is read."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.head_done = True
         version = self._parser.get_http_version()
@@ -265,7 +265,7 @@ class RequestReader:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.body_bytes += len(data)
         if partial.body_bytes > self._limits.body_bytes:
@@ -279,10 +279,10 @@ class RequestReader:
 
     def on_message_complete(self) -> None:
         """A whole request."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         path, _, query = partial.url.partition(b"?")
-        self._partial = None
+        self.begun = None
         self._length, self._head_bytes = partial.headers.pop(b"content-length", None), partial.head_bytes
         head = Head(
             method=self._parser.get_method().decode("latin-1"),

@@ -210,8 +210,17 @@ class HttpConnection(asyncio.Protocol):
     def answered(self, exchange: Exchange) -> None:
         """An exchange has its whole answer. Where a task gave it, the task's end counts."""
         exchange.flow = None
-        if self._task is None and self._exchange is exchange:
+        if self._task is not None or self._exchange is not exchange:
+            return
+        reader = self._reader
+        if reader.ready or reader.begun or not exchange.keep_alive:
             self._go_on(exchange)
+            return
+        self._exchange = None  # and nothing more was asked yet
+        self._phase = "idle"
+        self._deadline = self._loop.time() + self._limits.idle_s
+        if self._server.closing:
+            self.close_when_idle()
 
     def failed(self, exchange: Exchange) -> None:
         """Our own bug, within the handling of an exception: it must cost one answer and a line in the log, not the

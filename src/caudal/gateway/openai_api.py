@@ -186,7 +186,11 @@ def parse_chat(body: bytes) -> Call:
         request, extras = _read_more(_CHAT, body)
     if request.response_format is not None:
         check_schemas(request.response_format, "response_format")
-    if request.tools is not None or [message for message in request.messages if message.tool_calls]:
+    tools = request.tools is not None
+    for message in request.messages:
+        if message.tool_calls:
+            tools = True
+    if tools:
         check_turns(request.messages, request.tools)
     if request.max_tokens == 0:
         raise ApiError(400, "invalid_value", "Invalid value for 'max_tokens': 1 or more.", param="max_tokens")

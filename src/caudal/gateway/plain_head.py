@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from caudal.domain.key import Slo
+from caudal.gateway.exchange import Exchange
 from caudal.gateway.http_request import Head
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.openai_errors import ApiError
@@ -24,17 +25,19 @@ PARSERS: dict[str, Callable[[bytes], Call]] = {
 
 @dataclass(slots=True)
 class PlainHead:
-    """The head of a generation. `slo` (None: it names none) and `deadline_s` are what it wishes, `traced` says that it
-    names a trace."""
+    """The head of a generation. `lines` makes those of its answers' heads; `slo` (None: it names none) and `deadline_s`
+    are what it wishes, `traced` says that it names a trace."""
 
+    lines: Callable[[Exchange], bytes]
     parse: Callable[[bytes], Call]
     slo: Slo | None
     deadline_s: float
     traced: bool
 
 
-def plain_head(head: Head) -> PlainHead | None:
-    """What is known of the head of a generation; None where it is of something else, or is refused."""
+def plain_head(head: Head, lines: Callable[[Exchange], bytes]) -> PlainHead | None:
+    """What is known of the head of a generation, whose answers have these lines; None where it is of something else, or
+    is refused."""
     parse = PARSERS.get(head.path)
     if parse is None or head.method != "POST":
         return None
@@ -44,7 +47,7 @@ def plain_head(head: Head) -> PlainHead | None:
         slo, deadline_s = head_wishes(head.headers)
     except ApiError:
         return None  # said where it is answered, after what goes before it
-    return PlainHead(parse, slo, deadline_s, b"traceparent" in head.headers)
+    return PlainHead(lines, parse, slo, deadline_s, b"traceparent" in head.headers)
 
 
 def refuse_foreign_pages(head: Head) -> None:

@@ -11,6 +11,7 @@ import asyncio
 
 import msgspec
 
+from caudal.domain.key import Usage
 from caudal.gateway import wire
 from caudal.gateway.address import Address
 from caudal.gateway.admitter import Permit
@@ -93,6 +94,12 @@ class Relay:
             return known
         tokens = self._said_log().count() if rescue is None else rescue.said.tokens
         return estimated(len(self._call.body), tokens)
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens of that."""
+        measured = self.measured
+        return measured.usage if measured is not None else None
 
     @property
     def speaking(self) -> bool:

@@ -202,10 +202,10 @@ class Ticket:
             share = MIN_SHARE
         model.served_share += SHARE_WEIGHT * (share - model.served_share)
         replica = self._replica
-        replica.seen(self._owner.now())
-        speed = replica.speed
-        if speed.served(tokens, replica.load.slots):
-            replica.load.tokens_per_s = speed.tokens_per_s
+        speed, load, now = replica.speed, replica.load, self._owner.now()
+        speed.passed(now, load.requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
+        if speed.served(tokens, load.slots):
+            load.tokens_per_s = speed.tokens_per_s
             model.pool.measure()
 
     def failed(self, *, hard: bool = True) -> None:

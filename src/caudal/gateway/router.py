@@ -203,10 +203,15 @@ class Router:
         model = self._models.get(model_id)
         if model is None or model.asks_outside or (model.hedger.on and model.hedger.wait_s() is not None):
             return None
-        taken = self._try(
-            model, self._ask(model, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0), tokens, None
+        ask = self._ask(model, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
+        if model.externals:
+            taken = self._try(model, ask, tokens, None)
+            return taken if isinstance(taken, Ticket) else None
+        now = self.now()
+        load = choose(model.pool, ask, self._site, now).replica
+        return (
+            Ticket.at(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
         )
-        return taken if isinstance(taken, Ticket) else None
 
     def _ask(
         self,

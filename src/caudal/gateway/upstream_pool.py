@@ -63,10 +63,17 @@ class UpstreamPool:
 
     def release(self, address: Address, connection: UpstreamConnection) -> None:
         """Keep the connection if its answer was read to the end, else close it."""
+        if connection.usable():
+            self.keep(address, connection)
+        else:
+            connection.close()
+
+    def keep(self, address: Address, connection: UpstreamConnection) -> None:
+        """The same of one whose answer is whole and let it stay; whether it did is looked at when it is taken again."""
         idle = self._idle.get(address.key)
         if idle is None:
             idle = self._idle[address.key] = []
-        if connection.usable() and len(idle) < self._limits.idle_connections:
+        if len(idle) < self._limits.idle_connections:
             self._telling.discard(connection)
             connection.idle_since = self._loop.time()
             idle.append(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caudal.domain.key import Usage
 from caudal.gateway import wire
 from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
@@ -32,7 +33,7 @@ class Whole:
         metrics: Metrics,
         router: Router,
     ) -> None:
-        self.measured: Measured | None = None
+        self.usage: Usage | None = None  # what it used; None: it does not say
         self._exchange = exchange
         self._call = call
         self._permit = permit
@@ -40,6 +41,11 @@ class Whole:
         self._metrics = metrics
         self._now = router.now
         self._began_at = router.now()
+
+    @property
+    def measured(self) -> Measured | None:
+        """The same, as it is told of streams."""
+        return Measured(self.usage) if self.usage is not None else None
 
     @property
     def started(self) -> bool:
@@ -102,10 +108,9 @@ class Whole:
         """Say this, which is all of it. Raises NotEvents where it is no answer."""
         close, wide = right_names(self._call.model)
         named = body if close in body or wide in body else renamed(self._call.model, body)
-        self.measured = measured = usage_of(body)
+        self.usage = used = usage_of(body)
         permit = self._permit
-        if measured is not None:
-            used = measured.usage
+        if used is not None:
             permit.reply_tokens = used.completion_tokens
             self._ticket.done(used.prompt_tokens + used.completion_tokens)
         else:

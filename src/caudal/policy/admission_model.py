@@ -310,22 +310,19 @@ class ModelQueues:
         self._set_spare()
         if reply_tokens is None:
             return
-        self._learn(ask.key, reply_tokens)
+        self._own_lengths.see(reply_tokens)
+        length = self._lengths.get(ask.key)
+        if length is not None:
+            length.see(reply_tokens)
+        elif len(self._lengths) < MAX_KEYS:  # the model's own length stands for the rest
+            length = self._lengths[ask.key] = ReplyLength(TYPICAL_REPLY_TOKENS)
+            length.see(reply_tokens)
         if running.charged:
             more = REPLY_WEIGHT * (reply_tokens - running.reply)
             self.queues[ask.rank].correct(ask.key, more)
         if promised_s and decode_s and reply_tokens > 1:
             beside = (self._running_s - running.beside_s) / decode_s
             self.window.see(decode_s / (reply_tokens - 1), promised_s, beside)
-
-    def _learn(self, key: str, tokens: int) -> None:
-        self._own_lengths.see(tokens)
-        length = self._lengths.get(key)
-        if length is None:
-            if len(self._lengths) >= MAX_KEYS:
-                return  # the model's own length stands for the rest
-            length = self._lengths[key] = ReplyLength(TYPICAL_REPLY_TOKENS)
-        length.see(tokens)
 
     def waited(self, rank: int, expected_s: float, took_s: float) -> None:
         """A request that was let wait had its first token after so long (infinity: never)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from caudal.domain.key import KeyLimits, Slo
 from caudal.policy.slo import RANK
@@ -68,8 +69,7 @@ Effect = Admit | Park | Refuse
 Outcome = Admit | Refuse
 
 
-@dataclass(slots=True)  # not frozen, as Ask: every answer to a key with rates has them
-class RateNumbers:
+class RateNumbers(NamedTuple):  # every answer to a key with rates has them
     """Where a key stands, as OpenAI's `x-ratelimit-*` headers say it. Limits of 0: none."""
 
     limit_requests: int
