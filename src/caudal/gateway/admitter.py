@@ -7,8 +7,8 @@ what time has changed. Knows neither replicas nor bytes.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
+from math import ceil
 
 import msgspec
 
@@ -39,7 +39,7 @@ class Refused(ApiError):
     """An answer that admission gave: with what OpenAI's clients read in its head."""
 
     def __init__(self, refusal: Refuse, rates: bytes = b"") -> None:
-        retry_s = math.ceil(refusal.retry_after_s) or None
+        retry_s = ceil(refusal.retry_after_s) or None
         super().__init__(refusal.status, refusal.code, refusal.text, retry_after_s=retry_s)
         self._rates = rates
 
@@ -198,11 +198,10 @@ class Admitter:
             self._now(), key
         )
         if requests and tokens:
-            resets = math.ceil(reset_s), math.ceil(tokens_reset_s)
-            return RATE_LINES % (requests, left, resets[0], tokens, tokens_left, resets[1])
+            return RATE_LINES % (requests, left, ceil(reset_s), tokens, tokens_left, ceil(tokens_reset_s))
         if requests:
-            return REQUESTS_LINES % (requests, left, math.ceil(reset_s))
-        return TOKENS_LINES % (tokens, tokens_left, math.ceil(tokens_reset_s)) if tokens else b""
+            return REQUESTS_LINES % (requests, left, ceil(reset_s))
+        return TOKENS_LINES % (tokens, tokens_left, ceil(tokens_reset_s)) if tokens else b""
 
     def _learn(self, now: float, model: str) -> None:
         """What the model's replicas hold, if that changed."""

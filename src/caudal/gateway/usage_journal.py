@@ -68,11 +68,14 @@ class UsageJournal:
             if sums is None:
                 sums = self._counted[place] = [0, 0, 0, 0, 0, 0]
             sums[0] += 1
-            sums[1] += status >= 400
+            if status >= 400:
+                sums[1] += 1
             sums[2] += used.prompt_tokens
             sums[3] += used.completion_tokens
-            sums[4] += used.cached_tokens
-            sums[5] += used.picodollars
+            if used.cached_tokens:
+                sums[4] += used.cached_tokens
+            if used.picodollars:
+                sums[5] += used.picodollars
 
     def start(self) -> None:
         """Begin to write and to send."""

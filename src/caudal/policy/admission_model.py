@@ -100,7 +100,6 @@ class ModelQueues:
         "replicas",
         "running",
         "running_batch",
-        "spare",
         "swept_at",
         "waiting",
         "window",
@@ -119,7 +118,6 @@ class ModelQueues:
         self.reading = 0  # streams whose first token did not come yet
         self.reading_tokens = 0
         self.waiting = 0
-        self.spare = UNKNOWN_SLOTS // 4  # beyond the slots
         self.swept_at = 0.0
         self._running_s = self._running_since = 0.0  # the integral of how many ran
         self._busy_s = self._busy_since = 0.0  # of all replicas together, since a prompt was read
@@ -145,12 +143,13 @@ class ModelQueues:
                 return False
         if self.reading or rank == BATCH:
             return self.room(rank)
-        return self.running < self.window.limit + self.spare
+        limit = self.window.limit
+        return self.running < limit or self.running < limit + self._spare()
 
     def room(self, rank: int) -> bool:
         """Whether replicas can take one more of a class."""
         limit = self.window.limit
-        if self.running >= limit + self.spare:
+        if self.running >= limit and self.running >= limit + self._spare():
             return False
         if self.reading >= self.replicas * READ_AT_ONCE:
             if self.reading_tokens * self.pace.prompt_s > self._reading_s * self.replicas:
@@ -204,14 +203,12 @@ class ModelQueues:
         """It has so many replicas now, which hold so many requests together."""
         self.replicas = replicas
         self.window.resize(slots)
-        self._set_spare()
 
-    def _set_spare(self) -> None:
-        slots, pace, most = self.window.slots, self.pace, self.replicas
-        if slots // 4 > most:
-            most = slots // 4
-        held_s = pace.mean_work * pace.work_s
-        self.spare = most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
+    def _spare(self) -> int:
+        """How many replicas get beyond their slots."""
+        slots, held_s = self.window.slots, self.held_s()
+        most = max(self.replicas, slots // 4)
+        return most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
 
     def start(self, now: float, ask: Ask, arrived_at: float, reply: int) -> Running:
         """A request goes to a replica."""
@@ -307,7 +304,6 @@ class ModelQueues:
         work = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + REPLY_WEIGHT * running.reply
         if not running.cold:
             self.pace.ended(now - running.started_at, work, decode_s, running.reply)
-        self._set_spare()
         if reply_tokens is None:
             return
         self._own_lengths.see(reply_tokens)

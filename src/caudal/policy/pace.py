@@ -6,7 +6,7 @@ a change of speed is seen within some tens of requests. Knows nothing of queues,
 
 from __future__ import annotations
 
-import math
+from math import exp, inf, log, sqrt
 
 MEMORY = 0.98
 """What a sum keeps at each observation: the last fifty or so count."""
@@ -21,6 +21,7 @@ SAME_BATCH = 0.1
 """A first token that came after less than this share of the time that the one before took was read together with it."""
 
 REPLY_QUANTILE = 0.6
+SHORTER = REPLY_QUANTILE - 1
 LEARNING_RATE = 0.15
 SETTLING = 1.0
 """The first steps of a quantile's estimate are so much larger: 256 is far from most truths."""
@@ -37,7 +38,7 @@ after a wait, with 1.2, 1.5 % on Azure's trace and 3 to 5 % in bursts, with 1.5,
 0.699, 0.691 and 0.690 of what can be carried, in bursts the same. Where caution could go to 2.0 it did so in bursts, and
 queues got too short for the pauses between them."""
 
-LOST = math.log(MOST_CAUTION)
+LOST = log(MOST_CAUTION)
 """What counts for a request that waited in vain; and a wait counts as e times longer or shorter at most."""
 
 UNSEEN = 4.0
@@ -72,18 +73,18 @@ class ReplyLength:
     __slots__ = ("_log", "seen", "tokens")
 
     def __init__(self, start: float = TYPICAL_REPLY_TOKENS) -> None:
-        self._log = math.log(start)
-        self.tokens = math.exp(self._log)  # the estimate
+        self._log = log(start)
+        self.tokens = exp(self._log)  # the estimate
         self.seen = 0
 
     def see(self, tokens: int) -> None:
         """Take up a reply."""
-        self.seen += 1
-        rate = LEARNING_RATE + SETTLING / self.seen
-        longer = (math.log(tokens) if tokens > 1 else 0.0) > self._log
-        log = self._log + rate * (REPLY_QUANTILE if longer else REPLY_QUANTILE - 1)
-        self._log = log = log if log > 0.0 else 0.0
-        self.tokens = math.exp(log)
+        self.seen = seen = self.seen + 1
+        before = self._log
+        longer = (log(tokens) if tokens > 1 else 0.0) > before
+        after = before + (LEARNING_RATE + SETTLING / seen) * (REPLY_QUANTILE if longer else SHORTER)
+        self._log = after if after > 0.0 else 0.0
+        self.tokens = exp(self._log)
 
 
 class Pace:
@@ -142,20 +143,20 @@ class Caution:
     __slots__ = ("_count", "_squares", "_sum", "value")
 
     def __init__(self) -> None:
-        first = math.log(CAUTION)
+        first = log(CAUTION)
         self._count, self._sum, self._squares = UNSEEN, UNSEEN * first, UNSEEN * first * first
         self.value = CAUTION
 
     def see(self, expected_s: float, took_s: float) -> None:
         """A request that waited was expected to have its first token after so long, and had it after so long
         (infinity: never)."""
-        wrong = LOST if took_s == math.inf else max(-1.0, min(1.0, math.log(took_s / expected_s)))
+        wrong = LOST if took_s == inf else max(-1.0, min(1.0, log(took_s / expected_s)))
         self._count = self._count * CAUTION_MEMORY + 1
         self._sum = self._sum * CAUTION_MEMORY + wrong
         self._squares = self._squares * CAUTION_MEMORY + wrong * wrong
         mean = self._sum / self._count
-        deviation = math.sqrt(max(0.0, self._squares / self._count - mean * mean))
-        self.value = min(MOST_CAUTION, max(LEAST_CAUTION, math.exp(mean + DEVIATIONS * deviation)))
+        deviation = sqrt(max(0.0, self._squares / self._count - mean * mean))
+        self.value = min(MOST_CAUTION, max(LEAST_CAUTION, exp(mean + DEVIATIONS * deviation)))
 
 
 class Window:

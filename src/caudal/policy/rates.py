@@ -6,10 +6,11 @@ is held against it holds over any sliding minute. It is too large by up to a sec
 
 from __future__ import annotations
 
-import math
 from collections import deque
+from math import floor, inf
 
 WINDOW_S = 60
+COUNTS_S = WINDOW_S + 1  # from the beginning of its second
 
 
 class SlidingMinute:
@@ -24,13 +25,13 @@ class SlidingMinute:
     def used(self, now: float) -> int:
         """What was added within the last minute."""
         buckets = self._buckets
-        while buckets and buckets[0][0] + 1 + WINDOW_S <= now:
+        while buckets and buckets[0][0] + COUNTS_S <= now:
             self.total -= buckets.popleft()[1]
         return self.total
 
     def add(self, now: float, amount: int) -> None:
         """Count an amount."""
-        second = math.floor(now)
+        second = floor(now)
         buckets = self._buckets
         if buckets and buckets[-1][0] == second:
             buckets[-1][1] += amount
@@ -41,7 +42,7 @@ class SlidingMinute:
 
     def take_back(self, at: float, amount: int) -> None:
         """Uncount what was added at `at` (nothing, where that is forgotten already)."""
-        second = math.floor(at)
+        second = floor(at)
         for bucket in reversed(self._buckets):
             if bucket[0] == second:
                 amount = min(amount, bucket[1])
@@ -54,19 +55,21 @@ class SlidingMinute:
         if self.total + amount <= limit:
             return 0.0  # also with what is over a minute old, and not yet dropped
         if amount > limit:
-            return math.inf
+            return inf
         excess = self.used(now) + amount - limit
         if excess <= 0:
             return 0.0
         for second, counted in self._buckets:
             excess -= counted
             if excess <= 0:
-                return second + 1 + WINDOW_S - now
+                return second + COUNTS_S - now
         raise AssertionError("the buckets hold what the total says")
 
     def standing(self, now: float) -> tuple[int, float]:
         """What was added within the last minute, and seconds until nothing of it counts any more."""
         buckets = self._buckets
-        if buckets and buckets[0][0] + 1 + WINDOW_S <= now:
+        if not buckets:
+            return 0, 0.0
+        if buckets[0][0] + COUNTS_S <= now:
             self.used(now)
-        return self.total, buckets[-1][0] + 1 + WINDOW_S - now if buckets else 0.0
+        return self.total, buckets[-1][0] + COUNTS_S - now if buckets else 0.0
