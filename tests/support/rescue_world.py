@@ -44,6 +44,11 @@ class FakeExchange:
         assert not self.started
         self.started, self.status = True, status
 
+    def begin_with(self, data: bytes, content_type: bytes, extra: bytes) -> None:
+        """As Exchange's."""
+        self.begin(200, content_type, extra)
+        self.send(data)
+
     def respond(self, status: int, body: bytes, *, extra: bytes = b"") -> None:
         """As Exchange's."""
         self.begin(status, b"")

@@ -88,7 +88,7 @@ class Exchange:
         self.started = False
         self.finished = False
         self.flow: Flow | None = None
-        self.begun_at = 0.0  # by the clock of whoever makes the lines
+        self.begun_at: float  # by the clock of whoever makes the lines, and set by whom
         self.lines: Callable[[Exchange], bytes] = _no_lines  # further header lines of whatever is answered
         self._connection = connection
         self.keep_alive = keep_alive  # whether the connection may serve another request after this one
@@ -122,6 +122,21 @@ class Exchange:
         coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
         extra += self.lines(self)
         self._connection.write(head(status, content_type, self.keep_alive, extra) + coding)
+
+    def begin_with(self, data: bytes, content_type: bytes, extra: bytes) -> None:
+        """`begin` of a good answer, and `send` of its first bytes, without waiting for the loop's turn."""
+        assert not self.started and data
+        self.started = True
+        lines = self.lines(self)
+        if self.request.head.http_1_1:
+            self._chunked = True
+            form = b"%bcontent-type: %b\r\n%b%b%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n"
+            close = b"" if self.keep_alive else CLOSE
+            said = form % (_STATUS_LINES[200], content_type, close, extra, lines, len(data), data)
+        else:
+            self.keep_alive = False
+            said = head(200, content_type, False, extra + lines) + b"\r\n" + data
+        self._connection.write_whole(said)
 
     def send(self, data: bytes) -> None:
         """The next bytes of a begun answer."""

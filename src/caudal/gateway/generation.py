@@ -173,7 +173,11 @@ class Generations:
         job = Job(self, exchange, call, "" if caller is NOBODY else caller.id, account, model)
         if not isinstance(admitted, Permit):
             return self._wait_and_answer(job, admitted)
-        self._open(job, admitted)
+        if call.stream:
+            self._open(job, admitted)
+        else:
+            job.permit = admitted
+            job.answer = Whole(exchange, call, admitted, self.pool, self.metrics, self._router)
         if call.extras:
             return self.finish_in_task(job, None, None, None)
         ticket = self._router.take(model, call.tokens, call.prompt_tokens, call.prefix, job.who)

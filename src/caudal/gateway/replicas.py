@@ -91,61 +91,60 @@ class ModelState:
         self.asks_outside = any(not r.overflows for r in self.externals)
 
 
-@dataclass(slots=True)
 class Ticket:
-    """A request's place at a replica. Given back exactly once, by `release`; before that its holder says
-    `first_token`, and `done` or `failed`, so that the next requests know better."""
+    """A request's place at a replica, taken by making it. Given back exactly once, by `release`; before that its holder
+    says `first_token`, and `done` or `failed`, so that the next requests know better.
 
-    gang: str
-    address: Address
-    model: str  # what the engine calls the model
-    version: int
-    tokens: int
-    ask: Ask
-    asked: int  # the most tokens that it may have; `tokens` are those that are expected
-    _begun_at: float
-    _trial: bool
-    _at_once: bool  # it found a free slot
-    _replica: Replica
-    _model: ModelState
-    _owner: Owner
-    _open: bool = True
-    _answered: bool = False
-    _failed: bool = False
+    `model` is what the engine calls the model, `asked` the most tokens that the request may have; `tokens` are those that
+    are expected."""
+
+    __slots__ = (
+        "_answered",
+        "_at_once",
+        "_begun_at",
+        "_failed",
+        "_model",
+        "_open",
+        "_owner",
+        "_replica",
+        "_trial",
+        "address",
+        "ask",
+        "asked",
+        "gang",
+        "model",
+        "tokens",
+        "version",
+    )
+
+    def __init__(
+        self, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float
+    ) -> None:
+        load, route = replica.load, replica.route
+        requests, slots, breaker = load.requests, load.slots, load.breaker
+        replica.speed.passed(now, requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
+        load.requests = requests + 1
+        load.tokens += ask.tokens
+        self.gang = route.gang
+        self.address = replica.address
+        self.model = route.model or model.routes.id
+        self.version = load.version
+        self.tokens = ask.tokens
+        self.ask = ask
+        self.asked = asked
+        self._begun_at = now
+        self._trial = breaker.begin(now) if breaker.until else False
+        self._at_once = not slots or requests < slots  # it found a free slot
+        self._replica = replica
+        self._model = model
+        self._owner = owner
+        self._open = True
+        self._answered = self._failed = False
 
     @property
     def site(self) -> str:
         """Where the replica runs."""
         return self._replica.route.site
-
-    @classmethod
-    def at(
-        cls, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float
-    ) -> Ticket:
-        """Take a place. `asked`: the most tokens that the request may have."""
-        load, route = replica.load, replica.route
-        others = load.others(now) if load.others_tokens else 0.0
-        replica.speed.passed(now, load.requests, load.tokens, others)
-        at_once = not load.slots or load.requests < load.slots
-        load.requests += 1
-        load.tokens += ask.tokens
-        trial = load.breaker.begin(now) if load.breaker.until else False
-        name = route.model or model.routes.id
-        return cls(
-            route.gang,
-            replica.address,
-            name,
-            load.version,
-            ask.tokens,
-            ask,
-            asked,
-            now,
-            trial,
-            at_once,
-            replica,
-            model,
-            owner,
-        )
 
     def is_at(self, replica: Replica) -> bool:
         """Whether this is its place."""

@@ -209,9 +209,7 @@ class Router:
             return taken if isinstance(taken, Ticket) else None
         now = self.now()
         load = choose(model.pool, ask, self._site, now).replica
-        return (
-            Ticket.at(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
-        )
+        return Ticket(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
 
     def _ask(
         self,
@@ -244,7 +242,7 @@ class Router:
         load = choice.replica
         if load is None:
             return choice
-        return Ticket.at(model.by_gang[load.gang], model, self, ask, asked, now)
+        return Ticket(model.by_gang[load.gang], model, self, ask, asked, now)
 
     def try_other(self, ticket: Ticket) -> Ticket | None:
         """A place at another replica of the same version, for a request that has one already. Nobody pays for an

@@ -100,6 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.deadline = FOREVER  # of who has a sink
         self._head_told = False
         self._limits = limits
+        self._first_byte_s = limits.first_byte_s
         self._loop = asyncio.get_running_loop()
         self._find = _HEADS.find
         self._transport: asyncio.Transport | None = None
@@ -140,7 +141,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Send a whole request; the sink is told of its answer."""
         assert self.complete
         self.sink, self._head_told = sink, False
-        self.deadline = self._loop.time() + self._limits.first_byte_s
+        self.deadline = self._loop.time() + self._first_byte_s
         self.complete = self._head_done = self._any_byte = False
         self._head_bytes = 0
         self._uses += 1

@@ -118,7 +118,8 @@ class Admission:
         model.ended(now, running, reply_tokens, ok, promised_s)
         counted = ask.reply_bound or running.reply
         used = counted if reply_tokens is None else reply_tokens
-        account.settled(now, running.arrived_at, counted, used)
+        if used != counted:
+            account.settled(now, running.arrived_at, counted, used)
         if not self._waiting:
             return NOTHING
         if ask.limits.concurrency:

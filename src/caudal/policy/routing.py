@@ -188,6 +188,7 @@ def choose_replica(
     best_s = 0.0
     failing = full = False
     fit: list[ReplicaLoad] = []
+    several = ask.prefix is not None and len(replicas) > 1
     usual = mean_tokens_per_s or DEFAULT_TOKENS_PER_S
     asked, tried = ask.tokens, ask.tried
     for replica in replicas:
@@ -210,13 +211,13 @@ def choose_replica(
             cost_s += _SHAKY_S
         if tried and replica.gang in tried:
             cost_s += _TRIED_S
-        else:
+        elif several:
             fit.append(replica)
         if best is None or cost_s < best_s or (cost_s == best_s and _before(replica, best, ask.salt)):
             best, best_s = replica, cost_s
     if best is None:
         return Route(None, "full" if full else "failing" if failing else "no_replica")
-    if ask.prefix is not None and len(fit) > 1:
+    if len(fit) > 1:
         warm = _warm(fit, ask, site)
         if warm is not best and warm.breaker.shaky_until <= now:
             cost_s = _cost_s(warm, ask, site, now, usual)
