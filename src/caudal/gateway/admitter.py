@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from math import ceil
 
 import msgspec
+from msgspec import Struct
 
 from caudal.domain.key import KeyLimits, Slo
 from caudal.gateway.admission_metrics import AdmissionMetrics
@@ -57,20 +58,17 @@ class Refused(ApiError):
         return again + self._rates
 
 
-class Permit:
+class Permit(Struct, eq=False):
     """A request's leave to go to a replica, until it is `done`. `reply_tokens` is set before that where the answer
     was whole (0: nobody knows how long it is)."""
 
-    __slots__ = ("_admitter", "_id", "_key", "_limits", "_open", "_read", "reply_tokens")
-
-    def __init__(self, admitter: Admitter, id_: int, key: str, limits: KeyLimits) -> None:
-        self._admitter = admitter
-        self._id = id_
-        self._key = key
-        self._limits = limits
-        self._open = True
-        self._read = False
-        self.reply_tokens: int | None = None
+    _admitter: Admitter
+    _id: int
+    _key: str
+    _limits: KeyLimits
+    _open: bool = True
+    _read: bool = False
+    reply_tokens: int | None = None
 
     def first_token(self) -> None:
         """The first bytes of a stream came."""
@@ -194,14 +192,14 @@ class Admitter:
         """Header lines on where a key stands; none where it has no rates."""
         if not limits.requests_per_minute and not limits.tokens_per_minute:
             return b""
-        requests, left, reset_s, tokens, tokens_left, tokens_reset_s = self.admission.numbers(
-            self._now(), key
-        )
-        if requests and tokens:
-            return RATE_LINES % (requests, left, ceil(reset_s), tokens, tokens_left, ceil(tokens_reset_s))
-        if requests:
-            return REQUESTS_LINES % (requests, left, ceil(reset_s))
-        return TOKENS_LINES % (tokens, tokens_left, ceil(tokens_reset_s)) if tokens else b""
+        has = self.admission.numbers(self._now(), key)
+        of_requests = has.limit_requests, has.remaining_requests, ceil(has.reset_requests_s)
+        of_tokens = has.limit_tokens, has.remaining_tokens, ceil(has.reset_tokens_s)
+        if has.limit_requests and has.limit_tokens:
+            return RATE_LINES % (*of_requests, *of_tokens)
+        if has.limit_requests:
+            return REQUESTS_LINES % of_requests
+        return TOKENS_LINES % of_tokens if has.limit_tokens else b""
 
     def _learn(self, now: float, model: str) -> None:
         """What the model's replicas hold, if that changed."""

@@ -94,11 +94,10 @@ class App:
             known = self._router.model(call.model) is not None
             if known:
                 model = call.model
-            if (
-                call.choices == 1 and not call.logprobs
-            ):  # most calls go straight to one replica, without a task
-                return self._generations.begin(exchange, call, plain, known)
-            return self._answered(exchange, self._generate(exchange, lambda _: call))
+            if call.choices != 1 or call.logprobs:
+                return self._answered(exchange, self._generate(exchange, lambda _: call))
+            # most calls go straight to one replica, without a task
+            return self._generations.begin(exchange, call, plain, known)
         except ApiError as error:
             self._metrics.answered(model, error.status)
             exchange.respond(error.status, error.body(), extra=error.headers())

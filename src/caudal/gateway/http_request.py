@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import httptools
+from msgspec import Struct
 
 from caudal.gateway.known_heads import MAX_DIGITS, KnownHeads, known_heads
 from caudal.gateway.limits import Limits
@@ -32,8 +33,7 @@ class Head:
     notes: object = field(default=None, compare=False, repr=False)
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct):
     """A whole request."""
 
     head: Head

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
 from caudal.gateway.address import Address
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute
 from caudal.policy.hedging import Hedger
@@ -91,55 +93,26 @@ class ModelState:
         self.asks_outside = any(not r.overflows for r in self.externals)
 
 
-class Ticket:
-    """A request's place at a replica, taken by making it. Given back exactly once, by `release`; before that its holder
-    says `first_token`, and `done` or `failed`, so that the next requests know better.
+class Ticket(Struct, eq=False):
+    """A request's place at a replica; made by `place_at`. Given back exactly once, by `release`; before that its holder
+    says `first_token`, and `done` or `failed`, so that the next requests know better."""
 
-    `model` is what the engine calls the model, `asked` the most tokens that the request may have; `tokens` are those that
-    are expected."""
-
-    __slots__ = (
-        "_answered",
-        "_at_once",
-        "_begun_at",
-        "_failed",
-        "_model",
-        "_open",
-        "_owner",
-        "_replica",
-        "_trial",
-        "address",
-        "ask",
-        "asked",
-        "gang",
-        "model",
-        "tokens",
-        "version",
-    )
-
-    def __init__(
-        self, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float
-    ) -> None:
-        load, route = replica.load, replica.route
-        requests, slots, breaker = load.requests, load.slots, load.breaker
-        replica.speed.passed(now, requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
-        load.requests = requests + 1
-        load.tokens += ask.tokens
-        self.gang = route.gang
-        self.address = replica.address
-        self.model = route.model or model.routes.id
-        self.version = load.version
-        self.tokens = ask.tokens
-        self.ask = ask
-        self.asked = asked
-        self._begun_at = now
-        self._trial = breaker.begin(now) if breaker.until else False
-        self._at_once = not slots or requests < slots  # it found a free slot
-        self._replica = replica
-        self._model = model
-        self._owner = owner
-        self._open = True
-        self._answered = self._failed = False
+    gang: str
+    address: Address
+    model: str  # what the engine calls the model
+    version: int
+    tokens: int
+    ask: Ask
+    asked: int  # the most tokens that it may have; `tokens` are those that are expected
+    _begun_at: float
+    _trial: bool
+    _at_once: bool  # it found a free slot
+    _replica: Replica
+    _model: ModelState
+    _owner: Owner
+    _open: bool = True
+    _answered: bool = False
+    _failed: bool = False
 
     @property
     def site(self) -> str:
@@ -246,3 +219,27 @@ class Ticket:
         if self._trial and not self._answered and not self._failed:
             load.breaker.gave_up()
         self._owner.wake()
+
+
+def place_at(replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float) -> Ticket:
+    """Take a place. `asked`: the most tokens that the request may have."""
+    load, route = replica.load, replica.route
+    requests, tokens, breaker = load.requests, ask.tokens, load.breaker
+    replica.speed.passed(now, requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
+    load.requests = requests + 1
+    load.tokens += tokens
+    return Ticket(
+        route.gang,
+        replica.address,
+        route.model or model.routes.id,
+        load.version,
+        tokens,
+        ask,
+        asked,
+        now,
+        breaker.begin(now) if breaker.until else False,
+        not load.slots or requests < load.slots,
+        replica,
+        model,
+        owner,
+    )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import msgspec
 
 from caudal.gateway.address import Address
 from caudal.gateway.demand import Demand
 from caudal.gateway.outside import Admits, choose_place
-from caudal.gateway.replicas import ModelState, Replica, Ticket
+from caudal.gateway.replicas import ModelState, Replica, Ticket, place_at
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.policy.hedging import Hedger, HedgeRules
 from caudal.policy.routing import DEFAULT_BOUND, Ask, Route, choose
@@ -209,7 +208,7 @@ class Router:
             return taken if isinstance(taken, Ticket) else None
         now = self.now()
         load = choose(model.pool, ask, self._site, now).replica
-        return Ticket(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
+        return place_at(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
 
     def _ask(
         self,
@@ -242,12 +241,12 @@ class Router:
         load = choice.replica
         if load is None:
             return choice
-        return Ticket(model.by_gang[load.gang], model, self, ask, asked, now)
+        return place_at(model.by_gang[load.gang], model, self, ask, asked, now)
 
     def try_other(self, ticket: Ticket) -> Ticket | None:
         """A place at another replica of the same version, for a request that has one already. Nobody pays for an
         answer that may not be wanted: it is one of the fleet's own."""
-        ask = replace(
+        ask = msgspec.structs.replace(
             ticket.ask,
             tried=ticket.ask.tried | {ticket.gang},
             prefix=None,

@@ -6,7 +6,8 @@ Keeps the counts and does the sums; who is let in and who is refused is decided 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from caudal.domain.key import Slo
 from caudal.policy.admission_types import Ask
@@ -51,12 +52,12 @@ hears of an end and sends the next. Where requests take seconds that is none: on
 waits for a whole other one. At most a quarter of the slots, or one for each replica."""
 
 BATCH = 2
+_BATCH = Slo.BATCH
 MIN_SEEN = 8
 MAX_KEYS = 10_000
 
 
-@dataclass(slots=True, eq=False)
-class Running:
+class Running(Struct, eq=False):
     """A request at a replica. `reply` is as predicted; `ahead` the tokens that its replica had to read up to its
     first one; `charged` whether it was taken from a queue, by its work; `expected_s` how long its first token was
     expected to take when it was let wait (0: it did not wait); `beside_s` the model's `_running_s` at its first token;
@@ -215,7 +216,7 @@ class ModelQueues:
         self._running_s += (now - self._running_since) * self.running
         self._running_since = now
         self.running += 1
-        if ask.slo is Slo.BATCH:
+        if ask.slo is _BATCH:
             self.running_batch += 1
         ahead = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + self.reading_tokens / self.replicas
         running = Running(ask, self, reply, arrived_at, now, ahead)
@@ -294,7 +295,7 @@ class ModelQueues:
         self._running_s += (now - self._running_since) * self.running
         self._running_since = now
         self.running -= 1
-        if ask.slo is Slo.BATCH:
+        if ask.slo is _BATCH:
             self.running_batch -= 1
         if running.reading:
             self._read(now, running)

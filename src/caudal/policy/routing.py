@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from caudal.policy.affinity import mix, prefer, seed_of
 from caudal.policy.breaker import Breaker
 from caudal.policy.versions import Weights, choose_version
@@ -136,8 +138,7 @@ class Pool:
         self.tokens_per_s = sum(speeds) / len(speeds) if speeds else 0.0
 
 
-@dataclass(slots=True)  # not frozen: that would make each of them four times as dear to make
-class Ask:
+class Ask(Struct):
     """What routing knows of a request. `tokens`: prompt and expected reply. `prefix`: the key of the prompt's
     beginning (None: too short for one). `share`: where it falls in [0, 1), which decides its version. `version`:
     the one that it was begun with, where it goes on. `tried`: replicas that failed it. `salt` decides between
@@ -152,8 +153,7 @@ class Ask:
     salt: int = 0
 
 
-@dataclass(slots=True)
-class Route:
+class Route(Struct):
     """The replica that was chosen, or None; `reason` is stable, and says which: warm, local, remote; or
     no_replica, failing, full."""
 
