@@ -93,10 +93,11 @@ class KeyAccount:
             refusal = self.refusal(now, id_, tokens, False, held_s)
             if refusal is not None:
                 return refusal
+        second = math.floor(now)
         if most_requests:
-            requests.add(now, 1)
+            requests.count(now, second, 1)
         if most_tokens:
-            tokens_used.add(now, tokens)
+            tokens_used.count(now, second, tokens)
         self.active += 1
         return None
 

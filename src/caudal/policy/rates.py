@@ -31,7 +31,10 @@ class SlidingMinute:
 
     def add(self, now: float, amount: int) -> None:
         """Count an amount."""
-        second = floor(now)
+        self.count(now, floor(now), amount)
+
+    def count(self, now: float, second: int, amount: int) -> None:
+        """The same for who has the whole second already."""
         buckets = self._buckets
         if buckets and buckets[-1][0] == second:
             buckets[-1][1] += amount

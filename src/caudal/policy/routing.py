@@ -184,6 +184,10 @@ def choose_replica(
 ) -> Route:
     """The replica for a request, whatever its version. About a microsecond for each replica: this is done for
     every request."""
+    if len(replicas) == 1:  # as below, without a cost that is compared to nothing
+        only = replicas[0]
+        if not only.draining and not only.breaker.until and only.requests < only.bound:
+            return Route(only, "local" if only.site == site else "remote")
     best: ReplicaLoad | None = None
     best_s = 0.0
     failing = full = False
