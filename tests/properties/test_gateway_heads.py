@@ -274,3 +274,18 @@ def test_answers(
 
 def test_what_is_built_is_used() -> None:
     assert isinstance(known_heads(1), wire.Heads if wire.BUILT else PlainHeads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_the_last_request_is_not_known(kind: Callable[[int], KnownHeads]) -> None:
+    plain = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\na"
+    last = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    assert known_and_parsed(kind, [plain, plain, last, plain], [True]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_is_as_large_as_it_is_with_its_length(kind: Callable[[int], KnownHeads]) -> None:
+    """With a digit more it is too large."""
+    for room in range(30):
+        start = b"POST / HTTP/1.1\r\nhost: x\r\na: %b\r\ncontent-length: " % (b"y" * (150 + room))
+        known_and_parsed(kind, [start + b"1\r\n\r\na", start + b"10\r\n\r\n" + b"a" * 10], [True])
