@@ -194,6 +194,9 @@ ANSWERS = [
 ]
 
 
+NO_BODY = [b"HTTP/1.1 204 OK\r\ncontent-length: %d\r\n\r\n" % n + b"x" * n for n in (0, 2)]
+
+
 class Told:
     """A sink that notes what it is told."""
 
@@ -253,7 +256,8 @@ def heard(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
+@example(parts=NO_BODY, changes=[], where=[])
 @given(
     parts=messages(ANSWERS),
     changes=st.lists(mutation, max_size=2),

@@ -86,7 +86,7 @@ SWEEP_S = 0.5
 
 
 _HEADS = known_heads(UpstreamLimits().body_bytes)
-"""What they mean is the status."""
+"""What they mean is the status, which is 200 for all that are kept."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -281,8 +281,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._wake()
 
     def _remember(self, data: bytes) -> None:
-        """Keep the head of what was just read, if that was one plain answer and nothing else."""
-        plain = self.complete and self._stays and not self._coded
+        """Keep the head of what was just read, if that was one plain good answer and nothing else. (One with another
+        status may be of those that have no body whatever they say of its length.)"""
+        plain = self.status == 200 and self.complete and self._stays and not self._coded
         if plain and self._length == b"%d" % self._buffered_bytes:
             _HEADS.keep(data, self.status)
 
