@@ -98,7 +98,7 @@ class ModelQueues:
         "reading_tokens",
         "replicas",
         "running",
-        "running_batch",
+        "running_interactive",
         "spare",
         "swept_at",
         "waiting",
@@ -114,7 +114,7 @@ class ModelQueues:
         self.window = Window(UNKNOWN_SLOTS)
         self.replicas = 1
         self.away = False  # there is none just now
-        self.running = self.running_batch = 0
+        self.running = self.running_interactive = 0
         self.reading = 0  # streams whose first token did not come yet
         self.reading_tokens = 0
         self.waiting = 0
@@ -154,6 +154,8 @@ class ModelQueues:
                 return False
             if rank == BATCH and self.pace.prompt_s:
                 return False
+        if rank and self.running_interactive and self.reading >= self.replicas and self.pace.prompt_s:
+            return False
         return rank != BATCH or self.running < max(1, limit - limit // 4)
 
     def work(self, prompt_tokens: int, reply_tokens: int) -> float:
@@ -212,8 +214,7 @@ class ModelQueues:
         """A request goes to a replica."""
         self._count_running(now)
         self.running += 1
-        if ask.slo == "batch":
-            self.running_batch += 1
+        self.running_interactive += ask.slo == "interactive"
         own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
         ahead = own + self.reading_tokens / self.replicas
         running = Running(ask, self, reply, arrived_at, now, ahead, cold=self.away)
@@ -289,8 +290,7 @@ class ModelQueues:
         ask = running.ask
         self._count_running(now)
         self.running -= 1
-        if ask.slo == "batch":
-            self.running_batch -= 1
+        self.running_interactive -= ask.slo == "interactive"
         self._read(now, running)
         if not ok:
             return
