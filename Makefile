@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEEDS ?= 1000
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help up setup test test-cluster check format swarm docs screenshots demo-clouds clean bench-%
@@ -33,8 +34,8 @@ up: $(VENV)/.up  ## train a model over two sites and serve it: the main job
 
 setup: $(VENV)/.setup  ## make .venv with everything that tests and benchmarks need
 
-test: $(VENV)/.setup  ## all tests
-	$(BIN)/python -m pytest -m "not cluster"
+test: $(VENV)/.setup  ## all tests, JOBS=2 files of them at a time
+	$(BIN)/python -m pytest -m "not cluster" -n $(JOBS) --dist loadfile
 
 CLUSTER := tests/conformance/test_store.py tests/e2e/test_two_stores.py tests/conformance/test_driver.py \
   tests/conformance/test_slurm.py tests/e2e/test_ray_sites.py tests/e2e/test_ray_nodes.py \

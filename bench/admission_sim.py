@@ -8,7 +8,9 @@ What the replicas can carry is a bound in work that no schedule beats: requests 
 steps' constant at full chunks), all replicas as one, earliest deadline first, partial answers counting. In requests
 it is that work over the mean request's.
 
-`python bench/admission_sim.py [--overload 3] [--replicas 2] [--first-token-s 5]`: some seconds. Needs no network and
+What a scheduler reaches that knows replicas and requests exactly (`Knowing`) says how much of the rest is the bound's.
+
+`python bench/admission_sim.py [--overload 3] [--replicas 2] [--first-token-s 5]`: a minute. Needs no network and
 no replica.
 """
 
@@ -89,6 +91,7 @@ class Replica:
     stepping: bool = False
     chunk: int = 0
     busy_s: float = 0.0
+    ends_at: float = 0.0  # of the step that runs
 
     def plan(self) -> float:
         """Begin a step; its seconds (0: nothing to do)."""
@@ -216,6 +219,59 @@ class Tuned(Limited):
         return least_loaded(replicas)
 
 
+class Knowing(Policy):
+    """Knows the replicas' state, every prompt's length and every answer's, runs each replica ahead in its head, and takes at
+    once whatever will be in time. Nobody in front of real replicas knows as much: what it misses of the bound is the
+    bound's own."""
+
+    name = "knows replicas exactly, refuses what would be late"
+
+    def __init__(self, replicas: int, speed: Speed, promise: Promise) -> None:
+        super().__init__(replicas, speed)
+        self.promise = promise
+        self.chosen = 0
+
+    def arrive(self, now: float, request: Request) -> list[Request]:
+        first_s, self.chosen = min((self._first_s(r, now, request), i) for i, r in enumerate(self.fleet))
+        if first_s > self.promise.first_token_s - 0.05:  # about a step
+            request.refused_at = now
+            return []
+        return [request]
+
+    def choose(self, replicas: list[Replica], request: Request) -> int:
+        return self.chosen
+
+    def _first_s(self, replica: Replica, now: float, request: Request) -> float:
+        """Until its first token would come there."""
+        speed = replica.speed
+        time_s = max(0.0, replica.ends_at - now) if replica.stepping else 0.0
+        left = replica.chunk if replica.stepping else 0
+        reading = deque([r.unread, r.reply] for r in replica.reading)
+        waiting = deque([r.unread, r.reply] for r in replica.waiting)
+        waiting.append([request.prompt, request.reply])
+        replying = [r.reply - r.said for r in replica.replying]
+        first = replica.stepping
+        while True:
+            if not first:
+                while waiting and len(reading) + len(replying) < speed.slots:
+                    reading.append(waiting.popleft())
+                left = min(speed.chunk - (len(replying) if speed.mixed else 0), sum(r[0] for r in reading))
+                time_s += speed.step_s + left * speed.prompt_s + len(replying) * speed.reply_s
+            if time_s > self.promise.first_token_s:
+                return time_s
+            replying = [n - 1 for n in replying if n > 1]
+            while reading and left >= reading[0][0]:
+                unread, reply = reading.popleft()
+                left -= unread
+                if reply > 1:
+                    replying.append(reply - 1)
+                if not reading and not waiting:
+                    return time_s
+            if reading:
+                reading[0][0] -= left
+            first = False
+
+
 class Ours(Policy):
     """caudal.policy.admission, and the replica with the fewest tokens in flight."""
 
@@ -268,6 +324,7 @@ def simulate(requests: list[Request], policy: Policy, speed: Speed, replicas: in
     def step(now: float, index: int) -> None:
         seconds = fleet[index].plan()
         fleet[index].stepping = seconds > 0
+        fleet[index].ends_at = now + seconds
         if seconds:
             at(now + seconds, 0, index)
 
@@ -417,6 +474,7 @@ def trace_path() -> Path | None:
 def policies(replicas: int, speed: Speed, targets: SloTargets) -> list[Policy]:
     """All that are compared, but for the one that is tuned."""
     return [
+        Knowing(replicas, speed, targets.interactive),
         Policy(replicas, speed),
         Limited(replicas, speed, 0),
         Limited(replicas, speed, 100),

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gateway_known import known
 from gateway_options import Options, gathered, ratio, startable, turns
 from gateway_peers import Front, Load
 
@@ -103,13 +104,15 @@ def broken(row: dict[str, Any]) -> bool:
     return not (row["complete"] or row["gave_up"] or row["status"] in (429, 503))
 
 
-def judged(rows: Sequence[dict[str, Any]], most: float) -> dict[str, float]:
+def judged(rows: Sequence[dict[str, Any]], most: float, reachable: float) -> dict[str, float]:
     """The figures of one replay."""
     wanted = [row for row in rows if row["slo"] == "interactive"]
     good = [row for row in wanted if in_time(row)]
     answered = [row for row in rows if row["complete"]]
+    done = sum(row["prompt"] for row in good)
     return {
-        "goodput_of_carried": sum(row["prompt"] for row in good) / most,
+        "goodput_of_carried": done / most,
+        "goodput_of_known": done / reachable,
         "interactive_in_time": len(good) / max(1, len(wanted)),
         "interactive_late": sum(row["complete"] for row in wanted) - len(good),
         "refused": sum(row["status"] in (429, 503) for row in rows),
@@ -126,7 +129,8 @@ def overload(options: Options) -> dict[str, Any]:
     The replicas' speed is set so that all prompts of the window, of every class, are `overload` times what they read in
     it. What they could carry of the interactive ones is `carried` with all of that speed: prompts are all that it
     counts, as if slots and answers cost nothing and the other classes were not there. So it is an upper bound, and the true
-    best is less."""
+    best is less; `known` is what a scheduler reaches that knows all (gateway_known.py), with the other classes not there
+    either."""
     path = options.traces / TRACE
     if not path.exists():
         return {"skipped": f"{path} is not there: Azure/AzurePublicDataset, LLM inference trace 2023, code"}
@@ -134,12 +138,15 @@ def overload(options: Options) -> dict[str, Any]:
     arrivals = arrivals_of(window, options.overload_speed, options.interactive_share)
     span_s = arrivals[-1].at
     prefill = sum(a.prompt for a in arrivals) / span_s / options.overload
-    most = carried([a for a in arrivals if a.slo == "interactive"], prefill, FIRST_S)
+    interactive = [a for a in arrivals if a.slo == "interactive"]
+    most = carried(interactive, prefill, FIRST_S)
     replica = {
         "slots": options.overload_slots,
         "prefill": prefill / options.overload_replicas,
         "decode": DECODE,
     }
+    asked = ((a.at, a.prompt, a.tokens) for a in interactive)
+    reachable = known(asked, options.overload_replicas, first_s=FIRST_S, **replica)
     told_path = options.cache / "arrivals.json"
     told_path.write_text(json.dumps([[a.at, a.prompt, a.tokens, a.slo] for a in arrivals]))
     options.say(
@@ -163,7 +170,7 @@ def overload(options: Options) -> dict[str, Any]:
             rows = load.result()["requests"]
             for row in [row for row in rows if broken(row)][:5]:
                 options.say(f"{front.name} failed {row}")
-            return judged(rows, most)
+            return judged(rows, most, reachable)
 
     found = startable(options, SKIPPED)
     if "vllm-router" in found:
@@ -172,6 +179,7 @@ def overload(options: Options) -> dict[str, Any]:
         turns(options, found, measure),
         {
             "goodput_of_carried": "of 1",
+            "goodput_of_known": "of 1",
             "interactive_in_time": "of 1",
             "interactive_late": "requests",
             "refused": "requests",
@@ -184,4 +192,5 @@ def overload(options: Options) -> dict[str, Any]:
     peers = ("vllm-router", f"vllm-router{BOUNDED}", "litellm")
     figures["times_the_best_peer"] = ratio(figures, "goodput_of_carried", "caudal", peers, max)
     figures |= {"requests": len(arrivals), "seconds": round(span_s, 1), "carried_prompt_tokens": round(most)}
+    figures |= {"known_prompt_tokens": reachable, "known_of_carried": round(reachable / most, 4)}
     return figures

@@ -300,8 +300,9 @@ def test_judgement() -> None:
     refused, failed = row(status=429, complete=False), row(status=0, complete=False)
     patience = row(slo="batch", status=0, complete=False, gave_up=True)
     rows = [row(), row(first_s=9.0), refused, failed, patience]
-    got = judged(rows, 200.0)
-    assert got["goodput_of_carried"] == 0.5 and got["interactive_in_time"] == 0.25
+    got = judged(rows, 200.0, 125.0)
+    assert got["goodput_of_carried"] == 0.5 and got["goodput_of_known"] == 0.8
+    assert got["interactive_in_time"] == 0.25
     assert (got["interactive_late"], got["refused"], got["failed"], got["gave_up"]) == (1, 1, 1, 1)
     assert got["answered_in_all"] == 0.4
 

@@ -68,6 +68,21 @@ def test_speeds_are_measured_and_decide() -> None:
     assert take(router).gang == "fast"
 
 
+def test_a_prompt_that_was_read_does_not_count_against_its_replica_any_more() -> None:
+    router = Router("north", Hands())
+    router.update(decode_routes(rows(row("a"), row("b"))))
+    long = take(router, 1100, prompt_tokens=1000)
+    short = take(router, 300, prompt_tokens=100)
+    assert short.gang != long.gang
+    long.first_token()
+    long.first_token()  # said again: nothing more to take off
+    assert {gang: load[1] for gang, load in router.load().items()} == {long.gang: 100, short.gang: 300}
+    assert take(router, 150).gang == long.gang
+    long.release()
+    short.release()
+    assert sum(load[1] for load in router.load().values()) == 150
+
+
 def test_expected_tokens_follow_what_answers_turn_out_to_have() -> None:
     router = Router("north", Hands())
     router.update(decode_routes(rows(row("a"))))

@@ -284,3 +284,17 @@ def test_a_stream_that_nobody_reads_again_does_not_keep_others_out_for_ever() ->
     assert isinstance(admission.arrive(now + 1.0, late), Park)
     assert list(admission.tick(now + 1.5)) == []
     assert [outcome.id for outcome in admission.tick(now + 11.0) if isinstance(outcome, Admit)] == [3]
+
+
+@pytest.mark.parametrize(("beside", "most"), [(Slo.INTERACTIVE, 1), (Slo.STANDARD, 4)])
+def test_while_interactive_requests_run_a_replica_gets_others_prompts_one_at_a_time(
+    beside: Slo, most: int
+) -> None:
+    world = World(slots=16)
+    warm(world, 3)
+    world.ask(slo=beside, reply=1000)  # it runs all the while
+    world.run_until(world.now + 0.2)
+    others = [world.ask(slo=Slo.STANDARD) for _ in range(4)]
+    assert sum(i in world.admitted for i in others) == most
+    world.run_until(world.now + 2.0)
+    assert all(i in world.admitted for i in others)

@@ -101,7 +101,7 @@ class Ticket(Struct, eq=False):
     address: Address
     model: str  # what the engine calls the model
     version: int
-    tokens: int
+    tokens: int  # that count as to be done there: of the prompt until it was read, and of the reply
     ask: Ask
     asked: int  # the most tokens that it may have; `tokens` are those that are expected
     _begun_at: float
@@ -153,7 +153,12 @@ class Ticket(Struct, eq=False):
         if self._answered:
             return
         self._answered = True
-        load, after_s = self._replica.load, self._owner.now() - self._begun_at
+        now, load = self._owner.now(), self._replica.load
+        after_s = now - self._begun_at
+        self._replica.seen(now)
+        read = min(self.ask.prompt_tokens, self.tokens)  # that is done: the next prompt does not wait for it
+        load.tokens -= read
+        self.tokens -= read
         load.breaker.answered(self._trial)
         if self._trial:
             self._owner.wake()  # others may follow now

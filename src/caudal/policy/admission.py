@@ -4,8 +4,10 @@ Events and times in, effects out; the gateway carries them out, the simulator ru
 
 - A replica gets no more at once than it has slots for, and no more prompts than it reads within a fifth of what
   interactive requests are promised: what it has cannot be put in order any more, what waits here can.
-- Interactive before standard before batch. Batch takes what the others leave: it starts only while nobody else
-  waits and a quarter of the slots stays free, and is parked until then.
+- Interactive before standard before batch. While interactive requests run, a replica gets the others' prompts one at
+  a time, so that the next interactive one does not find many before it (on Azure's trace 1 to 2 % of goodput). Batch
+  takes what the others leave: it starts only while nobody else waits and a quarter of the slots stays free, and is
+  parked until then.
 - Within a class keys are served by weighted virtual time over tokens (fair_queue.py), within a key in order.
 - A request waits only while its promise (slo.py) and its deadline can be held, by what requests took so far
   (pace.py) and by how much longer waits were than was expected. It is refused on arrival where they cannot, and

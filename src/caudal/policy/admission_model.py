@@ -52,7 +52,7 @@ hears of an end and sends the next. Where requests take seconds that is none: on
 waits for a whole other one. At most a quarter of the slots, or one for each replica."""
 
 BATCH = 2
-_BATCH = Slo.BATCH
+_INTERACTIVE = Slo.INTERACTIVE
 MIN_SEEN = 8
 MAX_KEYS = 10_000
 
@@ -100,7 +100,7 @@ class ModelQueues:
         "reading_tokens",
         "replicas",
         "running",
-        "running_batch",
+        "running_interactive",
         "swept_at",
         "waiting",
         "window",
@@ -115,7 +115,7 @@ class ModelQueues:
         self.window = Window(UNKNOWN_SLOTS)
         self.replicas = 1
         self.away = False  # there is none just now
-        self.running = self.running_batch = 0
+        self.running = self.running_interactive = 0
         self.reading = 0  # streams whose first token did not come yet
         self.reading_tokens = 0
         self.waiting = 0
@@ -157,6 +157,8 @@ class ModelQueues:
                 return False
             if rank == BATCH and self.pace.prompt_s:
                 return False
+        if rank and self.running_interactive and self.reading >= self.replicas and self.pace.prompt_s:
+            return False
         return rank != BATCH or self.running < max(1, limit - limit // 4)
 
     def work(self, prompt_tokens: int, reply_tokens: int) -> float:
@@ -216,8 +218,8 @@ class ModelQueues:
         self._running_s += (now - self._running_since) * self.running
         self._running_since = now
         self.running += 1
-        if ask.slo is _BATCH:
-            self.running_batch += 1
+        if ask.slo is _INTERACTIVE:
+            self.running_interactive += 1
         ahead = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + self.reading_tokens / self.replicas
         running = Running(ask, self, reply, arrived_at, now, ahead)
         if self.away:
@@ -295,8 +297,8 @@ class ModelQueues:
         self._running_s += (now - self._running_since) * self.running
         self._running_since = now
         self.running -= 1
-        if ask.slo is _BATCH:
-            self.running_batch -= 1
+        if ask.slo is _INTERACTIVE:
+            self.running_interactive -= 1
         if running.reading:
             self._read(now, running)
         if not ok:
