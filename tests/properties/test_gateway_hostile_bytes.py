@@ -53,7 +53,7 @@ def read(parts: list[bytes], limits: Limits = SMALL) -> tuple[RequestReader, int
     reader, most = RequestReader(limits), 0
     for part in parts:
         reader.feed(part)
-        partial = reader._partial
+        partial = reader.begun
         if partial is not None:
             most = max(most, len(partial.url) + sum(map(len, partial.headers.values())) + len(partial.body))
     return reader, most

@@ -20,7 +20,7 @@ from caudal.gateway import wire
 from caudal.gateway.admitter import Permit
 from caudal.gateway.direct import Direct
 from caudal.gateway.exchange import Exchange
-from caudal.gateway.http_request import Request
+from caudal.gateway.http_request import Head, Request
 from caudal.gateway.http_server import HttpConnection, HttpServer
 from caudal.gateway.limits import Limits
 from caudal.gateway.metrics import Metrics
@@ -168,7 +168,7 @@ def run(
         client, upstream = Wire(), Wire()
         served = HttpConnection(HttpServer(lambda exchange: None, lambda refusal: b"", Limits()))
         served.connection_made(cast(asyncio.Transport, client))
-        exchange = Exchange(served, Request("POST", "/", "", {}, b"", True, True), True)
+        exchange = Exchange(served, Request(Head("POST", "/", "", {}, True, True), b""), True)
         served._exchange = exchange
         call = Call("/v1/chat/completions", "m", True, 9, b"{}", "messages", include_usage=usage or None)
         place, permit, router = Place(), NoPermit(), Router("north", loop.time)
@@ -177,13 +177,16 @@ def run(
         connection = kind(LIMITS)
         connection.connection_made(cast(asyncio.Transport, upstream))
 
-        def handed_over(direct: Direct, begun: UpstreamConnection | None, failure: Exception | None) -> None:
-            outcome.failure = f"{type(failure).__name__}: {failure}"
+        class Job(Direct):
+            def hand_over(self, begun: UpstreamConnection | None, failure: Exception | None) -> None:
+                outcome.failure = f"{type(failure).__name__}: {failure}"
 
-        def finished(status: int) -> None:
-            outcome.status = status
+            def finish(self, status: int) -> None:
+                outcome.status = status
 
-        Direct(exchange, relay, cast(Ticket, place), connection, pool, handed_over, finished).start(b"GET")
+        job = Job(exchange, pool)
+        job.answer = relay
+        job.start(cast(Ticket, place), connection, b"GET")
         feed = connection.data_received  # a transport asks for it once
         for number, piece in enumerate(pieces):
             if number == leaves_at and exchange.flow is not None:
@@ -412,7 +415,7 @@ def test_usage_is_read_as_python_reads_it(body: bytes, changes: list[tuple[str, 
         patched.setattr(wire, "BUILT", False)
         for said in (body, mutated(body, changes)):
             found, told = wire.usage_counts(said), usage_of(said)
-            assert found is None or (told is not None and told.usage == Usage(*found))
+            assert found is None or told == Usage(*found)
 
 
 def test_plain_usage_takes_no_step_of_python() -> None:

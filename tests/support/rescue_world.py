@@ -15,7 +15,7 @@ from caudal.gateway.admitter import Admitter
 from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Externals
 from caudal.gateway.generation import Generations
-from caudal.gateway.http_request import Request
+from caudal.gateway.http_request import Head, Request
 from caudal.gateway.metrics import Metrics
 from caudal.gateway.openai_api import Call, parse_chat, parse_completion
 from caudal.gateway.router import Router
@@ -37,12 +37,17 @@ class FakeExchange:
     finished: bool = False
     data: bytes = b""
     status: int = 0
-    request: Request = field(default_factory=lambda: Request("POST", "/", "", {}, b"", True, True))
+    request: Request = field(default_factory=lambda: Request(Head("POST", "/", "", {}, True, True), b""))
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
         """As Exchange's."""
         assert not self.started
         self.started, self.status = True, status
+
+    def begin_with(self, data: bytes, content_type: bytes, extra: bytes) -> None:
+        """As Exchange's."""
+        self.begin(200, content_type, extra)
+        self.send(data)
 
     def respond(self, status: int, body: bytes, *, extra: bytes = b"") -> None:
         """As Exchange's."""

@@ -22,7 +22,7 @@ from caudal.gateway.callers import MAX_CACHED, NOBODY, Callers, decode_keys, req
 from caudal.gateway.guesses import MAX_ADDRESSES, WINDOW_S, Guesses
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.process import Gateway
-from tests.support.gateway import chat, gateway, parsed, post, raw
+from tests.support.gateway import chat, connect, gateway, parsed, post, raw
 from tests.support.mock_replica import MockReplica
 from tests.unit.test_gateway_replicas import Control
 
@@ -248,6 +248,38 @@ def get(path: str, headers: str = "") -> bytes:
 
 def bearer(secret: str) -> str:
     return f"authorization: Bearer {secret}\r\n"
+
+
+def test_a_head_that_is_known_opens_nothing_that_its_key_does_not(tmp_path: Path) -> None:
+    """The same bytes on the same connection: what follows from a head alone is kept, who it is is not."""
+
+    async def run() -> None:
+        replica = await MockReplica().start()
+        async with gateway(tmp_path, {"m": [replica]}) as one:
+            one.callers.update(decode_keys(table(key())))
+            reader, writer = await connect(one)
+            asked = post(chat(max_tokens=2), close=False, headers=f"authorization: Bearer {SECRET}\r\n")
+
+            async def answered() -> tuple[int, Any]:
+                writer.write(asked)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+                length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+                return parsed(head + await reader.readexactly(length))
+
+            assert [(await answered())[0] for _ in range(3)] == [200, 200, 200]
+            one.callers.update(decode_keys(table(key(limits=KeyLimits(models=("other",))))))
+            assert (await answered())[1]["error"]["code"] == "model_not_found"
+            one.callers.update(decode_keys(table(key(limits=KeyLimits(requests_per_minute=1)))))
+            assert [(await answered())[0] for _ in range(2)] == [200, 429]
+            one.callers.update(decode_keys(table(key(expires_at=2.0))))
+            status, told = await answered()
+            assert status == 401 and "expired" in told["error"]["message"]
+            one.callers.update(decode_keys(table(key(OTHER, "bob"))))
+            assert (await answered())[0] == 401
+            writer.close()
+        await replica.die()
+
+    uvloop.run(run())
 
 
 def test_a_model_that_is_not_for_a_key_does_not_exist_for_it(tmp_path: Path) -> None:

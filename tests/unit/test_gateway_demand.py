@@ -103,9 +103,12 @@ def test_a_report_of_many_models_is_one_that_control_takes() -> None:
     for number in range(100):
         for _ in range(30):
             now.time += 0.5
-            row = demand._models.setdefault(f"m{number}", ModelDemand(now()))
-            row.change(now(), 1 if number == 99 else 2)
-            row.change(now(), -1 if number == 99 else -2)
+            row = demand._models.setdefault(f"m{number}", ModelDemand(now))
+            times = 1 if number == 99 else 2
+            for _ in range(times):
+                row.begun()
+            for _ in range(times):
+                row.ended()
     for _ in range(100):
         now.time += 0.5
         told, peaks = demand.report()

@@ -318,8 +318,7 @@ def test_usage_asked_for_and_found() -> None:
     body = b'{"choices":[{"text":"\\"usage\\":{}"}],"usage":{"prompt_tokens":7,"completion_tokens":2,' + (
         b'"prompt_tokens_details":{"cached_tokens":5}},"timings":{}}'
     )
-    found = usage_of(body)
-    assert found is not None and found.usage == Usage(7, 2, 5) and found.exact
+    assert usage_of(body) == Usage(7, 2, 5)
     for bad in (
         b"",
         b'{"usage":null}',
@@ -328,7 +327,7 @@ def test_usage_asked_for_and_found() -> None:
     ):
         assert usage_of(bad) is None
     strange = usage_of(b'{"usage":{"prompt_tokens":7,"prompt_tokens_details":[],"cost":{"usd":1}}}')
-    assert strange is not None and strange.usage == Usage(7), "details that are none cost nothing else"
+    assert strange == Usage(7), "details that are none cost nothing else"
     assert estimated(400, 9).usage == Usage(100, 9) and not estimated(400, 9).exact
     assert estimated(400, 0).usage == Usage()
 

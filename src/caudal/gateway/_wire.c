@@ -751,6 +751,215 @@ usage_counts(PyObject *Py_UNUSED(module), PyObject *body)
                          told.cached < 0 ? 0 : told.cached);
 }
 
+/* ---- Heads ---- */
+
+#define MAX_HEADS 1024
+#define MAX_HEAD_BYTES 2048
+#define MAX_LENGTH_DIGITS 9
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *heads; /* dict: a head without the digits of its content-length, and what it means */
+    Py_ssize_t most; /* the longest body that is accepted */
+} Heads;
+
+/* A message taken apart. */
+typedef struct {
+    const char *bytes;
+    size_t cut;                      /* where the body begins */
+    size_t digits_at, digits_end;    /* the same: it has no content-length */
+    size_t length;                   /* of the body, as it says */
+    size_t whole;                    /* all bytes that there are */
+} Message;
+
+static int
+heads_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((Heads *)op)->heads);
+    return 0;
+}
+
+static int
+heads_clear(PyObject *op)
+{
+    Py_CLEAR(((Heads *)op)->heads);
+    return 0;
+}
+
+static void
+heads_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    heads_clear(op);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(op);
+    Py_DECREF(type);
+}
+
+static PyObject *
+heads_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    Py_ssize_t most;
+    if (!no_keywords(named) || !PyArg_ParseTuple(args, "n:Heads", &most))
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Heads *self = (Heads *)alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->most = most;
+    self->heads = PyDict_New();
+    if (self->heads == NULL) {
+        Py_DECREF((PyObject *)self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int
+same_letters(const char *bytes, const char *small, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        char c = bytes[i];
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c - 'A' + 'a');
+        if (c != small[i])
+            return 0;
+    }
+    return 1;
+}
+
+/* Take a message apart, as known_heads.py does. 0 where it has no such head, or its length is not written plainly; -1
+   with an exception. */
+static int
+split(PyObject *data, Message *message)
+{
+    static const char name[] = "\ncontent-length: ";
+    const size_t n = sizeof name - 1;
+    char *bytes;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(data, &bytes, &size) < 0)
+        return -1;
+    size_t end = (size_t)size < MAX_HEAD_BYTES ? (size_t)size : MAX_HEAD_BYTES;
+    size_t at = 0, length_at = 0;
+    *message = (Message){bytes, 0, 0, 0, 0, (size_t)size};
+    for (;;) { /* from line feed to line feed */
+        const char *found = at < end ? memchr(bytes + at, '\n', end - at) : NULL;
+        if (found == NULL)
+            return 0;
+        at = (size_t)(found - bytes);
+        if (at >= 3 && bytes[at - 1] == '\r' && bytes[at - 2] == '\n' && bytes[at - 3] == '\r')
+            break;
+        if (length_at == 0 && end - at > n && same_letters(bytes + at, name, n))
+            length_at = at + n;
+        at++;
+    }
+    size_t cut = at + 1;
+    message->cut = cut;
+    if (length_at == 0)
+        return 1;
+    for (at = length_at; bytes[at] != '\r'; at++) { /* there is one: the head's end */
+        if (bytes[at] < '0' || bytes[at] > '9' || at - length_at == MAX_LENGTH_DIGITS)
+            return 0;
+        message->length = message->length * 10 + (size_t)(bytes[at] - '0');
+    }
+    if (at == length_at || (bytes[length_at] == '0' && at - length_at > 1))
+        return 0;
+    message->digits_at = length_at;
+    message->digits_end = at;
+    return 1;
+}
+
+static PyObject *
+key_of(const Message *message)
+{
+    size_t digits = message->digits_end - message->digits_at;
+    PyObject *key = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(message->cut - digits));
+    if (key == NULL)
+        return NULL;
+    char *to = PyBytes_AsString(key);
+    memcpy(to, message->bytes, message->digits_at);
+    memcpy(to + message->digits_at, message->bytes + message->digits_end, message->cut - message->digits_end);
+    return key;
+}
+
+static PyObject *
+heads_find(PyObject *op, PyObject *data)
+{
+    Heads *self = (Heads *)op;
+    Message message;
+    int good = split(data, &message);
+    if (good < 0)
+        return NULL;
+    if (!good || self->heads == NULL || message.whole - message.cut != message.length ||
+        (Py_ssize_t)message.length > self->most)
+        Py_RETURN_NONE;
+    PyObject *key = key_of(&message);
+    if (key == NULL)
+        return NULL;
+    PyObject *value = PyDict_GetItemWithError(self->heads, key);
+    Py_DECREF(key);
+    if (value == NULL) {
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    PyObject *found = PyTuple_New(2);
+    PyObject *body = PyBytes_FromStringAndSize(message.bytes + message.cut, (Py_ssize_t)message.length);
+    if (found == NULL || body == NULL) {
+        Py_XDECREF(found);
+        Py_XDECREF(body);
+        return NULL;
+    }
+    Py_INCREF(value);
+    PyTuple_SetItem(found, 0, value);
+    PyTuple_SetItem(found, 1, body);
+    return found;
+}
+
+static PyObject *
+heads_keep(PyObject *op, PyObject *args)
+{
+    Heads *self = (Heads *)op;
+    PyObject *data, *value;
+    Message message;
+    if (!PyArg_ParseTuple(args, "OO:keep", &data, &value))
+        return NULL;
+    int good = split(data, &message);
+    if (good < 0)
+        return NULL;
+    if (!good || self->heads == NULL || message.whole - message.cut != message.length)
+        Py_RETURN_NONE;
+    if (PyDict_Size(self->heads) >= MAX_HEADS)
+        PyDict_Clear(self->heads);
+    PyObject *key = key_of(&message);
+    int failed = key == NULL || PyDict_SetItem(self->heads, key, value) < 0;
+    Py_XDECREF(key);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef heads_methods[] = {
+    {"find", heads_find, METH_O, "What is kept of the head of a whole message, and its body."},
+    {"keep", heads_keep, METH_VARARGS, "The head of this whole message means this."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot heads_slots[] = {
+    {Py_tp_doc, (void *)"Heads of messages that were parsed before."},
+    {Py_tp_new, (void *)heads_new},
+    {Py_tp_dealloc, (void *)heads_dealloc},
+    {Py_tp_traverse, (void *)heads_traverse},
+    {Py_tp_clear, (void *)heads_clear},
+    {Py_tp_methods, heads_methods},
+    {0, NULL},
+};
+
+static PyType_Spec heads_spec = {
+    "caudal.gateway._wire.Heads", sizeof(Heads), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, heads_slots,
+};
+
 /* ---- the module ---- */
 
 static PyMethodDef wire_methods[] = {
@@ -768,12 +977,17 @@ wire_exec(PyObject *module)
     state->pump_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &pump_spec, NULL);
     if (state->pump_type == NULL || PyModule_AddType(module, state->pump_type) < 0)
         return -1;
-    PyObject *valve = PyType_FromModuleAndSpec(module, &valve_spec, NULL);
-    if (valve == NULL)
-        return -1;
-    int added = PyModule_AddType(module, (PyTypeObject *)valve);
-    Py_DECREF(valve);
-    return added;
+    PyType_Spec *others[] = {&valve_spec, &heads_spec};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        PyObject *type = PyType_FromModuleAndSpec(module, others[i], NULL);
+        if (type == NULL)
+            return -1;
+        int added = PyModule_AddType(module, (PyTypeObject *)type);
+        Py_DECREF(type);
+        if (added < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 class Outlet:
     """A transport that is written to without the loop where nothing waits: its methods `write`, `is_closing` and
@@ -42,3 +43,10 @@ class Valve:
 def usage_counts(body: bytes, /) -> tuple[int, int, int] | None:
     """The tokens of prompt, reply and cache that the last `"usage"` of a whole answer names; None where it is not an
     object of plain numbers, which says nothing of what it is."""
+
+class Heads:
+    """See known_heads.KnownHeads. `most`: the longest body that is accepted."""
+
+    def __new__(cls, most: int, /) -> Heads: ...
+    def find(self, data: bytes, /) -> tuple[Any, bytes] | None: ...
+    def keep(self, data: bytes, value: object, /) -> None: ...

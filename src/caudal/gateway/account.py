@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from caudal.domain.key import Usage
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.tracing import Trace
@@ -21,6 +23,10 @@ Record = Callable[[str, str, float, Usage, int], None]
 """usage_journal.py:UsageJournal.record."""
 
 
+def _nothing() -> None:
+    pass
+
+
 def status_of(error: BaseException) -> int:
     """What a request counts as that ended with this."""
     if isinstance(error, asyncio.CancelledError):
@@ -28,26 +34,21 @@ def status_of(error: BaseException) -> int:
     return error.status if isinstance(error, ApiError) else UNFORESEEN
 
 
-class Account:
+class Account(Struct, eq=False):
     """Within it a request is carried out; at its end it is recorded, with the status that its client saw. Whoever
     carries it out writes into `usage` what the answer has used so far."""
 
-    __slots__ = ("_caller", "_closed", "_model", "_record", "trace", "usage")
-
-    def __init__(
-        self, record: Record, caller: str, model: str, closed: Callable[[], None] = lambda: None
-    ) -> None:
-        self._closed = closed
-        self._record = record
-        self._caller = caller
-        self._model = model
-        self.usage = NOTHING
-        self.trace: Trace | None = None  # where traces are asked for
+    record: Record
+    caller: str
+    model: str
+    closed: Callable[[], None] = _nothing
+    usage: Usage = NOTHING
+    trace: Trace | None = None  # where traces are asked for
 
     def close(self, status: int) -> None:
         """Record it; for who does not use `with`."""
-        self._closed()
-        self._record(self._caller, self._model, time.time(), self.usage, status)
+        self.closed()
+        self.record(self.caller, self.model, time.time(), self.usage, status)
         if self.trace is not None:
             self.trace.end(status, self.usage)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 
@@ -18,16 +18,18 @@ class Address:
     tls: bool = False
     ca_file: str = ""
     site: str = ""
+    key: tuple[str, int, bool, str] = field(init=False, compare=False, repr=False)
+    """What connections to it have in common."""
+    starts: dict[str, bytes] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """The first lines of requests there, by path."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.host, self.port, self.tls, self.ca_file))
 
     @property
     def standard_port(self) -> bool:
         """Whether the port goes without saying."""
         return self.port == (443 if self.tls else 80)
-
-    @property
-    def key(self) -> tuple[str, int, bool, str]:
-        """What connections to it have in common."""
-        return (self.host, self.port, self.tls, self.ca_file)
 
 
 def parse_address(url: str, ca_file: str = "") -> Address:

@@ -19,6 +19,7 @@ class AdmissionMetrics:
     def __init__(self) -> None:
         self.refused: Counter[tuple[Slo, str]] = Counter()
         self.queued: Callable[[], dict[Slo, int]] = dict
+        self.at_once = 0  # requests that did not wait
         self._buckets = [0] * (len(WAIT_BUCKETS_S) + 1)
         self._sum_s = 0.0
 
@@ -37,7 +38,7 @@ class AdmissionMetrics:
             out.sample(names.GATEWAY_REFUSED, count, **{"class": slo.value, "code": code})
         name = names.GATEWAY_WAIT
         out.family(name, "histogram")
-        total = 0
+        total = self.at_once
         for bound, count in zip((*WAIT_BUCKETS_S, "+Inf"), self._buckets, strict=True):
             total += count
             out.sample(f"{name}_bucket", total, le=str(bound))

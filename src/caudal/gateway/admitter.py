@@ -7,10 +7,11 @@ what time has changed. Knows neither replicas nor bytes.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
+from math import ceil
 
 import msgspec
+from msgspec import Struct
 
 from caudal.domain.key import KeyLimits, Slo
 from caudal.gateway.admission_metrics import AdmissionMetrics
@@ -18,7 +19,7 @@ from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError
 from caudal.gateway.wishes import names_its_bound
 from caudal.policy.admission import Admission
-from caudal.policy.admission_types import OUT_OF_BUDGET, Admit, Ask, Outcome, RateNumbers, Refuse
+from caudal.policy.admission_types import OUT_OF_BUDGET, Admit, Ask, Outcome, Refuse
 from caudal.policy.slo import SloTargets, allowed_class
 
 TICK_S = 0.05
@@ -28,6 +29,7 @@ REQUESTS_LINES, TOKENS_LINES = (
     % (what, what, what)
     for what in (b"requests", b"tokens")
 )
+RATE_LINES = REQUESTS_LINES + TOKENS_LINES
 UNLIMITED = KeyLimits()
 
 Capacity = Callable[[str], tuple[int, int]]
@@ -38,7 +40,7 @@ class Refused(ApiError):
     """An answer that admission gave: with what OpenAI's clients read in its head."""
 
     def __init__(self, refusal: Refuse, rates: bytes = b"") -> None:
-        retry_s = math.ceil(refusal.retry_after_s) or None
+        retry_s = ceil(refusal.retry_after_s) or None
         super().__init__(refusal.status, refusal.code, refusal.text, retry_after_s=retry_s)
         self._rates = rates
 
@@ -56,20 +58,17 @@ class Refused(ApiError):
         return again + self._rates
 
 
-class Permit:
+class Permit(Struct, eq=False):
     """A request's leave to go to a replica, until it is `done`. `reply_tokens` is set before that where the answer
     was whole (0: nobody knows how long it is)."""
 
-    __slots__ = ("_admitter", "_id", "_key", "_limits", "_open", "_read", "reply_tokens")
-
-    def __init__(self, admitter: Admitter, id_: int, key: str, limits: KeyLimits) -> None:
-        self._admitter = admitter
-        self._id = id_
-        self._key = key
-        self._limits = limits
-        self._open = True
-        self._read = False
-        self.reply_tokens: int | None = None
+    _admitter: Admitter
+    _id: int
+    _key: str
+    _limits: KeyLimits
+    _open: bool = True
+    _read: bool = False
+    reply_tokens: int | None = None
 
     def first_token(self) -> None:
         """The first bytes of a stream came."""
@@ -91,7 +90,10 @@ class Permit:
 
     def headers(self) -> bytes:
         """Lines for the answer's head: where the key stands, if it has rates."""
-        return self._admitter.rates(self._key, self._limits)
+        limits = self._limits
+        if limits.requests_per_minute or limits.tokens_per_minute:
+            return self._admitter.rates(self._key, limits)
+        return b""
 
 
 class Admitter:
@@ -137,25 +139,27 @@ class Admitter:
     ) -> Permit | Ask:
         """The same without waiting: a request that has to is given back, and is to `wait` at once. Raises
         Refused."""
-        now = self._now()
-        self._learn(now, call.model)
-        self._serial += 1
-        id_ = self._serial
-        prompt = call.prompt_tokens
+        now, model = self._now(), call.model
+        if self._capacities.get(model) is not self._capacity(model):
+            self._learn(now, model)
+        self._serial = id_ = self._serial + 1
+        prompt, bounded = call.prompt_tokens, call.bounded
+        if bounded is None:
+            bounded = names_its_bound(call.body)
         ask = Ask(
             id_,
             key,
             limits,
-            allowed_class(slo, limits.slo),
-            call.model,
+            limits.slo if slo is None else allowed_class(slo, limits.slo),
+            model,
             prompt,
-            max(1, call.tokens - prompt) if names_its_bound(call.body) else 0,
+            (call.tokens - prompt if call.tokens > prompt else 1) if bounded else 0,
             call.stream,
             now + deadline_s if deadline_s else 0.0,
         )
         effect = self.admission.arrive(now, ask)
         if isinstance(effect, Admit):
-            self.metrics.waited(0.0)
+            self.metrics.at_once += 1
             return Permit(self, id_, key, limits)
         if isinstance(effect, Refuse):
             raise self._refused(ask, effect)
@@ -176,8 +180,9 @@ class Admitter:
 
     def ended(self, id_: int, reply_tokens: int | None) -> None:
         """A request is over; None: not well, 0: well, by an engine that does not say how many."""
-        ok = reply_tokens is not None
-        self._tell(self.admission.end(self._now(), id_, reply_tokens or None, ok))
+        outcomes = self.admission.end(self._now(), id_, reply_tokens or None, reply_tokens is not None)
+        if outcomes:
+            self._tell(outcomes)
 
     def spent(self, key: str, tokens: int, usd: float) -> None:
         """So much has a key used this month, everywhere."""
@@ -187,7 +192,14 @@ class Admitter:
         """Header lines on where a key stands; none where it has no rates."""
         if not limits.requests_per_minute and not limits.tokens_per_minute:
             return b""
-        return _rate_lines(self.admission.numbers(self._now(), key))
+        has = self.admission.numbers(self._now(), key)
+        of_requests = has.limit_requests, has.remaining_requests, ceil(has.reset_requests_s)
+        of_tokens = has.limit_tokens, has.remaining_tokens, ceil(has.reset_tokens_s)
+        if has.limit_requests and has.limit_tokens:
+            return RATE_LINES % (*of_requests, *of_tokens)
+        if has.limit_requests:
+            return REQUESTS_LINES % of_requests
+        return TOKENS_LINES % of_tokens if has.limit_tokens else b""
 
     def _learn(self, now: float, model: str) -> None:
         """What the model's replicas hold, if that changed."""
@@ -240,14 +252,3 @@ class Admitter:
     def _refused(self, ask: Ask, refusal: Refuse) -> Refused:
         self.metrics.refused[ask.slo, refusal.code] += 1
         return Refused(refusal, self.rates(ask.key, ask.limits) if refusal.status == 429 else b"")
-
-
-def _rate_lines(numbers: RateNumbers) -> bytes:
-    lines = b""
-    if numbers.limit_requests:
-        reset_s = math.ceil(numbers.reset_requests_s)
-        lines = REQUESTS_LINES % (numbers.limit_requests, numbers.remaining_requests, reset_s)
-    if numbers.limit_tokens:
-        reset_s = math.ceil(numbers.reset_tokens_s)
-        lines += TOKENS_LINES % (numbers.limit_tokens, numbers.remaining_tokens, reset_s)
-    return lines

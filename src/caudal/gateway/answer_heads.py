@@ -6,7 +6,8 @@ import re
 import secrets
 from collections.abc import Callable
 
-from caudal.gateway.http_request import Request
+from caudal.gateway.exchange import Exchange
+from caudal.gateway.http_request import Head
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -18,19 +19,23 @@ class AnswerHeads:
         self._now = now
         self._start = f"req_{secrets.token_hex(8)}".encode()
         self._count = 0
+        self._counting, self._naming = self._counted, self._named  # bound once
 
-    def of(self, request: Request) -> Callable[[], bytes]:
-        """The lines for one request, made when its answer begins."""
-        begun_at = self._now()
-        given = request.headers.get(b"x-request-id")
-        if given is not None and REQUEST_ID.fullmatch(given):
-            request_id = given
-        else:
-            self._count += 1
-            request_id = b"%b%08x" % (self._start, self._count)
+    def of(self, head: Head) -> Callable[[Exchange], bytes]:
+        """What makes the lines for answers to requests with this head, from `begun_at` of their exchange."""
+        return self._naming if b"x-request-id" in head.headers else self._counting
 
-        def lines() -> bytes:
-            spent_ms = (self._now() - begun_at) * 1000
-            return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n" % (request_id, spent_ms)
+    def _named(self, exchange: Exchange) -> bytes:
+        given = exchange.request.headers[b"x-request-id"]
+        if not REQUEST_ID.fullmatch(given):
+            return self._counted(exchange)
+        spent_ms = (self._now() - exchange.begun_at) * 1000
+        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n" % (given, spent_ms)
 
-        return lines
+    def _counted(self, exchange: Exchange) -> bytes:
+        self._count += 1
+        return b"x-request-id: %b%08x\r\nopenai-processing-ms: %d\r\n" % (
+            self._start,
+            self._count,
+            (self._now() - exchange.begun_at) * 1000,
+        )

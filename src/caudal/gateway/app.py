@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import msgspec
 
@@ -16,12 +14,13 @@ from caudal.gateway.engine_dialects import fans_out
 from caudal.gateway.exchange import Answering, Exchange
 from caudal.gateway.fan_out import fan_out
 from caudal.gateway.generation import Generations
-from caudal.gateway.http_request import Request
+from caudal.gateway.http_request import Head
 from caudal.gateway.legacy_logprobs import LegacyLogprobs
 from caudal.gateway.metrics import Metrics
-from caudal.gateway.openai_api import Call, parse_chat, parse_completion
+from caudal.gateway.openai_api import Call
 from caudal.gateway.openai_errors import ApiError, keys_unknown, model_not_found
 from caudal.gateway.openapi import openapi_document
+from caudal.gateway.plain_head import PARSERS, PlainHead, plain_head, refuse_foreign_pages, require_json
 from caudal.gateway.responses_api import Responses
 from caudal.gateway.responses_store import ResponseStore
 from caudal.gateway.router import Router
@@ -30,17 +29,11 @@ from caudal.gateway.short_calls import Embeddings, ShortCalls
 from caudal.gateway.spending import Spending
 
 TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-LOCAL_ORIGIN = re.compile(rb"https?://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 UNKNOWN_MODEL = "unknown"
 KEYED = "/v1/"
 """Below it everything is for those who may: a path that is added is guarded by being there."""
 
 Endpoint = Callable[[Exchange], Answering]
-
-PARSERS: dict[str, Callable[[bytes], Call]] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-}
 
 
 class App:
@@ -65,6 +58,7 @@ class App:
         self._connections = connections
         self._short_calls = short_calls
         self._responses = Responses(responses, self._generate)
+        self._now = router.now
         self._heads = AnswerHeads(router.now)
         self.keyed: tuple[str, ...] = (
             KEYED,
@@ -85,41 +79,52 @@ class App:
 
     def handle(self, exchange: Exchange) -> Answering | None:
         """Answer one request: at once, from callbacks, or by what is returned, which is to be awaited."""
-        request = exchange.request
-        exchange.headers = self._heads.of(request)
+        head = exchange.request.head
+        exchange.begun_at = self._now()
+        plain = head.notes
+        if not isinstance(plain, PlainHead):
+            plain = head.notes = plain_head(head, self._heads.of(head))
+            if plain is None:
+                return self._other_now(exchange, head)
+        exchange.lines = plain.lines
+        model = UNKNOWN_MODEL
         try:
-            _refuse_foreign_pages(request)
-            if request.path.startswith(self.keyed):
-                exchange.caller = self._caller(exchange)
-            parse = PARSERS.get(request.path)
-            if parse is not None and request.method == "POST":
-                return self._generate_now(exchange, parse)
-            return self._answered(exchange, self._endpoint(request.method, request.path)(exchange))
+            exchange.caller = self._callers.of(head.headers, exchange.address)
+            call = plain.parse(exchange.request.body)
+            known = self._router.model(call.model) is not None
+            if known:
+                model = call.model
+            if call.choices != 1 or call.logprobs:
+                return self._answered(exchange, self._generate(exchange, lambda _: call))
+            # most calls go straight to one replica, without a task
+            return self._generations.begin(exchange, call, plain, known)
+        except ApiError as error:
+            self._metrics.answered(model, error.status)
+            exchange.respond(error.status, error.body(), extra=error.headers())
+            return None
+
+    def _other_now(self, exchange: Exchange, head: Head) -> Answering | None:
+        exchange.lines = self._heads.of(head)
+        try:
+            return self._other(exchange, head)
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
             return None
+
+    def _other(self, exchange: Exchange, head: Head) -> Answering:
+        """What is no generation, or one whose head is refused."""
+        refuse_foreign_pages(head)
+        if head.path.startswith(self.keyed):
+            exchange.caller = self._caller(exchange)
+        if head.path in PARSERS and head.method == "POST":
+            return self._answered(exchange, self._generate(exchange, PARSERS[head.path]))
+        return self._answered(exchange, self._endpoint(head.method, head.path)(exchange))
 
     async def _answered(self, exchange: Exchange, answering: Answering) -> None:
         try:
             await answering
         except ApiError as error:
             exchange.respond(error.status, error.body(), extra=error.headers())
-
-    def _generate_now(self, exchange: Exchange, parse: Callable[[bytes], Call]) -> Answering | None:
-        """Most calls go straight to one replica, without a task."""
-        model = UNKNOWN_MODEL
-        try:
-            _require_json(exchange)
-            call = parse(exchange.request.body)
-            if self._router.model(call.model) is not None:
-                model = call.model
-            if call.choices != 1 or call.logprobs:
-                return self._answered(exchange, self._generate(exchange, lambda _: call))
-            counted = partial(self._metrics.answered, model)
-            return self._generations.begin(exchange, call, exchange.caller, counted)
-        except ApiError as error:
-            self._metrics.answered(model, error.status)
-            raise
 
     def _caller(self, exchange: Exchange) -> Caller:
         """Who asks; who may not is counted as an answer to nobody knows which model."""
@@ -146,7 +151,7 @@ class App:
         raise AssertionError(exchange.request.path)
 
     async def _response(self, exchange: Exchange) -> None:
-        _require_json(exchange)
+        require_json(exchange.request.head)
         await self._responses.create(exchange)
 
     async def _embedding(self, exchange: Exchange) -> None:
@@ -154,11 +159,11 @@ class App:
         await self._generate(embeddings, embeddings.parse)
 
     async def _tokenize(self, exchange: Exchange) -> None:
-        _require_json(exchange)
+        require_json(exchange.request.head)
         exchange.respond(200, await self._short_calls.tokenize(exchange))
 
     async def _detokenize(self, exchange: Exchange) -> None:
-        _require_json(exchange)
+        require_json(exchange.request.head)
         exchange.respond(200, await self._short_calls.detokenize(exchange))
 
     async def _openapi(self, exchange: Exchange) -> None:
@@ -168,7 +173,7 @@ class App:
         """Every generation is counted once, with the status that its client saw."""
         model = UNKNOWN_MODEL
         try:
-            _require_json(exchange)
+            require_json(exchange.request.head)
             call = parse(exchange.request.body)
             if self._router.model(call.model) is not None:
                 model = call.model
@@ -233,22 +238,3 @@ def _described(model: ModelRoutes) -> dict[str, object]:
         "owned_by": "caudal",
         "caudal": {"version": model.version, "context": model.context, "replicas": model.ready},
     }
-
-
-def _refuse_foreign_pages(request: Request) -> None:
-    """Browsers say from which page a request comes. A page of another site must not get in, not even one
-    whose name was made to point here (DNS rebinding), for which the browser asks no permission."""
-    origin = request.headers.get(b"origin")
-    if origin is not None and not LOCAL_ORIGIN.fullmatch(origin):
-        raise ApiError(403, "origin_refused", "Web pages of other sites may not use this gateway.")
-
-
-def _require_json(exchange: Exchange) -> None:
-    """A page of another site can make a browser post plain text here, but not JSON."""
-    kind = exchange.request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if kind != b"application/json":
-        message = "The body of this request must be JSON: send the header 'content-type: application/json'."
-        raise ApiError(415, "unsupported_media_type", message)
-    if exchange.request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        message = "The body of this request must not be compressed: leave out 'content-encoding'."
-        raise ApiError(415, "unsupported_media_type", message)

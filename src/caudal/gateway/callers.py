@@ -123,7 +123,8 @@ class Callers:
         header = headers.get(b"authorization") or headers.get(b"api-key") or b""
         seen = self._seen.get(header)
         if seen is not None:
-            return self._unexpired(seen[1])
+            caller = seen[1]
+            return caller if caller.expires_at == NEVER else self._unexpired(caller)
         secret = _secret(header)
         if secret is None:
             if self.required:

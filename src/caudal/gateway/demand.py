@@ -55,14 +55,15 @@ class Peaks:
 class ModelDemand:
     """One model's. `ended_at` None: no request of it has ended yet."""
 
-    __slots__ = ("_at", "_load", "ended_at", "peaks", "requests")
+    __slots__ = ("_at", "_load", "_now", "ended_at", "peaks", "requests")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.requests = 0
         self.ended_at: float | None = None
         self.peaks = Peaks()
         self._load = 0.0
-        self._at = now
+        self._now = now
+        self._at = now()
 
     def load(self, now: float) -> float:
         """The number of requests, smoothed, as of now."""
@@ -71,12 +72,22 @@ class ModelDemand:
             self._at = now
         return self._load
 
-    def change(self, now: float, by: int) -> None:
-        """There are so many more requests from now on."""
-        self.load(now)
-        self.requests += by
-        if by < 0:
-            self.ended_at = now
+    def begun(self) -> None:
+        """There is one request more from now on."""
+        now, requests = self._now(), self.requests
+        if now > self._at:  # `load`, which is done twice for every request
+            self._load = requests + (self._load - requests) * math.exp((self._at - now) / SMOOTH_S)
+            self._at = now
+        self.requests = requests + 1
+
+    def ended(self) -> None:
+        """One is over."""
+        now, requests = self._now(), self.requests
+        if now > self._at:
+            self._load = requests + (self._load - requests) * math.exp((self._at - now) / SMOOTH_S)
+            self._at = now
+        self.requests = requests - 1
+        self.ended_at = now
 
 
 class Demand:
@@ -87,18 +98,19 @@ class Demand:
         self._now = now
         self._models: dict[str, ModelDemand] = {}
 
-    def begun(self, model: str, asleep: bool = False) -> None:
-        """A request of a model came."""
+    def begun(self, model: str, asleep: bool = False) -> ModelDemand:
+        """A request of a model came; its `ended` is to be called when it is over."""
         row = self._models.get(model)
         if row is None:
-            row = self._models[model] = ModelDemand(self._now())
-        row.change(self._now(), 1)
+            row = self._models[model] = ModelDemand(self._now)
+        row.begun()
         if asleep and row.requests == 1:
             self.on_news()
+        return row
 
     def ended(self, model: str) -> None:
         """A request of a model that had begun is over."""
-        self._models[model].change(self._now(), -1)
+        self._models[model].ended()
 
     def waits_for(self, model: str) -> bool:
         """Whether there are requests of a model."""

@@ -7,7 +7,7 @@ far, to the task that gateway/generation.py makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 from caudal.gateway import wire
 from caudal.gateway.account import CLIENT_LEFT
@@ -20,38 +20,38 @@ from caudal.gateway.upstream_pool import UpstreamPool
 from caudal.gateway.whole import Whole
 
 Failure = UpstreamFailed | NotEvents
-HandOver = Callable[["Direct", UpstreamConnection | None, Failure | None], None]
 
 
-class Direct:
-    """upstream.Sink and http_server.Flow of one request. `finish` is told the status, once, unless it was handed
-    over: then whoever took it tells."""
+class Direct(ABC):
+    """upstream.Sink and http_server.Flow of one request. A subclass says what is done at its end: `finish` is told the
+    status, once, unless it was handed over; then whoever took it tells. What is set at the `start` is there from then on."""
 
-    __slots__ = ("_connection", "_exchange", "_finish", "_hand_over", "_pool", "answer", "ticket")
+    __slots__ = ("_connection", "_pool", "answer", "exchange", "takes_whole", "ticket")
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        answer: Relay | Whole,
-        ticket: Ticket,
-        connection: UpstreamConnection,
-        pool: UpstreamPool,
-        hand_over: HandOver,
-        finish: Callable[[int], None],
-    ) -> None:
-        self._exchange = exchange
-        self.answer = answer
+    answer: Relay | Whole
+    ticket: Ticket
+
+    def __init__(self, exchange: Exchange, pool: UpstreamPool) -> None:
+        self.exchange = exchange
+        self._pool = pool
+
+    def start(self, ticket: Ticket, connection: UpstreamConnection, request: bytes) -> None:
+        """Send it."""
         self.ticket = ticket
         self._connection = connection
-        self._pool = pool
-        self._hand_over = hand_over
-        self._finish = finish
+        self.exchange.flow = self
+        answer = self.answer
+        answer.open(ticket, connection)
+        self.takes_whole = type(answer) is Whole  # a stream is looked at event by event
+        self._pool.start(connection, request, self)
 
-    def start(self, request: bytes) -> None:
-        """Send it."""
-        self._exchange.flow = self
-        self.answer.open(self.ticket, self._connection)
-        self._pool.start(self._connection, request, self)
+    @abstractmethod
+    def finish(self, status: int) -> None:
+        """It is over, with this status."""
+
+    @abstractmethod
+    def hand_over(self, begun: UpstreamConnection | None, failure: Failure | None) -> None:
+        """What came is not carried here: `begun` has it, or `failure` says why there is nothing."""
 
     # What the upstream connection says.
 
@@ -71,30 +71,44 @@ class Direct:
         """A stream's."""
         return self.answer.pump()
 
+    def in_one(self, body: bytes) -> None:
+        """All of a good answer."""
+        answer, ticket = self.answer, self.ticket
+        assert isinstance(answer, Whole)
+        self._pool.keep(ticket.address, self._connection)
+        try:
+            answer.say(body)
+        except NotEvents as failure:
+            self.hand_over(None, failure)
+            return
+        ticket.release(True)
+        self.finish(200)
+
     def whole(self) -> None:
         """All of it came."""
-        self._pool.release(self.ticket.address, self._connection)
+        ticket = self.ticket
+        self._pool.release(ticket.address, self._connection)
         try:
             self.answer.whole()
         except NotEvents as failure:
-            self._hand_over(self, None, failure)
+            self.hand_over(None, failure)
             return
-        self.ticket.release()
-        self._finish(200)
+        ticket.release()
+        self.finish(200)
 
     def failed(self, failure: UpstreamFailed) -> None:
         """The replica failed; after its last word that does not matter."""
         if self.answer.over:
             self.whole()
         else:
-            self._hand_over(self, None, failure)
+            self.hand_over(None, failure)
 
     def _leave(self, failure: Failure | None) -> None:
         connection = self._connection
         connection.detach()
         if failure is not None:
             connection.close()
-        self._hand_over(self, connection if failure is None else None, failure)
+        self.hand_over(connection if failure is None else None, failure)
 
     # What the client's connection says.
 
@@ -111,4 +125,4 @@ class Direct:
         self._connection.detach()
         self._connection.close()
         self.ticket.release()
-        self._finish(CLIENT_LEFT)
+        self.finish(CLIENT_LEFT)

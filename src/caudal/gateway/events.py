@@ -60,21 +60,33 @@ def _end_of_last_event(data: bytes) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _right(model: str) -> tuple[bytes, bytes]:
+def right_names(model: str) -> tuple[bytes, bytes]:
     """The right name as it stands in answers, without and with a space."""
     name = msgspec.json.encode(model)
     return b'"model":' + name, b'"model": ' + name
 
 
-class ModelName:
-    """Puts the public model id into answers, where the engine calls the model something else.
+def renamed(model: str, body: bytes) -> bytes:
+    """A whole answer with the model's public id, which it has not. Raises NotEvents where it is not a JSON object."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise NotEvents("what it sent is not JSON") from None
+    if not isinstance(answer, dict):
+        raise NotEvents("what it sent is not a JSON object")
+    answer["model"] = model
+    return msgspec.json.encode(answer)
 
-    Looks at the first answer or event only; where that has the right name, all bytes pass untouched.
+
+class ModelName:
+    """Puts the public model id into the events of streams, where the engine calls the model something else.
+
+    Looks at the first event only; where that has the right name, all bytes pass untouched.
     """
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._right = _right(model)
+        self._right = right_names(model)
         self._decided = False
         self._rewrite = False
 
@@ -82,20 +94,6 @@ class ModelName:
     def untouched(self) -> bool:
         """Whether events pass as they are, from here on."""
         return self._decided and not self._rewrite
-
-    def whole(self, body: bytes) -> bytes:
-        """A whole answer. Raises NotEvents where it is not a JSON object."""
-        close, wide = self._right
-        if close in body or wide in body:
-            return body
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise NotEvents("what it sent is not JSON") from None
-        if not isinstance(answer, dict):
-            raise NotEvents("what it sent is not a JSON object")
-        answer["model"] = self._model
-        return msgspec.json.encode(answer)
 
     def events(self, events: bytes) -> bytes:
         """Whole events."""

@@ -13,6 +13,7 @@ from caudal.gateway.http_request import Request
 Answering = Coroutine[Any, Any, None]
 
 JSON = b"application/json"
+CLOSE = b"connection: close\r\n"
 
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
@@ -44,7 +45,7 @@ class Client(Protocol):
 
 def head(status: int, content_type: bytes, keep_alive: bool, extra: bytes) -> bytes:
     """The head of an answer, up to the lines that say how long its body is."""
-    connection = b"" if keep_alive else b"connection: close\r\n"
+    connection = b"" if keep_alive else CLOSE
     return b"%bcontent-type: %b\r\n%b%b" % (_STATUS_LINES[status], content_type, connection, extra)
 
 
@@ -61,7 +62,7 @@ class Flow(Protocol):
         """It is gone, or cut off: whatever is done for it stops. Nothing is told after this."""
 
 
-def _no_headers() -> bytes:
+def _no_lines(exchange: Exchange) -> bytes:
     return b""
 
 
@@ -71,11 +72,12 @@ class Exchange:
     __slots__ = (
         "_chunked",
         "_connection",
-        "_keep_alive",
+        "begun_at",
         "caller",
         "finished",
         "flow",
-        "headers",
+        "keep_alive",
+        "lines",
         "request",
         "started",
     )
@@ -86,29 +88,55 @@ class Exchange:
         self.started = False
         self.finished = False
         self.flow: Flow | None = None
-        self.headers: Callable[[], bytes] = _no_headers  # further header lines of whatever is answered
+        self.begun_at: float  # by the clock of whoever makes the lines, and set by whom
+        self.lines: Callable[[Exchange], bytes] = _no_lines  # further header lines of whatever is answered
         self._connection = connection
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive  # whether the connection may serve another request after this one
         self._chunked = False
 
     def respond(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
         """The whole answer at once. `extra` are further header lines, each with its line end."""
         assert not self.started
         self.started = self.finished = True
-        lines = head(status, content_type, self._keep_alive, extra + self.headers())
-        shown = b"" if self.request.method == "HEAD" else body
-        self._connection.write_whole(b"%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), shown))
-        self._connection.answered(self)
+        connection = self._connection
+        connection.write_whole(
+            b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (
+                _STATUS_LINES[status],
+                content_type,
+                b"" if self.keep_alive else CLOSE,
+                extra,
+                self.lines(self),
+                len(body),
+                b"" if self.request.head.method == "HEAD" else body,
+            )
+        )
+        connection.answered(self)
 
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> None:
         """Start an answer whose length is not known."""
         assert not self.started
         self.started = True
-        self._chunked = self.request.http_1_1
-        self._keep_alive = self._keep_alive and self._chunked
+        self._chunked = self.request.head.http_1_1
+        self.keep_alive = self.keep_alive and self._chunked
         coding = b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n"
-        extra += self.headers()
-        self._connection.write(head(status, content_type, self._keep_alive, extra) + coding)
+        extra += self.lines(self)
+        self._connection.write(head(status, content_type, self.keep_alive, extra) + coding)
+
+    def begin_with(self, data: bytes, content_type: bytes, extra: bytes) -> None:
+        """`begin` of a good answer, and `send` of its first bytes, without waiting for the loop's turn."""
+        assert not self.started and data
+        self.started = True
+        lines = self.lines(self)
+        if self.request.head.http_1_1:
+            self._chunked = True
+            form = b"%bcontent-type: %b\r\n%b%b%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n"
+            close = b"" if self.keep_alive else CLOSE
+            said = form % (_STATUS_LINES[200], content_type, close, extra, lines, len(data), data)
+        else:
+            self.keep_alive = False
+            said = head(200, content_type, False, extra + lines) + b"\r\n" + data
+        self._connection.write_whole(said)
 
     def send(self, data: bytes) -> None:
         """The next bytes of a begun answer."""
@@ -140,8 +168,3 @@ class Exchange:
     async def drained(self) -> None:
         """Return when the client has taken enough for more to be sent."""
         await self._connection.drained()
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection may serve another request after this one."""
-        return self._keep_alive

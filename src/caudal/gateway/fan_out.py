@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -202,5 +201,5 @@ def _single_calls(call: Call) -> tuple[list[Call], int]:
         if seed is not None:
             body["seed"] = min(seed + index % n, MAX_SEED)  # one seed would give one answer n times
         data = msgspec.json.encode(body)
-        calls.append(replace(call, body=data, choices=1, tokens=call.tokens // call.choices))
+        calls.append(msgspec.structs.replace(call, body=data, choices=1, tokens=call.tokens // call.choices))
     return calls, len(prompts)

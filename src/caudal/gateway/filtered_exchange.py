@@ -67,6 +67,11 @@ class FilteredExchange(Exchange):
         self.started = True
         self.inner.begin(status, content_type, extra)
 
+    def begin_with(self, data: bytes, content_type: bytes, extra: bytes) -> None:
+        """Start a stream with its first piece."""
+        self.begin(200, content_type, extra)
+        self.send(data)
+
     def send(self, data: bytes) -> None:
         """The next piece of it."""
         changed = understood(self.events, data)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from caudal.domain.key import Slo
 from caudal.gateway.account import Account, Record, status_of
 from caudal.gateway.admitter import Admitter, Permit
-from caudal.gateway.callers import NOBODY, Caller
+from caudal.gateway.callers import MAX_KEYS, NOBODY, Caller
 from caudal.gateway.continuation import Impossible
 from caudal.gateway.direct import Direct, Failure
 from caudal.gateway.engine_request import generation_request
@@ -30,6 +31,7 @@ from caudal.gateway.openai_errors import (
     stream_broken,
 )
 from caudal.gateway.outside import Admits
+from caudal.gateway.plain_head import PlainHead
 from caudal.gateway.relay import Relay
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.tracing import Tracing, within_trace
@@ -71,19 +73,52 @@ class Losses:
         self._last_at = now
 
 
-@dataclass(slots=True)
-class Job:
-    """One request on its way; `answer` and `permit` from its admission on. `cost`: what it cost so far at somebody
-    else's addresses, in picodollars."""
+class Job(Direct):
+    """One request on its way; `answer` and `permit` from its admission on. `who` gets the same version of a model each
+    time (empty: any). `cost`: what it cost so far at somebody else's addresses, in picodollars. `named`: the model that
+    its answer is counted for (empty: it is not)."""
 
-    exchange: Exchange
-    call: Call
-    who: str
-    account: Account
-    counted: Callable[[int], None]
-    answer: Relay | Whole | None = None
-    permit: Permit | None = None
-    cost: int = 0
+    __slots__ = ("_owner", "account", "call", "cost", "named", "permit", "who")
+
+    permit: Permit
+
+    def __init__(
+        self, owner: Generations, exchange: Exchange, call: Call, who: str, account: Account, named: str
+    ) -> None:
+        self.exchange = exchange
+        self._pool = owner.pool
+        self._owner = owner
+        self.call = call
+        self.who = who
+        self.account = account
+        self.named = named
+        self.cost = 0
+
+    def finish(self, status: int) -> None:
+        """All that is done at the end of a request, however it ends."""
+        answer, account, owner = self.answer, self.account, self._owner
+        metrics = owner.metrics
+        if isinstance(answer, Relay):
+            owner.watch.remove(answer)
+            metrics.streams -= 1
+            if account.trace is not None:
+                account.trace.first_byte(answer.first_byte_s)
+        usage = answer.usage
+        if usage is not None:
+            account.usage = usage
+        if owner.used is not None and answer.measured is not None:
+            owner.used(self.call, answer.measured)
+        if self.cost:
+            account.usage = replace(account.usage, picodollars=self.cost)
+        self.permit.done()
+        account.close(status)
+        if self.named:
+            metrics.requests += 1
+            metrics.answers[self.named, status] += 1
+
+    def hand_over(self, begun: UpstreamConnection | None, failure: Failure | None) -> None:
+        """It goes on in a task."""
+        self.exchange.go_on(self._owner.finish_in_task(self, self.ticket, begun, failure))
 
 
 class Generations:
@@ -98,72 +133,62 @@ class Generations:
         wait_s: float = WAIT_FOR_REPLICA_S,
         record: Record = lambda *_: None,
         *,
-        used: Used = lambda call, measured: None,
+        used: Used | None = None,
         watch: Watch | None = None,
         admitter: Admitter | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self._record = record
-        self._used = used
+        self._told: dict[str, Caller] = {}  # who has a budget, as admission was told of it
+        self.used = used
         self._externals = externals
         self._tracing = tracing
         self._admitter = admitter or Admitter(router.capacity, router.now, metrics.admission)
         self._router = router
-        self._pool = pool
-        self._metrics = metrics
+        self.pool = pool
+        self.metrics = metrics
         self._wait_s = wait_s
-        self._watch = watch or Watch(router)
+        self.watch = watch or Watch(router)
 
-    def begin(
-        self, exchange: Exchange, call: Call, caller: Caller, counted: Callable[[int], None]
-    ) -> Answering | None:
+    def begin(self, exchange: Exchange, call: Call, head: PlainHead, known: bool) -> Answering | None:
         """Answer the exchange from callbacks where that can begin at once, else by what is returned, which is to be
-        awaited. `counted` is told the status, once, unless this raises ApiError."""
-        if self._router.model(call.model) is None or not caller.may_use(call.model):
-            raise model_not_found(call.model)
-        slo, deadline_s = wishes(exchange.request.headers, call.body)
-        account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
-        call = within_trace(call, exchange.request.headers, account.trace)
-        self._tell_spent(caller)
+        awaited. `known`: the fleet serves the model. The status is counted once, unless this raises ApiError."""
+        caller, model = exchange.caller, call.model
+        limits = caller.limits
+        if not known or (limits.models and model not in limits.models):
+            raise model_not_found(model)
+        slo = Slo.BATCH if head.slo is None and call.flex else head.slo
+        account = Account(self._record, caller.id, model, self._router.asked(model))
+        if self._tracing is not None:  # from here on it is closed, however this ends
+            account.trace = self._tracing.begin(exchange.request.headers, call, caller.id)
+        if head.traced or account.trace is not None:
+            call = within_trace(call, exchange.request.headers, account.trace)
+        if (limits.budget_tokens or limits.budget_usd) and self._told.get(caller.id) is not caller:
+            self._tell_spent(caller)
         try:
-            admitted = self._admitter.admit_now(call, caller.id, caller.limits, slo, deadline_s)
+            admitted = self._admitter.admit_now(call, caller.id, limits, slo, head.deadline_s)
         except ApiError as refused:
             account.close(refused.status)
             raise
-        job = Job(exchange, call, _sticky(caller), account, counted)
+        job = Job(self, exchange, call, "" if caller is NOBODY else caller.id, account, model)
         if not isinstance(admitted, Permit):
             return self._wait_and_answer(job, admitted)
-        self._open(job, admitted)
+        if call.stream:
+            self._open(job, admitted)
+        else:
+            job.permit = admitted
+            job.answer = Whole(exchange, call, admitted, self.pool, self.metrics, self._router)
         if call.extras:
-            return self._finish_in_task(job, None, None, None)
-        ticket = self._router.take(
-            call.model,
-            call.tokens,
-            prompt_tokens=call.prompt_tokens,
-            prefix=call.prefix,
-            who=job.who,
-        )
+            return self.finish_in_task(job, None, None, None)
+        ticket = self._router.take(model, call.tokens, call.prompt_tokens, call.prefix, job.who)
         if ticket is None:
-            return self._finish_in_task(job, None, None, None)
+            return self.finish_in_task(job, None, None, None)
         if account.trace is not None:
             account.trace.place(ticket, started=False)
-        connection = self._pool.take(ticket.address)
+        connection = self.pool.take(ticket.address)
         if connection is None:
-            return self._finish_in_task(job, ticket, None, None)
-
-        def hand_over(direct: Direct, begun: UpstreamConnection | None, failure: Failure | None) -> None:
-            exchange.go_on(self._finish_in_task(job, direct.ticket, begun, failure))
-
-        assert job.answer is not None
-        Direct(
-            exchange,
-            job.answer,
-            ticket,
-            connection,
-            self._pool,
-            hand_over,
-            lambda status: self._close(job, status),
-        ).start(generation_request(call, ticket))
+            return self.finish_in_task(job, ticket, None, None)
+        job.start(ticket, connection, generation_request(call, ticket))
         return None
 
     async def _wait_and_answer(self, job: Job, waiting: Ask) -> None:
@@ -172,15 +197,15 @@ class Generations:
         except BaseException as error:
             status = status_of(error)
             job.account.close(status)
-            job.counted(status)
+            self.metrics.answered(job.named, status)
             if not isinstance(error, ApiError):
                 raise
             job.exchange.respond(error.status, error.body(), extra=error.headers())
             return
         self._open(job, permit)
-        await self._finish_in_task(job, None, None, None)
+        await self.finish_in_task(job, None, None, None)
 
-    async def _finish_in_task(
+    async def finish_in_task(
         self,
         job: Job,
         ticket: Ticket | None,
@@ -197,33 +222,15 @@ class Generations:
                 raise
             job.exchange.respond(error.status, error.body(), extra=error.headers())
         finally:
-            self._close(job, status)
+            job.finish(status)
 
     def _open(self, job: Job, permit: Permit) -> None:
         kind = Relay if job.call.stream else Whole
         job.permit = permit
-        job.answer = kind(job.exchange, job.call, permit, self._pool, self._metrics, self._router)
+        job.answer = kind(job.exchange, job.call, permit, self.pool, self.metrics, self._router)
         if isinstance(job.answer, Relay):
-            self._watch.add(job.answer)
-            self._metrics.streams += 1
-
-    def _close(self, job: Job, status: int) -> None:
-        """All that is done at the end of a request, however it ends."""
-        answer, permit = job.answer, job.permit
-        assert answer is not None and permit is not None
-        if isinstance(answer, Relay):
-            self._watch.remove(answer)
-            self._metrics.streams -= 1
-            if job.account.trace is not None:
-                job.account.trace.first_byte(answer.first_byte_s)
-        if answer.measured is not None:
-            job.account.usage = answer.measured.usage
-            self._used(job.call, answer.measured)
-        if job.cost:
-            job.account.usage = replace(job.account.usage, picodollars=job.cost)
-        permit.done()
-        job.account.close(status)
-        job.counted(status)
+            self.watch.add(job.answer)
+            self.metrics.streams += 1
 
     async def run(self, exchange: Exchange, call: Call, caller: Caller = NOBODY) -> int:
         """Answer the exchange, on the caller's account; returns the status that was sent. Raises ApiError while
@@ -233,13 +240,14 @@ class Generations:
         slo, deadline_s = wishes(exchange.request.headers, call.body)
         account = self._account(exchange, call, caller)  # from here on it is closed, however this ends
         call = within_trace(call, exchange.request.headers, account.trace)
-        self._tell_spent(caller)
+        if caller.limits.budget_tokens or caller.limits.budget_usd:
+            self._tell_spent(caller)
         try:
             permit = await self._admitter.admit(call, caller.id, caller.limits, slo, deadline_s)
         except BaseException as error:
             account.close(status_of(error))
             raise
-        job = Job(exchange, call, _sticky(caller), account, lambda status: None)
+        job = Job(self, exchange, call, "" if caller is NOBODY else caller.id, account, "")
         self._open(job, permit)
         status = 200
         try:
@@ -248,7 +256,7 @@ class Generations:
             status = status_of(error)
             raise
         finally:
-            self._close(job, status)
+            job.finish(status)
         return 200
 
     def _account(self, exchange: Exchange, call: Call, caller: Caller) -> Account:
@@ -258,14 +266,16 @@ class Generations:
         return account
 
     def _tell_spent(self, caller: Caller) -> None:
-        if caller.limits.budget_tokens or caller.limits.budget_usd:
-            self._admitter.spent(caller.id, caller.spent_tokens, caller.spent_usd)
+        """What a key with a budget used so far, as control said last."""
+        if len(self._told) >= MAX_KEYS:
+            self._told.clear()
+        self._told[caller.id] = caller
+        self._admitter.spent(caller.id, caller.spent_tokens, caller.spent_usd)
 
     async def _carry_out(
         self, job: Job, ticket: Ticket | None, begun: UpstreamConnection | None, failure: Failure | None
     ) -> None:
         answer = job.answer
-        assert answer is not None
         try:
             await self._answer(answer, job, ticket, begun, failure)
         except Impossible as impossible:
@@ -309,7 +319,7 @@ class Generations:
             version = ticket.version
             if job.account.trace is not None:
                 job.account.trace.place(ticket, started=answer.started)
-            self._metrics.retries += attempt > 0 and not answer.started
+            self.metrics.retries += attempt > 0 and not answer.started
             try:
                 if failure is not None:
                     raise failure
@@ -356,8 +366,3 @@ class Generations:
             raise
         finally:
             job.cost += paid.close()
-
-
-def _sticky(caller: Caller) -> str:
-    """Whose requests go to the same version of a model; of those without a key, each goes where it may."""
-    return "" if caller is NOBODY else caller.id

@@ -12,21 +12,52 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import httptools
+from msgspec import Struct
 
+from caudal.gateway.known_heads import MAX_DIGITS, KnownHeads, known_heads
 from caudal.gateway.limits import Limits
 
 
 @dataclass(slots=True)
-class Request:
-    """A whole request. Header names are in lower case; `path` has no query."""
+class Head:
+    """What a request says before its body. Requests that say the very same share one, but for their content-length,
+    which is therefore not among the headers. Header names are in lower case; `path` has no query. `notes` is for
+    whoever answers: what follows from the head alone, and need not be worked out again."""
 
     method: str
     path: str
     query: str
     headers: dict[bytes, bytes]
-    body: bytes
     keep_alive: bool
     http_1_1: bool
+    notes: object = field(default=None, compare=False, repr=False)
+
+
+class Request(Struct):
+    """A whole request."""
+
+    head: Head
+    body: bytes
+
+    @property
+    def method(self) -> str:
+        """In capital letters."""
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        """Without the query."""
+        return self.head.path
+
+    @property
+    def query(self) -> str:
+        """Without its question mark."""
+        return self.head.query
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """By name, in lower case; without content-length."""
+        return self.head.headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +75,6 @@ class _Refused(Exception):
 
 SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization"})
 """Headers that mean something here and may stand only once."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """A head that was parsed before: the same bytes again mean the same."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[bytes, bytes]
-    length: int
-
-
-_HEADS: dict[bytes, _Head] = {}
-"""Of whole requests that came in one piece, with a Content-Length, on connections that stay. A client says the same
-lines with every request, and parsing them again is half of what reading it costs."""
-
-MAX_HEADS = 1024
-MAX_HEAD_BYTES = 2048
 
 
 @dataclass(slots=True)
@@ -84,26 +96,31 @@ class _Partial:
 
 
 class RequestReader:
-    """Bytes in, requests out, in order. After a refusal it reads nothing more."""
+    """Bytes in, requests out, in order. After a refusal it reads nothing more. `heads` are shared by readers with the
+    same limits."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, heads: KnownHeads | None = None) -> None:
         self.ready: deque[Request | Refusal] = deque()
         self.refused = False
+        self._heads = heads if heads is not None else known_heads(limits.body_bytes)
+        self._find = self._heads.find
+        self._length: bytes | None = None  # the last request's content-length
+        self._head_bytes = 0  # and what of its head was counted
+        self._last = False  # the parser read a request after which nothing follows
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
-        self._partial: _Partial | None = None
+        self.begun: _Partial | None = None  # the request that is being read
 
-    @property
     def phase(self) -> str:
         """`idle` between requests, `head` or `body` within one."""
-        if self._partial is None:
+        if self.begun is None:
             return "idle"
-        return "body" if self._partial.head_done else "head"
+        return "body" if self.begun.head_done else "head"
 
     @property
     def expects_continue(self) -> bool:
         """Whether the client waits for `100 Continue` before it sends the body."""
-        partial = self._partial
+        partial = self.begun
         return (
             partial is not None
             and partial.head_done
@@ -113,15 +130,29 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take what arrived; `ready` has what it completed."""
+        known = self.known(data)
+        if known is not None:
+            self.ready.append(known)
+        else:
+            self.parse(data)
+
+    def known(self, data: bytes) -> Request | None:
+        """The request that this is, where it is whole and alone, and its head was parsed before: it is not among those
+        that are ready. None: it is to be parsed."""
+        if self.begun is not None or self.ready or self.refused or self._last:
+            return None
+        found = self._find(data)
+        return None if found is None else Request(*found)
+
+    def parse(self, data: bytes) -> None:
+        """Take what arrived and is not known."""
         if self.refused:
             return
-        before, ready = self._partial, len(self.ready)
-        alone = before is None and not ready
-        if alone and self._known(data):
-            return
+        before, ready = self.begun, len(self.ready)
+        alone = before is None and not ready and not self._last
         try:
             self._parser.feed_data(data)
-            partial = self._partial
+            partial = self.begun
             if (
                 partial is not None
                 and not partial.head_done
@@ -143,37 +174,21 @@ class RequestReader:
             if not self.refused:
                 self._refuse(400, "bad_request", f"This is not a valid HTTP/1.1 request: {_plain(error)}.")
 
-    def _known(self, data: bytes) -> bool:
-        """Whether it is a whole request with a head that was parsed before; then it is ready."""
-        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
-        head = _HEADS.get(data[:cut]) if cut > 4 else None
-        if head is None or len(data) - cut != head.length:
-            return False
-        self.ready.append(
-            Request(
-                head.method, head.path, head.query, head.headers, data[cut:], keep_alive=True, http_1_1=True
-            )
-        )
-        return True
-
     def _remember(self, data: bytes) -> None:
         """Keep the head of what was just read, if that was one plain request and nothing else."""
-        request = self.ready[0]
-        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
-        if not isinstance(request, Request) or cut == 3 or not (request.keep_alive and request.http_1_1):
+        request, length = self.ready[0], self._length
+        if not isinstance(request, Request) or not (request.head.keep_alive and request.head.http_1_1):
             return
-        headers = request.headers
-        plain = b"transfer-encoding" not in headers and b"expect" not in headers
-        length = len(data) - cut
-        if plain and len(request.body) == length and headers.get(b"content-length", b"0") == b"%d" % length:
-            if len(_HEADS) >= MAX_HEADS:
-                _HEADS.clear()
-            _HEADS[data[:cut]] = _Head(request.method, request.path, request.query, headers, length)
+        if b"transfer-encoding" in request.headers or b"expect" in request.headers:
+            return
+        roomy = self._head_bytes + MAX_DIGITS <= self._limits.head_bytes  # whatever its content-length
+        if roomy and (length == b"%d" % len(request.body) if length is not None else not request.body):
+            self._heads.keep(data, request.head)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if not self.refused:
             self.refused = True
-            self._partial = None
+            self.begun = None
             self.ready.append(Refusal(status, code, message))
 
     def _stop(self, status: int, code: str, message: str) -> None:
@@ -201,18 +216,18 @@ class RequestReader:
         waiting_bytes = sum(len(r.body) for r in self.ready if isinstance(r, Request))
         if len(self.ready) >= self._limits.pipelined or waiting_bytes > self._limits.body_bytes:
             self._stop(400, "too_many_pipelined", "Too many requests at once on one connection.")
-        self._partial = _Partial()
+        self.begun = _Partial()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
-        assert self._partial is not None
-        self._partial.url += url
-        self._partial.head_bytes += len(url)
-        self._check_head_bytes(self._partial)
+        assert self.begun is not None
+        self.begun.url += url
+        self.begun.head_bytes += len(url)
+        self._check_head_bytes(self.begun)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; those after the body (trailers) are dropped."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.count += 1
         if partial.count > self._limits.headers:
@@ -230,7 +245,7 @@ class RequestReader:
 
     def on_headers_complete(self) -> None:
         """All headers are there: what is refused for them is refused before the body is read."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.head_done = True
         version = self._parser.get_http_version()
@@ -250,7 +265,7 @@ class RequestReader:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         partial.body_bytes += len(data)
         if partial.body_bytes > self._limits.body_bytes:
@@ -264,21 +279,21 @@ class RequestReader:
 
     def on_message_complete(self) -> None:
         """A whole request."""
-        partial = self._partial
+        partial = self.begun
         assert partial is not None
         path, _, query = partial.url.partition(b"?")
-        self._partial = None
-        self.ready.append(
-            Request(
-                method=self._parser.get_method().decode("latin-1"),
-                path=path.decode("latin-1"),
-                query=query.decode("latin-1"),
-                headers=partial.headers,
-                body=bytes(partial.body),
-                keep_alive=self._parser.should_keep_alive(),
-                http_1_1=self._parser.get_http_version() == "1.1",
-            )
+        self.begun = None
+        self._length, self._head_bytes = partial.headers.pop(b"content-length", None), partial.head_bytes
+        head = Head(
+            method=self._parser.get_method().decode("latin-1"),
+            path=path.decode("latin-1"),
+            query=query.decode("latin-1"),
+            headers=partial.headers,
+            keep_alive=self._parser.should_keep_alive(),
+            http_1_1=self._parser.get_http_version() == "1.1",
         )
+        self._last = not head.keep_alive
+        self.ready.append(Request(head, bytes(partial.body)))
 
     def _too_large(self) -> None:
         limit = self._limits.body_bytes

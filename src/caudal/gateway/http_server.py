@@ -17,7 +17,8 @@ from typing import cast
 
 from caudal.gateway import wire
 from caudal.gateway.exchange import JSON, Answering, Exchange, head
-from caudal.gateway.http_request import Refusal, RequestReader
+from caudal.gateway.http_request import Refusal, Request, RequestReader
+from caudal.gateway.known_heads import known_heads
 from caudal.gateway.limits import Limits
 
 log = logging.getLogger("caudal.gateway")
@@ -37,9 +38,11 @@ class HttpConnection(asyncio.Protocol):
         self._limits = limits = server.limits
         self._loop = asyncio.get_running_loop()  # asked for once: each time costs a system call
         self._phase_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
-        self._reader = RequestReader(server.limits)
+        self._reader = RequestReader(server.limits, server.heads)
         self._transport: asyncio.Transport | None = None
         self._outlet: wire.Outlet | None = None
+        # for what nothing follows at once: where it can, it does not wait for the loop's turn
+        self.write_whole: Callable[[bytes], None] = self.write
         self._exchange: Exchange | None = None  # the one that is being answered
         self._task: asyncio.Task[None] | None = None
         self._deadline = FOREVER
@@ -54,6 +57,8 @@ class HttpConnection(asyncio.Protocol):
         """A client came."""
         self._transport = told = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._outlet = wire.outlet(told)
+        if self._outlet is not None:
+            self.write_whole = self._outlet.send
         if not self._server.admit(self):
             message = "This gateway has all the connections that it can serve."
             self._refuse(Refusal(503, "too_many_connections", message), b"retry-after: 1\r\n")
@@ -67,11 +72,17 @@ class HttpConnection(asyncio.Protocol):
             if self._lingering_bytes > LINGER_BYTES:
                 self._abort()
             return
-        self._reader.feed(data)
-        if self._exchange is None:
-            self._next()
-            if self._exchange is None and self._reader.expects_continue:
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._exchange is not None:
+            self._reader.feed(data)
+            return
+        request = self._reader.known(data)
+        if request is not None:
+            self._begin(request)
+            return
+        self._reader.parse(data)
+        self._next()
+        if self._exchange is None and self._reader.expects_continue:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def eof_received(self) -> bool:
         """The client says no more, which is taken as its leaving."""
@@ -115,13 +126,6 @@ class HttpConnection(asyncio.Protocol):
         if self._outlet is None or transport is None or transport.is_closing():
             return None
         return wire.Pump(self._outlet, keep, most)
-
-    def write_whole(self, data: bytes) -> None:
-        """The same, of what nothing follows at once: it does not wait for the loop's turn."""
-        if self._outlet is not None:
-            self._outlet.send(data)
-        else:
-            self.write(data)
 
     async def drained(self) -> None:
         """Return when the client has taken enough."""
@@ -167,12 +171,18 @@ class HttpConnection(asyncio.Protocol):
         item = self._reader.ready.popleft()
         if isinstance(item, Refusal):
             self._refuse(item)
-            return
+        else:
+            self._begin(item)
+
+    def _begin(self, request: Request) -> None:
+        """Answer it."""
+        server = self._server
         self._deadline = FOREVER
         self._phase = "answering"
-        self._exchange = exchange = Exchange(self, item, item.keep_alive and not self._server.closing)
+        exchange = Exchange(self, request, request.head.keep_alive and not server.closing)
+        self._exchange = exchange
         try:
-            answering = self._server.handler(exchange)
+            answering = server.handler(exchange)
         except Exception:  # our own bug: `failed` logs it, and it costs this answer only
             self.failed(exchange)
             return
@@ -200,8 +210,17 @@ class HttpConnection(asyncio.Protocol):
     def answered(self, exchange: Exchange) -> None:
         """An exchange has its whole answer. Where a task gave it, the task's end counts."""
         exchange.flow = None
-        if self._task is None and self._exchange is exchange:
+        if self._task is not None or self._exchange is not exchange:
+            return
+        reader = self._reader
+        if reader.ready or reader.begun or not exchange.keep_alive:
             self._go_on(exchange)
+            return
+        self._exchange = None  # and nothing more was asked yet
+        self._phase = "idle"
+        self._deadline = self._loop.time() + self._limits.idle_s
+        if self._server.closing:
+            self.close_when_idle()
 
     def failed(self, exchange: Exchange) -> None:
         """Our own bug, within the handling of an exception: it must cost one answer and a line in the log, not the
@@ -221,7 +240,10 @@ class HttpConnection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if exchange.keep_alive and not self._server.closing:
-            self._next()
+            if self._reader.ready:
+                self._next()
+            else:
+                self._set_phase()
         else:
             transport.close()
 
@@ -234,7 +256,7 @@ class HttpConnection(asyncio.Protocol):
             flow.left()
 
     def _set_phase(self) -> None:
-        phase = self._reader.phase
+        phase = self._reader.phase()
         if phase == self._phase:
             return  # progress does not extend a limit
         self._phase = phase
@@ -267,6 +289,7 @@ class HttpServer:
         self.handler = handler
         self.refusal_body = refusal_body
         self.limits = limits
+        self.heads = known_heads(limits.body_bytes)
         self.closing = False
         self._connections: set[HttpConnection] = set()
         self._lingering: set[HttpConnection] = set()

@@ -53,6 +53,9 @@ class Metrics:
         self.requests = 0
         self.rescues: Counter[str] = Counter(dict.fromkeys(RESCUES, 0))
         self._first_byte = Histogram(FIRST_BYTE_BUCKETS_S)
+        self.first_byte = (
+            self._first_byte.observe
+        )  # the first byte of a good answer went out, after so many seconds
         self._pause = Histogram(PAUSE_BUCKETS_S)
         self.admission = AdmissionMetrics()
 
@@ -60,10 +63,6 @@ class Metrics:
         """An answer was given (its status, at least)."""
         self.requests += 1
         self.answers[model, status] += 1
-
-    def first_byte(self, seconds: float) -> None:
-        """The first byte of a good answer went out."""
-        self._first_byte.observe(seconds)
 
     def rescued(self, outcome: str) -> None:
         """A stream that lost its replica is over, with one of RESCUES."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -37,6 +36,7 @@ TYPICAL_REPLY_TOKENS = 256
 BYTES_PER_TOKEN = 4
 MAX_CHOICES = 128
 MAX_TOOLS = 128
+NO_EXTRAS: frozenset[str] = frozenset()
 
 
 class StreamOptions(Struct):
@@ -133,8 +133,7 @@ class CompletionRequest(_Common, kw_only=True):
     best_of: Choices | None = None
 
 
-@dataclass(slots=True)  # never changed; `frozen` would cost a microsecond per request
-class Call:
+class Call(Struct):
     """A request that may be sent to a replica. `tokens` is the most that it may cost, roughly: for routing,
     not for bills; `prompt_tokens` are the prompt's part of them, and `prefix` is the key of its beginning
     (policy/affinity). `prompt_param` is what an error about the prompt's length names. `extras` are parameters
@@ -153,6 +152,8 @@ class Call:
     choices: int = 1
     logprobs: bool = False
     include_usage: bool | None = None  # what the client's stream_options ask for; None: it gave none
+    flex: bool = False  # it names OpenAI's tier for those who can wait
+    bounded: bool | None = None  # it says how long the reply may get; None: see its body
     traceparent: bytes = b""
 
 
@@ -168,6 +169,7 @@ _CHAT = msgspec.json.Decoder(ChatRequest), msgspec.json.Decoder(_AnyChat)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest), msgspec.json.Decoder(_AnyCompletion)
 _ENGINE = msgspec.json.Decoder(EngineParameters)
 _ANYTHING = msgspec.json.Decoder()
+_WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _AT = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _FIELD = re.compile(r"missing required field `(?P<field>\w+)`")
@@ -175,10 +177,19 @@ _FIELD = re.compile(r"missing required field `(?P<field>\w+)`")
 
 def parse_chat(body: bytes) -> Call:
     """Check a chat request. Raises ApiError, 400."""
-    request, extras = _read(_CHAT, body)
+    extras = NO_EXTRAS
+    try:
+        request = _CHAT[0].decode(body)
+    except _WRONG:
+        request, extras = _read_more(_CHAT, body)
     if request.response_format is not None:
         check_schemas(request.response_format, "response_format")
-    check_turns(request.messages, request.tools)
+    tools = request.tools is not None
+    for message in request.messages:
+        if message.tool_calls:
+            tools = True
+    if tools:
+        check_turns(request.messages, request.tools)
     if request.max_tokens == 0:
         raise ApiError(400, "invalid_value", "Invalid value for 'max_tokens': 1 or more.", param="max_tokens")
     reply = request.max_completion_tokens or request.max_tokens or TYPICAL_REPLY_TOKENS
@@ -197,7 +208,11 @@ def check_turns(messages: list[Message], tools: list[Tool] | None) -> None:
 
 def parse_completion(body: bytes) -> Call:
     """Check a completion request. Raises ApiError, 400."""
-    request, extras = _read(_COMPLETION, body)
+    extras = NO_EXTRAS
+    try:
+        request = _COMPLETION[0].decode(body)
+    except _WRONG:
+        request, extras = _read_more(_COMPLETION, body)
     reply = TYPICAL_REPLY_TOKENS if request.max_tokens is None else request.max_tokens
     meant = {
         "suffix": bool(request.suffix),
@@ -241,30 +256,28 @@ def _call(
     prompt_tokens = len(body) // BYTES_PER_TOKEN
     options = request.stream_options
     return Call(
-        path=path,
-        model=request.model,
-        stream=bool(request.stream),
-        tokens=prompt_tokens + reply * choices,
-        body=body,
-        prompt_param=prompt_param,
-        prompt_tokens=prompt_tokens,
-        prefix=prefix_key(body),
-        extras=extras,
-        choices=choices,
-        logprobs=logprobs,
-        include_usage=None if options is None else bool(options.include_usage),
+        path,
+        request.model,
+        bool(request.stream),
+        prompt_tokens + reply * choices,
+        body,
+        prompt_param,
+        prompt_tokens,
+        prefix_key(body),
+        extras,
+        choices,
+        logprobs,
+        None if options is None else bool(options.include_usage),
+        request.service_tier == "flex",
+        True if request.max_tokens is not None else None,
     )
 
 
-def _read(
+def _read_more(
     decoders: tuple[msgspec.json.Decoder[T], msgspec.json.Decoder[Any]], body: bytes
 ) -> tuple[T, frozenset[str]]:
-    """The request, and the names of its parameters that are not common. Those cost a second look, which most
-    requests are spared."""
-    try:
-        return decoders[0].decode(body), frozenset()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # said below, if it is more than a further parameter
+    """The request, and the names of its parameters that are not common: a second look, which most requests are
+    spared. Raises ApiError, 400, where that is not all that is wrong with it."""
     request: T = decode(decoders[1], body)
     names = decode(_NAMES, body)
     extras = frozenset(names) - frozenset(type(request).__struct_fields__)  # type: ignore[attr-defined]

@@ -8,8 +8,6 @@ the same after every one of them.
 
 from __future__ import annotations
 
-import asyncio
-
 from caudal.gateway import wire
 from caudal.gateway.upstream import FOREVER, UpstreamConnection, UpstreamLimits
 
@@ -21,15 +19,9 @@ class PumpedConnection(UpstreamConnection):
         self._valve = wire.Valve(self._heard)
         self._passed = 0
         self._between_chunks = False
-        self._outlet: wire.Outlet | None = None
+        self._read = super().data_received
         super().__init__(limits)
         self.data_received = self._valve.feed  # type: ignore[method-assign, assignment]  # for transports
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected."""
-        super().connection_made(transport)
-        assert self._transport is not None
-        self._outlet = wire.outlet(self._transport)
 
     def detach(self) -> None:
         """The sink is told no more."""
@@ -59,19 +51,18 @@ class PumpedConnection(UpstreamConnection):
         self._between_chunks = True
 
     def _heard(self, data: bytes) -> None:
-        """Bytes of an answer that are not ordinary."""
-        super().data_received(data)
+        """Bytes of an answer that are not ordinary chunks."""
+        if not self._head_bytes and not self.complete:
+            found = self._find(data)
+            if found is not None:
+                self._answered(*found)
+                return
+        self._read(data)
         # a size's line that has begun has no line feed yet
         if self._between_chunks and not self.complete and self.sink is not None and data.endswith(b"\n"):
             pump = self.sink.pump()
             if pump is not None:
                 self._valve.open(pump)
-
-    def _write(self, data: bytes) -> None:
-        if self._outlet is not None:
-            self._outlet.send(data)
-        else:
-            super()._write(data)
 
     def _fail(self, why: str, *, stale: bool = False, lost: bool = False) -> None:
         self._valve.close()

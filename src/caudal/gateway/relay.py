@@ -11,6 +11,7 @@ import asyncio
 
 import msgspec
 
+from caudal.domain.key import Usage
 from caudal.gateway import wire
 from caudal.gateway.address import Address
 from caudal.gateway.admitter import Permit
@@ -70,6 +71,7 @@ class Relay:
         self._paid: Paid | None = None
         self._splitter = EventSplitter()
         self._name = ModelName(call.model)
+        self._opened = False  # before: then nothing was said yet
         self._rescue: Rescue | None = None
         self._lost_at: float | None = None
 
@@ -93,6 +95,12 @@ class Relay:
             return known
         tokens = self._said_log().count() if rescue is None else rescue.said.tokens
         return estimated(len(self._call.body), tokens)
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens of that."""
+        measured = self.measured
+        return measured.usage if measured is not None else None
 
     @property
     def speaking(self) -> bool:
@@ -161,6 +169,9 @@ class Relay:
     def open(self, ticket: Ticket, connection: UpstreamConnection) -> None:
         """A replica begins to answer: what is said from here on is its."""
         self.ticket, self.connection = ticket, connection
+        if not self._opened:
+            self._opened = True
+            return
         self._heard, self._pump = self.chunks, None
         self._tap, self._log = UsageTap(swallow=not self._call.include_usage), SaidLog()
         self._splitter, self._name = EventSplitter(), ModelName(self._call.model)
@@ -186,11 +197,12 @@ class Relay:
         if not exchange.started:
             assert self.ticket is not None
             self._permit.first_token()
-            exchange.begin(200, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
+            exchange.begin_with(events, EVENT_STREAM, NO_BUFFERING + self._permit.headers())
             self.first_byte_s = self._now() - self._began_at
             self._metrics.first_byte(self.first_byte_s)
             self.ticket.first_token()
-        exchange.send(events)
+        else:
+            exchange.send(events)
 
     def pump(self) -> wire.Pump | None:
         """What does the same as `piece` with whole events that need only be sent; None where all of them need more,

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
 from caudal.gateway.address import Address
 from caudal.gateway.routes import ModelRoutes, ReplicaRoute
 from caudal.policy.hedging import Hedger
@@ -59,7 +61,8 @@ class Replica:
     def seen(self, now: float) -> None:
         """Its load was what it is, up to now."""
         load = self.load
-        self.speed.passed(now, load.requests, load.tokens, load.others(now))
+        others = load.others(now) if load.others_tokens else 0.0
+        self.speed.passed(now, load.requests, load.tokens, others)
 
 
 @dataclass(slots=True)
@@ -89,20 +92,10 @@ class ModelState:
         self.externals = [r for r in replicas if r.route.external is not None]
         self.asks_outside = any(not r.overflows for r in self.externals)
 
-    def expected(self, asked: int) -> int:
-        """Of the tokens that a request may have, those that are likely: answers end before their limit."""
-        return max(1, int(asked * self.served_share))
 
-    def served(self, asked: int, tokens: int) -> None:
-        """A request that might have had `asked` tokens had so many."""
-        share = max(MIN_SHARE, min(1.0, tokens / asked if asked else 1.0))
-        self.served_share += SHARE_WEIGHT * (share - self.served_share)
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A request's place at a replica. Given back exactly once, by `release`; before that its holder says
-    `first_token`, and `done` or `failed`, so that the next requests know better."""
+class Ticket(Struct, eq=False):
+    """A request's place at a replica; made by `place_at`. Given back exactly once, by `release`; before that its holder
+    says `first_token`, and `done` or `failed`, so that the next requests know better."""
 
     gang: str
     address: Address
@@ -125,34 +118,6 @@ class Ticket:
     def site(self) -> str:
         """Where the replica runs."""
         return self._replica.route.site
-
-    @classmethod
-    def at(
-        cls, replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float
-    ) -> Ticket:
-        """Take a place. `asked`: the most tokens that the request may have."""
-        load, route = replica.load, replica.route
-        replica.seen(now)
-        at_once = not load.slots or load.requests < load.slots
-        load.requests += 1
-        load.tokens += ask.tokens
-        trial = load.breaker.begin(now)
-        name = route.model or model.routes.id
-        return cls(
-            route.gang,
-            replica.address,
-            name,
-            load.version,
-            ask.tokens,
-            ask,
-            asked,
-            now,
-            trial,
-            at_once,
-            replica,
-            model,
-            owner,
-        )
 
     def is_at(self, replica: Replica) -> bool:
         """Whether this is its place."""
@@ -208,11 +173,17 @@ class Ticket:
         if not self._answered:  # it came in one piece: when it began to speak is not known
             self._answered = True
             self._replica.load.breaker.answered(self._trial)
-        self._model.served(self.asked, tokens)
-        self._replica.seen(self._owner.now())
-        if self._replica.speed.served(tokens, self._replica.load.slots):
-            self._replica.load.tokens_per_s = self._replica.speed.tokens_per_s
-            self._model.pool.measure()
+        model, asked = self._model, self.asked
+        share = tokens / asked if tokens < asked else 1.0
+        if share < MIN_SHARE:
+            share = MIN_SHARE
+        model.served_share += SHARE_WEIGHT * (share - model.served_share)
+        replica = self._replica
+        speed, load, now = replica.speed, replica.load, self._owner.now()
+        speed.passed(now, load.requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
+        if speed.served(tokens, load.slots):
+            load.tokens_per_s = speed.tokens_per_s
+            model.pool.measure()
 
     def failed(self, *, hard: bool = True) -> None:
         """The replica failed this request. `hard`: it could not be reached, hung up, or would not answer, and is
@@ -240,14 +211,40 @@ class Ticket:
         self._answered, other._answered = other._answered, self._answered
         self._failed, other._failed = other._failed, self._failed
 
-    def release(self) -> None:
-        """The request is over at this replica."""
+    def release(self, just_done: bool = False) -> None:
+        """The request is over at this replica; `just_done`: `done` was said at this very moment."""
         assert self._open
         self._open = False
-        self._replica.seen(self._owner.now())
-        load = self._replica.load
+        replica = self._replica
+        if not just_done:
+            replica.seen(self._owner.now())
+        load = replica.load
         load.requests -= 1
         load.tokens -= self.tokens
         if self._trial and not self._answered and not self._failed:
             load.breaker.gave_up()
         self._owner.wake()
+
+
+def place_at(replica: Replica, model: ModelState, owner: Owner, ask: Ask, asked: int, now: float) -> Ticket:
+    """Take a place. `asked`: the most tokens that the request may have."""
+    load, route = replica.load, replica.route
+    requests, tokens, breaker = load.requests, ask.tokens, load.breaker
+    replica.speed.passed(now, requests, load.tokens, load.others(now) if load.others_tokens else 0.0)
+    load.requests = requests + 1
+    load.tokens += tokens
+    return Ticket(
+        route.gang,
+        replica.address,
+        route.model or model.routes.id,
+        load.version,
+        tokens,
+        ask,
+        asked,
+        now,
+        breaker.begin(now) if breaker.until else False,
+        not load.slots or requests < load.slots,
+        replica,
+        model,
+        owner,
+    )

@@ -6,7 +6,7 @@ turn, and a conversation that may be continued by the id of its last response. P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -130,7 +130,7 @@ def to_chat(asked: Asked, before: list[Item]) -> Call:
     if request.text is not None and request.text.format is not None:
         chat["response_format"] = _format(request.text.format)
     try:
-        return replace(parse_chat(msgspec.json.encode(chat)), prompt_param="input")
+        return msgspec.structs.replace(parse_chat(msgspec.json.encode(chat)), prompt_param="input")
     except ApiError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise

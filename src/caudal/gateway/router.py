@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
 
 import msgspec
 
 from caudal.gateway.address import Address
 from caudal.gateway.demand import Demand
 from caudal.gateway.outside import Admits, choose_place
-from caudal.gateway.replicas import ModelState, Replica, Ticket
+from caudal.gateway.replicas import ModelState, Replica, Ticket, place_at
 from caudal.gateway.routes import ModelRoutes, OthersLoad, ReplicaRoute, RouteTable
 from caudal.policy.hedging import Hedger, HedgeRules
-from caudal.policy.routing import DEFAULT_BOUND, Ask, Route
+from caudal.policy.routing import DEFAULT_BOUND, Ask, Route, choose
 from caudal.policy.versions import next_share, sticky_share
 
 __all__ = ["Router", "Ticket"]
@@ -49,6 +47,7 @@ class Router:
         self._replicas: dict[tuple[str, str], Replica] = {}
         self._by_address: dict[tuple[str, int], Replica] = {}
         self._changed = asyncio.Event()
+        self._waits = False  # somebody may wait for it
         self._requests = 0
 
     def update(self, table: RouteTable) -> None:
@@ -100,7 +99,9 @@ class Router:
     def model(self, model_id: str) -> ModelRoutes | None:
         """A model's routes, if the fleet serves it."""
         model = self._models.get(model_id)
-        return model.routes if model is not None and self._known(model) else None
+        if model is not None and (model.listed or self._known(model)):
+            return model.routes
+        return None
 
     def capacity(self, model_id: str) -> tuple[int, int]:
         """A model's replicas and the requests that they run at once, together; the same object between updates."""
@@ -113,8 +114,8 @@ class Router:
 
     def asked(self, model_id: str) -> Callable[[], None]:
         """A request of a model came; to be called when it is over."""
-        self.demand.begun(model_id, self._asleep(model_id))
-        return partial(self.demand.ended, model_id)
+        model = self._models.get(model_id)
+        return self.demand.begun(model_id, model is not None and model.routes.asleep).ended
 
     def _asleep(self, model_id: str) -> bool:
         model = self._models.get(model_id)
@@ -178,10 +179,11 @@ class Router:
         end = self.now() + wait_s
         if self._asleep(model_id):
             end = max(end, self.now() + WAKE_WAIT_S)
-        ask = self._ask(model_id, tokens, tried, prompt_tokens, prefix, who, version)
+        ask = self._ask(self._models.get(model_id), tokens, tried, prompt_tokens, prefix, who, version)
         while True:
             self._changed.clear()
-            taken = self._try(model_id, ask, tokens, admits)
+            self._waits = True
+            taken = self._try(self._models.get(model_id), ask, tokens, admits)
             now = self.now()
             if isinstance(taken, Ticket) or now >= end or not self._worth_waiting(model_id, now):
                 return taken
@@ -193,20 +195,24 @@ class Router:
                 pass  # an open breaker may let one through, or the wait is over
 
     def take(
-        self, model_id: str, tokens: int, *, prompt_tokens: int, prefix: int | None, who: str
+        self, model_id: str, tokens: int, prompt_tokens: int, prefix: int | None, who: str
     ) -> Ticket | None:
         """A place within the fleet that is to be had at once; None where there is none, or where the request may be
         sent twice."""
         model = self._models.get(model_id)
-        if model is None or model.hedger.wait_s() is not None or model.asks_outside:
+        if model is None or model.asks_outside or (model.hedger.on and model.hedger.wait_s() is not None):
             return None
-        ask = self._ask(model_id, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
-        taken = self._try(model_id, ask, tokens, None)
-        return taken if isinstance(taken, Ticket) else None
+        ask = self._ask(model, tokens, NOT_TRIED, prompt_tokens, prefix, who, 0)
+        if model.externals:
+            taken = self._try(model, ask, tokens, None)
+            return taken if isinstance(taken, Ticket) else None
+        now = self.now()
+        load = choose(model.pool, ask, self._site, now).replica
+        return place_at(model.by_gang[load.gang], model, self, ask, tokens, now) if load is not None else None
 
     def _ask(
         self,
-        model_id: str,
+        model: ModelState | None,
         tokens: int,
         tried: frozenset[str],
         prompt_tokens: int,
@@ -214,36 +220,39 @@ class Router:
         who: str,
         version: int,
     ) -> Ask:
-        self._requests += 1
-        share = sticky_share(who) if who else next_share(self._requests)
-        model = self._models.get(model_id)
+        self._requests = number = self._requests + 1
+        share = sticky_share(who) if who else next_share(number)
         expected = tokens
         if model is not None:
-            expected = model.expected(tokens)
-            model.hedger.asked()
-        return Ask(expected, prompt_tokens, prefix, share, version, tried, self._requests)
+            expected = int(tokens * model.served_share) or 1
+            if model.hedger.on:
+                model.hedger.asked()
+        return Ask(expected, prompt_tokens, prefix, share, version, tried, number)
 
-    def _try(self, model_id: str, ask: Ask, asked: int, admits: Admits | None) -> Ticket | Route:
+    def _try(self, model: ModelState | None, ask: Ask, asked: int, admits: Admits | None) -> Ticket | Route:
         """A place at a replica now, or why there is none."""
-        model = self._models.get(model_id)
         if model is None:
             return Route(None, "no_replica")
         now = self.now()
-        choice = choose_place(model, ask, admits, site=self._site, now=now)
-        if choice.replica is None:
+        if model.externals:
+            choice = choose_place(model, ask, admits, site=self._site, now=now)
+        else:
+            choice = choose(model.pool, ask, self._site, now)
+        load = choice.replica
+        if load is None:
             return choice
-        return Ticket.at(model.by_gang[choice.replica.gang], model, self, ask, asked, now)
+        return place_at(model.by_gang[load.gang], model, self, ask, asked, now)
 
     def try_other(self, ticket: Ticket) -> Ticket | None:
         """A place at another replica of the same version, for a request that has one already. Nobody pays for an
         answer that may not be wanted: it is one of the fleet's own."""
-        ask = replace(
+        ask = msgspec.structs.replace(
             ticket.ask,
             tried=ticket.ask.tried | {ticket.gang},
             prefix=None,
             version=ticket.version,
         )
-        other = self._try(ticket.public_model, ask, ticket.asked, None)
+        other = self._try(self._models.get(ticket.public_model), ask, ticket.asked, None)
         if not isinstance(other, Ticket):
             return None
         if other.gang in ask.tried or other.version != ticket.version:
@@ -253,7 +262,9 @@ class Router:
 
     def wake(self) -> None:
         """Something changed that a waiting request may profit from."""
-        self._changed.set()
+        if self._waits:
+            self._waits = False
+            self._changed.set()
 
     def _kept(
         self, before: ModelState | None, routes: ModelRoutes, last_ready: float | None, listed: bool = True

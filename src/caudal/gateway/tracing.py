@@ -4,7 +4,8 @@ are sent. No text of a request or an answer gets into a span, and no key: keys a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from caudal.domain.key import Usage
 from caudal.gateway.openai_api import Call

@@ -8,12 +8,14 @@ closes its connection, which is how a replica learns that nobody waits any more.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
 from caudal.gateway import wire
+from caudal.gateway.known_heads import known_heads
 
 
 class UpstreamFailed(Exception):
@@ -61,6 +63,14 @@ class Sink(Protocol):
     def piece(self, data: bytes) -> None:
         """Bytes of the body."""
 
+    @property
+    def takes_whole(self) -> bool:
+        """Whether a good answer that came in one may be said in one, by `in_one`."""
+
+    def in_one(self, body: bytes) -> None:
+        """A good answer (its status is 200) is whole, and the connection may be given back: `begun`, `piece` and `whole`
+        at once."""
+
     def whole(self) -> None:
         """The answer is whole, and the connection may be given back."""
 
@@ -75,11 +85,8 @@ FOREVER = float("inf")
 SWEEP_S = 0.5
 
 
-_HEADS: dict[bytes, tuple[int, dict[bytes, bytes], int]] = {}
-"""Status, headers and body's length of answers that came in one piece: the same head again means the same."""
-
-MAX_HEADS = 1024
-MAX_HEAD_BYTES = 2048
+_HEADS = known_heads(UpstreamLimits().body_bytes)
+"""What they mean is the status, which is 200 for all that are kept."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -87,28 +94,31 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, limits: UpstreamLimits) -> None:
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}
         self.complete = True  # nothing of an answer is outstanding
         self.idle_since = 0.0
         self.sink: Sink | None = None
         self.deadline = FOREVER  # of who has a sink
         self._head_told = False
         self._limits = limits
+        self._first_byte_s = limits.first_byte_s
         self._loop = asyncio.get_running_loop()
+        self._find = _HEADS.find
         self._transport: asyncio.Transport | None = None
+        self._write: Callable[[bytes], None]  # from when it is connected
         self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._buffered_bytes = 0
         self._head_bytes = 0
         self._head_done = False
         self._any_byte = False
+        self._length: bytes | None = None  # its content-length
+        self._coded = False  # it has a transfer-encoding
         self._stays = False  # the connection, behind the last answer that was parsed
         self._paused = False
         self._failure: UpstreamFailed | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._uses = 0
 
-    @property
     def usable(self) -> bool:
         """Whether another request can be sent on it."""
         transport = self._transport
@@ -129,9 +139,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def start(self, data: bytes, sink: Sink) -> None:
         """Send a whole request; the sink is told of its answer."""
+        assert self.complete
         self.sink, self._head_told = sink, False
-        self.deadline = self._loop.time() + self._limits.first_byte_s
-        self._send(data)
+        self.deadline = self._loop.time() + self._first_byte_s
+        self.complete = self._head_done = self._any_byte = False
+        self._head_bytes = 0
+        self._uses += 1
+        if self._failure is None:
+            self._write(data)
 
     def overdue(self, now: float) -> bool:
         """Whether the sink has waited for too long."""
@@ -160,15 +175,10 @@ class UpstreamConnection(asyncio.Protocol):
     def _send(self, data: bytes) -> None:
         assert self.complete and self._transport is not None
         self.complete = self._head_done = self._any_byte = False
-        self.headers = {}
         self._head_bytes = 0
         self._uses += 1
         if self._failure is None:
             self._write(data)
-
-    def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
 
     async def read(self) -> bytes:
         """What arrived since the last call, all of it; empty at the end. Raises UpstreamFailed."""
@@ -215,7 +225,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._transport = told = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        outlet = wire.outlet(told)
+        self._write = told.write if outlet is None else outlet.send
 
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer."""
@@ -224,12 +236,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail("it spoke without being asked")
             return
         fresh = not self._head_bytes
-        if fresh and self._known(data):
-            if self.sink is not None:
-                self._tell(self.sink)
-            else:
-                self._wake()
-            return
+        if fresh:
+            found = self._find(data)
+            if found is not None:
+                self._answered(*found)
+                return
+            self._length, self._coded = None, False
         if not self._head_done:
             self._head_bytes += len(data)
         try:
@@ -251,32 +263,29 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.pause_reading()
         self._wake()
 
-    def _known(self, data: bytes) -> bool:
-        """Whether it is a whole answer with a head that was parsed before; then it is read."""
-        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
-        head = _HEADS.get(data[:cut]) if cut > 4 else None
-        if head is None or len(data) - cut != head[2]:
-            return False
-        self.status, self.headers, _ = head
-        self._head_bytes = cut
-        self._head_done = self.complete = True
-        self._chunks.append(data[cut:])
-        self._buffered_bytes += len(data) - cut
-        return True
+    def _answered(self, status: int, body: bytes) -> None:
+        """A whole answer with a head that was parsed before."""
+        self.status = status
+        self._any_byte = self._head_done = self.complete = True
+        self._head_bytes = 1
+        sink = self.sink
+        if sink is not None and status == 200 and sink.takes_whole:
+            self.sink, self.deadline = None, FOREVER
+            sink.in_one(body)
+            return
+        self._chunks.append(body)
+        self._buffered_bytes += len(body)
+        if sink is not None:
+            self._tell(sink)
+        else:
+            self._wake()
 
     def _remember(self, data: bytes) -> None:
-        """Keep the head of what was just read, if that was one plain answer and nothing else."""
-        cut = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
-        length = len(data) - cut
-        whole = (
-            self.complete
-            and self._buffered_bytes == length
-            and self.headers.get(b"content-length") == b"%d" % length
-        )
-        if cut > 4 and whole and self._stays and b"transfer-encoding" not in self.headers:
-            if len(_HEADS) >= MAX_HEADS:
-                _HEADS.clear()
-            _HEADS[data[:cut]] = self.status, self.headers, length
+        """Keep the head of what was just read, if that was one plain good answer and nothing else. (One with another
+        status may be of those that have no body whatever they say of its length.)"""
+        plain = self.status == 200 and self.complete and self._stays and not self._coded
+        if plain and self._length == b"%d" % self._buffered_bytes:
+            _HEADS.keep(data, self.status)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is gone. An answer that is ended by nothing but this (no length, not chunked) cannot be told
@@ -289,8 +298,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header of the answer."""
-        if not self._head_done:
-            self.headers[name.lower()] = value
+        if self._head_done:
+            return
+        name = name.lower()
+        if name == b"content-length":
+            self._length = value if self._length is None else b""
+        elif name == b"transfer-encoding":
+            self._coded = True
 
     def on_headers_complete(self) -> None:
         """The head is whole."""

@@ -63,8 +63,17 @@ class UpstreamPool:
 
     def release(self, address: Address, connection: UpstreamConnection) -> None:
         """Keep the connection if its answer was read to the end, else close it."""
-        idle = self._idle.setdefault(address.key, [])
-        if connection.usable and len(idle) < self._limits.idle_connections:
+        if connection.usable():
+            self.keep(address, connection)
+        else:
+            connection.close()
+
+    def keep(self, address: Address, connection: UpstreamConnection) -> None:
+        """The same of one whose answer is whole and let it stay; whether it did is looked at when it is taken again."""
+        idle = self._idle.get(address.key)
+        if idle is None:
+            idle = self._idle[address.key] = []
+        if len(idle) < self._limits.idle_connections:
             self._telling.discard(connection)
             connection.idle_since = self._loop.time()
             idle.append(connection)
@@ -82,7 +91,7 @@ class UpstreamPool:
         """Close what was kept for too long, also for addresses that are asked no more."""
         oldest = self._loop.time() - self._limits.idle_s
         for key in list(self._idle):
-            fresh = [c for c in self._idle[key] if c.usable and c.idle_since >= oldest]
+            fresh = [c for c in self._idle[key] if c.usable() and c.idle_since >= oldest]
             for connection in self._idle[key]:
                 if connection not in fresh:
                     connection.close()
@@ -94,10 +103,12 @@ class UpstreamPool:
     def take(self, address: Address) -> UpstreamConnection | None:
         """A kept connection that looks usable, if there is one."""
         idle = self._idle.get(address.key)
+        if not idle:
+            return None
         oldest = self._loop.time() - self._limits.idle_s
         while idle:
             connection = idle.pop()
-            if connection.usable and connection.idle_since >= oldest:
+            if connection.usable() and connection.idle_since >= oldest:
                 return connection
             connection.close()
         return None

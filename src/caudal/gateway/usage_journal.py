@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from caudal.domain.key import Usage, UsageBatch, UsageHour, hour_of, summed
+from caudal.domain.key import HOUR_S, Usage, UsageBatch, UsageHour, summed
 from caudal.gateway.usage_file import SUFFIX, JournalFile, left_behind
 from caudal.gateway.usage_lines import body_of, line_of, parts
 from caudal.telemetry.report import tls_context
@@ -62,17 +62,20 @@ class UsageJournal:
         status that its client saw. Takes a microsecond or two; waits for no disk and no network."""
         if self._folder is None:
             return
-        place = (key_id, model, hour_of(at))
+        place = (key_id, model, int(at // HOUR_S) * HOUR_S)
         with self._counting:
             sums = self._counted.get(place)
             if sums is None:
                 sums = self._counted[place] = [0, 0, 0, 0, 0, 0]
             sums[0] += 1
-            sums[1] += status >= 400
+            if status >= 400:
+                sums[1] += 1
             sums[2] += used.prompt_tokens
             sums[3] += used.completion_tokens
-            sums[4] += used.cached_tokens
-            sums[5] += used.picodollars
+            if used.cached_tokens:
+                sums[4] += used.cached_tokens
+            if used.picodollars:
+                sums[5] += used.picodollars
 
     def start(self) -> None:
         """Begin to write and to send."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from caudal.domain.key import Usage
 from caudal.gateway import wire
 from caudal.gateway.admitter import Permit
 from caudal.gateway.engine_dialects import check_parameters
 from caudal.gateway.engine_request import RETRY_STATUSES, generation_request
-from caudal.gateway.events import ModelName, NotEvents
+from caudal.gateway.events import NotEvents, renamed, right_names
 from caudal.gateway.exchange import Exchange
 from caudal.gateway.external import Paid
 from caudal.gateway.metrics import Metrics
@@ -15,7 +16,7 @@ from caudal.gateway.openai_errors import ApiError, engine_error
 from caudal.gateway.router import Router, Ticket
 from caudal.gateway.upstream import UpstreamConnection, UpstreamFailed
 from caudal.gateway.upstream_pool import UpstreamPool
-from caudal.gateway.usage import Measured, total, usage_of
+from caudal.gateway.usage import Measured, usage_of
 
 MAX_BYTES = 32 * 1024 * 1024
 
@@ -32,7 +33,7 @@ class Whole:
         metrics: Metrics,
         router: Router,
     ) -> None:
-        self.measured: Measured | None = None
+        self.usage: Usage | None = None  # what it used; None: it does not say
         self._exchange = exchange
         self._call = call
         self._permit = permit
@@ -40,6 +41,11 @@ class Whole:
         self._metrics = metrics
         self._now = router.now
         self._began_at = router.now()
+
+    @property
+    def measured(self) -> Measured | None:
+        """The same, as it is told of streams."""
+        return Measured(self.usage) if self.usage is not None else None
 
     @property
     def started(self) -> bool:
@@ -96,13 +102,21 @@ class Whole:
 
     def whole(self) -> None:
         """Say all of it. Raises NotEvents where it is no answer."""
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        named = ModelName(self._call.model).whole(body)
-        self.measured = used = usage_of(body)
-        reply = len(body) // BYTES_PER_TOKEN
-        self._ticket.done(total(used.usage) if used is not None else self._call.prompt_tokens + reply)
-        self._permit.reply_tokens = used.usage.completion_tokens if used is not None else 0
-        self._exchange.respond(200, named, extra=self._permit.headers())
+        self.say(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+
+    def say(self, body: bytes) -> None:
+        """Say this, which is all of it. Raises NotEvents where it is no answer."""
+        close, wide = right_names(self._call.model)
+        named = body if close in body or wide in body else renamed(self._call.model, body)
+        self.usage = used = usage_of(body)
+        permit = self._permit
+        if used is not None:
+            permit.reply_tokens = used.completion_tokens
+            self._ticket.done(used.prompt_tokens + used.completion_tokens)
+        else:
+            permit.reply_tokens = 0
+            self._ticket.done(self._call.prompt_tokens + len(body) // BYTES_PER_TOKEN)
+        self._exchange.respond(200, named, extra=permit.headers())
         self._metrics.first_byte(self._now() - self._began_at)
 
     def lost(self) -> None:

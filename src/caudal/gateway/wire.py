@@ -9,7 +9,7 @@ import os
 PURE = "CAUDAL_PURE_PYTHON"
 
 try:
-    from caudal.gateway._wire import Outlet, Pump, Valve, usage_counts
+    from caudal.gateway._wire import Heads, Outlet, Pump, Valve, usage_counts
 except ImportError:  # not built, or for another machine
     BUILT = False
 else:
@@ -25,4 +25,4 @@ def outlet(transport: asyncio.Transport) -> Outlet | None:
     return Outlet(transport.write, transport.is_closing, transport.get_write_buffer_size, fd)
 
 
-__all__ = ["BUILT", "Outlet", "Pump", "Valve", "usage_counts"]
+__all__ = ["BUILT", "Heads", "Outlet", "Pump", "Valve", "usage_counts"]

@@ -26,14 +26,20 @@ _TIER = msgspec.json.Decoder(_Tier)
 def wishes(headers: Mapping[bytes, bytes], body: bytes) -> tuple[Slo | None, float]:
     """The class that a request names (None: none) and how many seconds its answer may take (0: it does not
     say). Raises ApiError, 400. The header goes before the body's tier."""
+    slo, deadline_s = head_wishes(headers)
+    if slo is None and b'"service_tier"' in body and _flex(body):
+        slo = Slo.BATCH
+    return slo, deadline_s
+
+
+def head_wishes(headers: Mapping[bytes, bytes]) -> tuple[Slo | None, float]:
+    """The same by the head alone."""
     name = headers.get(CLASS_HEADER)
     slo: Slo | None = None
     if name is not None:
         slo = _CLASSES.get(name.strip().lower())
         if slo is None:
             raise _invalid("x-caudal-class", "interactive, standard or batch")
-    elif b'"service_tier"' in body and _flex(body):
-        slo = Slo.BATCH
     deadline = headers.get(DEADLINE_HEADER)
     if deadline is None:
         return slo, 0.0

@@ -69,21 +69,30 @@ class Admission:
 
     def arrive(self, now: float, ask: Ask) -> Effect:
         """A request came: it goes, waits or is refused."""
-        account = self._keys.get(ask.key) or self._account(ask.key)
-        account.limits = ask.limits
+        key, bound = ask.key, ask.reply_bound
+        account = self._keys.get(key) or self._account(key)
+        if account.limits is not ask.limits:
+            account.take(ask.limits)
         model = self._models.get(ask.model) or self._model(ask.model)
         rank = RANK[ask.slo]
-        reply = model.predict(ask.key, ask.reply_bound)
-        tokens = ask.prompt_tokens + (ask.reply_bound or reply)
-        refusal = account.refusal(now, ask.id, tokens, batch=rank == BATCH, held_s=model.held_s())
-        if refusal is not None:
-            return refusal
-        if not model.open_to(rank) or (rank == BATCH and not account.may_run()):
-            return self._enqueue(now, ask, reply, model, account)
-        if ask.deadline_at and now + model.read_s(ask.prompt_tokens) + model.reply_s(reply) > ask.deadline_at:
-            return hopeless(ask)
-        account.arrived(now, tokens)
-        account.active += 1
+        reply = model.predict(key, bound)
+        tokens = ask.prompt_tokens + (bound or reply)
+        at_once = model.open_to(rank)
+        if at_once and rank != BATCH and not ask.deadline_at:
+            refusal = account.admit(now, ask.id, tokens, model.held_s)
+            if refusal is not None:
+                return refusal
+        else:
+            refusal = account.refusal(now, ask.id, tokens, rank == BATCH, model.held_s)
+            if refusal is not None:
+                return refusal
+            if not at_once or (rank == BATCH and not account.may_run()):
+                return self._enqueue(now, ask, reply, model, account)
+            read_s = model.read_s(ask.prompt_tokens)
+            if ask.deadline_at and now + read_s + model.reply_s(reply) > ask.deadline_at:
+                return hopeless(ask)
+            account.arrived(now, tokens)
+            account.active += 1
         self._running[ask.id] = model.start(now, ask, now, reply)
         return Admit(ask.id)
 
@@ -107,10 +116,12 @@ class Admission:
         ask, model = running.ask, running.model
         account = self._keys[ask.key]
         account.active -= 1
-        model.ended(now, running, reply_tokens, ok, self._targets.of(ask.slo).per_token_s)
+        promised_s = self._targets.of(ask.slo).per_token_s if running.first_at else 0.0
+        model.ended(now, running, reply_tokens, ok, promised_s)
         counted = ask.reply_bound or running.reply
         used = counted if reply_tokens is None else reply_tokens
-        account.settled(now, running.arrived_at, counted, used)
+        if used != counted:
+            account.settled(now, running.arrived_at, counted, used)
         if not self._waiting:
             return NOTHING
         if ask.limits.concurrency:

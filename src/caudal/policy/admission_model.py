@@ -6,8 +6,10 @@ Keeps the counts and does the sums; who is let in and who is refused is decided 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
+from msgspec import Struct
+
+from caudal.domain.key import Slo
 from caudal.policy.admission_types import Ask
 from caudal.policy.fair_queue import FairQueue
 from caudal.policy.pace import (
@@ -50,12 +52,12 @@ hears of an end and sends the next. Where requests take seconds that is none: on
 waits for a whole other one. At most a quarter of the slots, or one for each replica."""
 
 BATCH = 2
+_INTERACTIVE = Slo.INTERACTIVE
 MIN_SEEN = 8
 MAX_KEYS = 10_000
 
 
-@dataclass(slots=True, eq=False)
-class Running:
+class Running(Struct, eq=False):
     """A request at a replica. `reply` is as predicted; `ahead` the tokens that its replica had to read up to its
     first one; `charged` whether it was taken from a queue, by its work; `expected_s` how long its first token was
     expected to take when it was let wait (0: it did not wait); `beside_s` the model's `_running_s` at its first token;
@@ -99,7 +101,6 @@ class ModelQueues:
         "replicas",
         "running",
         "running_interactive",
-        "spare",
         "swept_at",
         "waiting",
         "window",
@@ -118,7 +119,6 @@ class ModelQueues:
         self.reading = 0  # streams whose first token did not come yet
         self.reading_tokens = 0
         self.waiting = 0
-        self.spare = UNKNOWN_SLOTS // 4  # beyond the slots
         self.swept_at = 0.0
         self._running_s = self._running_since = 0.0  # the integral of how many ran
         self._busy_s = self._busy_since = 0.0  # of all replicas together, since a prompt was read
@@ -134,7 +134,7 @@ class ModelQueues:
         if length is None or length.seen < MIN_SEEN:
             length = self._own_lengths
         expected = int(length.tokens) or 1
-        return min(bound, expected) if bound else expected
+        return bound if bound and bound < expected else expected
 
     def open_to(self, rank: int) -> bool:
         """Whether a request of a class may start although it just came: there is room, and nobody is before it."""
@@ -142,12 +142,15 @@ class ModelQueues:
             queues = self.queues
             if queues[0].count or (rank and queues[1].count) or (rank == BATCH and queues[2].count):
                 return False
-        return self.room(rank)
+        if self.reading or rank == BATCH:
+            return self.room(rank)
+        limit = self.window.limit
+        return self.running < limit or self.running < limit + self._spare()
 
     def room(self, rank: int) -> bool:
         """Whether replicas can take one more of a class."""
         limit = self.window.limit
-        if self.running >= limit + self.spare:
+        if self.running >= limit and self.running >= limit + self._spare():
             return False
         if self.reading >= self.replicas * READ_AT_ONCE:
             if self.reading_tokens * self.pace.prompt_s > self._reading_s * self.replicas:
@@ -203,21 +206,24 @@ class ModelQueues:
         """It has so many replicas now, which hold so many requests together."""
         self.replicas = replicas
         self.window.resize(slots)
-        self._set_spare()
 
-    def _set_spare(self) -> None:
+    def _spare(self) -> int:
+        """How many replicas get beyond their slots."""
         slots, held_s = self.window.slots, self.held_s()
         most = max(self.replicas, slots // 4)
-        self.spare = most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
+        return most if slots * TURN_S >= most * held_s else int(slots * TURN_S / held_s)
 
     def start(self, now: float, ask: Ask, arrived_at: float, reply: int) -> Running:
         """A request goes to a replica."""
-        self._count_running(now)
+        self._running_s += (now - self._running_since) * self.running
+        self._running_since = now
         self.running += 1
-        self.running_interactive += ask.slo == "interactive"
-        own = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS
-        ahead = own + self.reading_tokens / self.replicas
-        running = Running(ask, self, reply, arrived_at, now, ahead, cold=self.away)
+        if ask.slo is _INTERACTIVE:
+            self.running_interactive += 1
+        ahead = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + self.reading_tokens / self.replicas
+        running = Running(ask, self, reply, arrived_at, now, ahead)
+        if self.away:
+            running.cold = True
         if ask.stream:
             self._begin_reading(now, running)
         return running
@@ -288,35 +294,34 @@ class ModelQueues:
     ) -> None:
         """It is over. `promised_s` is what its class was promised for each token (0: nothing)."""
         ask = running.ask
-        self._count_running(now)
+        self._running_s += (now - self._running_since) * self.running
+        self._running_since = now
         self.running -= 1
-        self.running_interactive -= ask.slo == "interactive"
-        self._read(now, running)
+        if ask.slo is _INTERACTIVE:
+            self.running_interactive -= 1
+        if running.reading:
+            self._read(now, running)
         if not ok:
             return
         decode_s = now - running.first_at if running.first_at else 0.0
-        work = self.work(ask.prompt_tokens, running.reply)
+        work = ask.prompt_tokens + PROMPT_OVERHEAD_TOKENS + REPLY_WEIGHT * running.reply
         if not running.cold:
             self.pace.ended(now - running.started_at, work, decode_s, running.reply)
-        self._set_spare()
         if reply_tokens is None:
             return
-        self._learn(ask.key, reply_tokens)
+        self._own_lengths.see(reply_tokens)
+        length = self._lengths.get(ask.key)
+        if length is not None:
+            length.see(reply_tokens)
+        elif len(self._lengths) < MAX_KEYS:  # the model's own length stands for the rest
+            length = self._lengths[ask.key] = ReplyLength(TYPICAL_REPLY_TOKENS)
+            length.see(reply_tokens)
         if running.charged:
             more = REPLY_WEIGHT * (reply_tokens - running.reply)
             self.queues[ask.rank].correct(ask.key, more)
         if promised_s and decode_s and reply_tokens > 1:
             beside = (self._running_s - running.beside_s) / decode_s
             self.window.see(decode_s / (reply_tokens - 1), promised_s, beside)
-
-    def _learn(self, key: str, tokens: int) -> None:
-        self._own_lengths.see(tokens)
-        length = self._lengths.get(key)
-        if length is None:
-            if len(self._lengths) >= MAX_KEYS:
-                return  # the model's own length stands for the rest
-            length = self._lengths[key] = ReplyLength(TYPICAL_REPLY_TOKENS)
-        length.see(tokens)
 
     def waited(self, rank: int, expected_s: float, took_s: float) -> None:
         """A request that was let wait had its first token after so long (infinity: never)."""

@@ -13,6 +13,7 @@ BLOCKS_BYTES = (4096, 1024, 256)
 """The key of a prompt is that of the longest of these beginnings that it fills: a conversation that grows has
 the same key at each of its turns but two."""
 
+_LEAST = BLOCKS_BYTES[-1]
 _MASK = (1 << 64) - 1
 _BEGINNINGS = (b'"messages"', b'"prompt"', b'"input"')
 
@@ -27,10 +28,12 @@ def prefix_key(body: bytes) -> int | None:
     else:
         return None
     left = len(body) - at
+    if left < _LEAST:
+        return None
     for size in BLOCKS_BYTES:
         if left >= size:
-            return crc32(body[at : at + size])
-    return None
+            break
+    return crc32(body[at : at + size])
 
 
 def seed_of(gang: str) -> int:

@@ -55,7 +55,10 @@ class Breaker:
         """A good answer came, at least its first byte. One to a request from before it opened closes nothing."""
         if self.until and not trial:
             return
-        self._count(0.0)
+        self._seen = seen = self._seen + 1
+        if self._error_rate:
+            weight = 1.0 / (seen if seen < RATE_OVER else RATE_OVER)
+            self._error_rate += weight * (0.0 - self._error_rate)
         self._in_a_row = 0
         if trial:
             self.until, self.trial = 0.0, False

@@ -30,6 +30,7 @@ class Hedger:
     """The times to the first token of one model, and the allowance for second requests."""
 
     def __init__(self, rules: HedgeRules) -> None:
+        self.on = bool(rules.share)
         self._rules = rules
         self._seen: deque[float] = deque(maxlen=SAMPLES)
         self._news = 0

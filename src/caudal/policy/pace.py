@@ -6,7 +6,7 @@ a change of speed is seen within some tens of requests. Knows nothing of queues,
 
 from __future__ import annotations
 
-import math
+from math import exp, inf, log, sqrt
 
 MEMORY = 0.98
 """What a sum keeps at each observation: the last fifty or so count."""
@@ -21,6 +21,7 @@ SAME_BATCH = 0.1
 """A first token that came after less than this share of the time that the one before took was read together with it."""
 
 REPLY_QUANTILE = 0.6
+SHORTER = REPLY_QUANTILE - 1
 LEARNING_RATE = 0.15
 SETTLING = 1.0
 """The first steps of a quantile's estimate are so much larger: 256 is far from most truths."""
@@ -37,7 +38,7 @@ after a wait, with 1.2, 1.5 % on Azure's trace and 3 to 5 % in bursts, with 1.5,
 0.699, 0.691 and 0.690 of what can be carried, in bursts the same. Where caution could go to 2.0 it did so in bursts, and
 queues got too short for the pauses between them."""
 
-LOST = math.log(MOST_CAUTION)
+LOST = log(MOST_CAUTION)
 """What counts for a request that waited in vain; and a wait counts as e times longer or shorter at most."""
 
 UNSEEN = 4.0
@@ -53,10 +54,11 @@ class Ratio:
         self._above = 0.0
         self._below = 0.0
 
-    def see(self, above: float, below: float) -> None:
-        """Take up an observation."""
-        self._above = self._above * MEMORY + above
-        self._below = self._below * MEMORY + below
+    def see(self, above: float, below: float) -> float:
+        """Take up an observation; returns the ratio."""
+        self._above = above = self._above * MEMORY + above
+        self._below = below = self._below * MEMORY + below
+        return above / below if below else 0.0
 
     @property
     def value(self) -> float:
@@ -68,24 +70,21 @@ class ReplyLength:
     """A quantile of reply lengths in tokens, by steps on their logarithm: a step up where one was longer, down
     where it was shorter, in the proportion that balances at the quantile."""
 
-    __slots__ = ("_log", "seen")
+    __slots__ = ("_log", "seen", "tokens")
 
     def __init__(self, start: float = TYPICAL_REPLY_TOKENS) -> None:
-        self._log = math.log(start)
+        self._log = log(start)
+        self.tokens = exp(self._log)  # the estimate
         self.seen = 0
 
     def see(self, tokens: int) -> None:
         """Take up a reply."""
-        rate = LEARNING_RATE + SETTLING / (1 + self.seen)
-        self.seen += 1
-        longer = math.log(max(1, tokens)) > self._log
-        self._log += rate * (REPLY_QUANTILE if longer else REPLY_QUANTILE - 1)
-        self._log = max(0.0, self._log)
-
-    @property
-    def tokens(self) -> float:
-        """The estimate."""
-        return math.exp(self._log)
+        self.seen = seen = self.seen + 1
+        before = self._log
+        longer = (log(tokens) if tokens > 1 else 0.0) > before
+        after = before + (LEARNING_RATE + SETTLING / seen) * (REPLY_QUANTILE if longer else SHORTER)
+        self._log = after if after > 0.0 else 0.0
+        self.tokens = exp(self._log)
 
 
 class Pace:
@@ -132,12 +131,10 @@ class Pace:
 
     def ended(self, held_s: float, work: float, decode_s: float, predicted_reply: int) -> None:
         """A request ended well. `decode_s` 0: not known."""
-        self._work.see(held_s, work)
-        self.work_s = self._work.value
+        self.work_s = self._work.see(held_s, work)
         self.mean_work = work if not self.mean_work else 0.95 * self.mean_work + 0.05 * work
         if decode_s:
-            self._reply.see(decode_s, predicted_reply)
-            self.reply_s = self._reply.value
+            self.reply_s = self._reply.see(decode_s, predicted_reply)
 
 
 class Caution:
@@ -146,20 +143,20 @@ class Caution:
     __slots__ = ("_count", "_squares", "_sum", "value")
 
     def __init__(self) -> None:
-        first = math.log(CAUTION)
+        first = log(CAUTION)
         self._count, self._sum, self._squares = UNSEEN, UNSEEN * first, UNSEEN * first * first
         self.value = CAUTION
 
     def see(self, expected_s: float, took_s: float) -> None:
         """A request that waited was expected to have its first token after so long, and had it after so long
         (infinity: never)."""
-        wrong = LOST if took_s == math.inf else max(-1.0, min(1.0, math.log(took_s / expected_s)))
+        wrong = LOST if took_s == inf else max(-1.0, min(1.0, log(took_s / expected_s)))
         self._count = self._count * CAUTION_MEMORY + 1
         self._sum = self._sum * CAUTION_MEMORY + wrong
         self._squares = self._squares * CAUTION_MEMORY + wrong * wrong
         mean = self._sum / self._count
-        deviation = math.sqrt(max(0.0, self._squares / self._count - mean * mean))
-        self.value = min(MOST_CAUTION, max(LEAST_CAUTION, math.exp(mean + DEVIATIONS * deviation)))
+        deviation = sqrt(max(0.0, self._squares / self._count - mean * mean))
+        self.value = min(MOST_CAUTION, max(LEAST_CAUTION, exp(mean + DEVIATIONS * deviation)))
 
 
 class Window:
@@ -169,21 +166,20 @@ class Window:
     Rises by one for each window of requests that kept the promise, falls by a tenth at most once a window.
     """
 
-    __slots__ = ("_limit", "_room", "_until", "slots")
+    __slots__ = ("_limit", "_until", "limit", "slots")
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._limit = float(slots)
         self._until = 0
+        self._set(float(slots))
 
-    @property
-    def limit(self) -> int:
-        """Requests at once."""
-        return max(1, int(self._limit))
+    def _set(self, limit: float) -> None:
+        self._limit = limit
+        self.limit = max(1, int(limit))  # requests at once
 
     def resize(self, slots: int) -> None:
         """Replicas came or went: the share that was found to be good stays."""
-        self._limit = max(1.0, self._limit * slots / self.slots) if self.slots else float(slots)
+        self._set(max(1.0, self._limit * slots / self.slots) if self.slots else float(slots))
         self.slots = slots
 
     def see(self, per_token_s: float, promised_s: float, running: float) -> None:
@@ -191,7 +187,7 @@ class Window:
         self._until -= 1
         if per_token_s > promised_s:
             if self._until <= 0:
-                self._limit = max(1.0, self.slots / 4, min(self._limit, running) * 0.9)
+                self._set(max(1.0, self.slots / 4, min(self._limit, running) * 0.9))
                 self._until = self.limit
         elif running >= 0.8 * self._limit:
-            self._limit = min(float(self.slots), self._limit + 1.0 / self._limit)
+            self._set(min(float(self.slots), self._limit + 1.0 / self._limit))

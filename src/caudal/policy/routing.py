@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from caudal.policy.affinity import mix, prefer, seed_of
 from caudal.policy.breaker import Breaker
 from caudal.policy.versions import Weights, choose_version
@@ -136,8 +138,7 @@ class Pool:
         self.tokens_per_s = sum(speeds) / len(speeds) if speeds else 0.0
 
 
-@dataclass(slots=True)  # not frozen: that would make each of them four times as dear to make
-class Ask:
+class Ask(Struct):
     """What routing knows of a request. `tokens`: prompt and expected reply. `prefix`: the key of the prompt's
     beginning (None: too short for one). `share`: where it falls in [0, 1), which decides its version. `version`:
     the one that it was begun with, where it goes on. `tried`: replicas that failed it. `salt` decides between
@@ -152,8 +153,7 @@ class Ask:
     salt: int = 0
 
 
-@dataclass(slots=True)
-class Route:
+class Route(Struct):
     """The replica that was chosen, or None; `reason` is stable, and says which: warm, local, remote; or
     no_replica, failing, full."""
 
@@ -166,28 +166,33 @@ class Route:
         return self.replica.gang if self.replica is not None else None
 
 
-def choose(pool: Pool, ask: Ask, *, site: str, now: float) -> Route:
+def choose(pool: Pool, ask: Ask, site: str, now: float) -> Route:
     """The replica for a request of a gateway at `site`: of the version that the weights say, and of another one
     where that has none to give."""
     if len(pool.versions) > 1:
         version = ask.version or choose_version(pool.weights, ask.share)
         of_version = pool.versions.get(version)
         if of_version:
-            route = choose_replica(of_version, ask, site=site, now=now, mean_tokens_per_s=pool.tokens_per_s)
+            route = choose_replica(of_version, ask, site, now, pool.tokens_per_s)
             if route.replica is not None and route.replica.gang not in ask.tried:
                 return route
-    return choose_replica(pool.replicas, ask, site=site, now=now, mean_tokens_per_s=pool.tokens_per_s)
+    return choose_replica(pool.replicas, ask, site, now, pool.tokens_per_s)
 
 
 def choose_replica(
-    replicas: Sequence[ReplicaLoad], ask: Ask, *, site: str, now: float, mean_tokens_per_s: float = 0.0
+    replicas: Sequence[ReplicaLoad], ask: Ask, site: str, now: float, mean_tokens_per_s: float = 0.0
 ) -> Route:
     """The replica for a request, whatever its version. About a microsecond for each replica: this is done for
     every request."""
+    if len(replicas) == 1:  # as below, without a cost that is compared to nothing
+        only = replicas[0]
+        if not only.draining and not only.breaker.until and only.requests < only.bound:
+            return Route(only, "local" if only.site == site else "remote")
     best: ReplicaLoad | None = None
     best_s = 0.0
     failing = full = False
     fit: list[ReplicaLoad] = []
+    several = ask.prefix is not None and len(replicas) > 1
     usual = mean_tokens_per_s or DEFAULT_TOKENS_PER_S
     asked, tried = ask.tokens, ask.tried
     for replica in replicas:
@@ -210,13 +215,13 @@ def choose_replica(
             cost_s += _SHAKY_S
         if tried and replica.gang in tried:
             cost_s += _TRIED_S
-        else:
+        elif several:
             fit.append(replica)
         if best is None or cost_s < best_s or (cost_s == best_s and _before(replica, best, ask.salt)):
             best, best_s = replica, cost_s
     if best is None:
         return Route(None, "full" if full else "failing" if failing else "no_replica")
-    if ask.prefix is not None and len(fit) > 1:
+    if len(fit) > 1:
         warm = _warm(fit, ask, site)
         if warm is not best and warm.breaker.shaky_until <= now:
             cost_s = _cost_s(warm, ask, site, now, usual)
