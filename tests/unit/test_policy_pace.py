@@ -64,6 +64,13 @@ def test_caution_follows_how_wrong_expectations_were() -> None:
     assert 0.99 * MOST_CAUTION < caution.value <= MOST_CAUTION
 
 
+def test_a_first_token_that_comes_at_once_is_a_wait_that_was_much_shorter() -> None:
+    at_once, sooner = Caution(), Caution()
+    at_once.see(1.0, 0.0)
+    sooner.see(1.0, 1e-6)
+    assert at_once.value == sooner.value < CAUTION
+
+
 def test_what_wakes_a_model_says_nothing_of_its_speed() -> None:
     admission = Admission()
     admission.capacity(0.0, "m", 1, 2)
