@@ -150,10 +150,8 @@ class Caution:
     def see(self, expected_s: float, took_s: float) -> None:
         """A request that waited was expected to have its first token after so long, and had it after so long
         (infinity: never)."""
-        if took_s == inf:
-            wrong = LOST
-        else:
-            wrong = max(-1.0, min(1.0, log(took_s / expected_s))) if took_s > 0.0 else -1.0
+        ratio = took_s / expected_s
+        wrong = LOST if ratio == inf else max(-1.0, min(1.0, log(ratio))) if ratio > 0.0 else -1.0
         self._count = self._count * CAUTION_MEMORY + 1
         self._sum = self._sum * CAUTION_MEMORY + wrong
         self._squares = self._squares * CAUTION_MEMORY + wrong * wrong
