@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,11 @@ def test_weights_and_biases_takes_it_offline(tmp_path: Path, monkeypatch: pytest
     tracker = open_tracker("starter", "wandb=caudal-tests")
     assert tracker.last == -1
     feed(tracker)
-    kept = list(tmp_path.glob("wandb/offline-run-*/run-starter.wandb"))
-    assert len(kept) == 1 and b"loss" in kept[0].read_bytes()
+    (kept,) = tmp_path.glob("wandb/offline-run-*/run-starter.wandb")
+    until = time.monotonic() + 30.0  # its own process writes it
+    while b"loss" not in kept.read_bytes():
+        assert time.monotonic() < until, kept.read_bytes()
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("to", ["jsonl", "jsonl=", "=x", "carrier-pigeon=home", ""])

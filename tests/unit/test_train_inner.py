@@ -119,7 +119,7 @@ def test_the_rate_rises_and_falls(made: tuple[RunPlan, TorchInner, TorchInner]) 
     assert top == round(100 * stage.warmup_fraction)
     assert all(a >= b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
     assert rates[-1] == pytest.approx(stage.final_learning_rate)
-    assert fresh_factor(0) < 0.1 and fresh_factor(1000) == 1
+    assert fresh_factor(0) == 0.25 and fresh_factor(3) == fresh_factor(1000) == 1
 
 
 def test_bits_per_byte_are_of_the_text_itself(

@@ -6,8 +6,9 @@ import math
 
 from caudal.train.interface import Stage
 
-FRESH_STEPS = 20
-"""Steps over which an optimiser without moments (a worker that joined late) rises to its rate."""
+FRESH_STEPS = 4
+"""Steps over which an optimiser without moments (a worker that joined late, a coordinator that took over) rises to its rate.
+With twenty, whoever loses them every few steps hardly learns: that was most of what such a loss cost (docs/adr/0013)."""
 
 
 def learning_rate(stage: Stage, progress: float) -> float:
