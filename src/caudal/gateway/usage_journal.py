@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from caudal.domain.key import HOUR_S, Usage, UsageBatch, UsageHour, summed
+from caudal.domain.key import Usage, UsageBatch, UsageHour, hour_of, summed
 from caudal.gateway.usage_file import SUFFIX, JournalFile, left_behind
 from caudal.gateway.usage_lines import body_of, line_of, parts
 from caudal.telemetry.report import tls_context
@@ -62,7 +62,7 @@ class UsageJournal:
         status that its client saw. Takes a microsecond or two; waits for no disk and no network."""
         if self._folder is None:
             return
-        place = (key_id, model, int(at // HOUR_S) * HOUR_S)
+        place = (key_id, model, hour_of(at))
         with self._counting:
             sums = self._counted.get(place)
             if sums is None:
