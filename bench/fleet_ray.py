@@ -10,6 +10,7 @@ import random
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class RayFleet:
 
 def loss_ray(options: Options) -> dict[str, Any]:
     """A Ray site is cut off from everybody: noticed when the books say so and its epochs are raised. And a raylet is
-    killed: noticed when the books say that its gangs are over; Ray's own list says earlier that the node is dead."""
+    killed: noticed when the books say that its gangs are over; `ray_says_dead` is Ray's own list of nodes."""
     if reason := ray_site.unusable() or wan.unusable():
         return {"skipped": reason}
     chance = random.Random(options.seed)
@@ -140,17 +141,22 @@ def _kill(fleet: RayFleet, options: Options, number: int, chance: random.Random)
         there = [g for g in rig.gangs() if g.lease_id == "a-1"]
         assert there
         ids, driver = {g.id for g in there}, fleet.driver("a")
-        before, dead = len(alive_nodes(driver)), []
+        dead_at: list[float] = []
+        before = len(alive_nodes(driver))
         at = time.time()
         fleet.sites["a"].nodes["a-1"].raylet().kill()
-
-        def noticed() -> bool:
-            if not dead and len(alive_nodes(driver)) < before:
-                dead.append(time.time() - at)
-            return not ids & {g.id for g in rig.gangs()}
-
-        found = rig.loss(there, at, noticed)
-        return found, dead[0]
+        with ThreadPoolExecutor(1) as beside:  # the gang's keeper is often sooner than Ray
+            ray_says_dead = beside.submit(
+                until,
+                lambda: len(alive_nodes(driver)) < before,
+                60.0,
+                "Ray to say that the node is dead",
+                0.02,
+            )
+            ray_says_dead.add_done_callback(lambda _: dead_at.append(time.time()))
+            found = rig.loss(there, at, lambda: not ids & {g.id for g in rig.gangs()})
+            ray_says_dead.result()
+        return found, dead_at[0] - at
     finally:
         rig.close()
         fleet.join()

@@ -2,7 +2,8 @@
 
 It runs in a Ray worker inside the gang's placement group, so that Ray has given it the devices and has taken
 their number off the node. When this process dies, for whatever reason, the shim ends the gang; when the head
-does not answer, or has given the gang up, this process falls silent and the shim ends the gang.
+does not answer, or has given the gang up, this process falls silent and the shim ends the gang. When the node's
+raylet dies, this process lives a second or more on: it ends the gang at once, and can still say so.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Keeper:
         self._site, self._gang_id = str(spec["site"]), str(spec["gang_id"])
         self._folder: Folder | None = None
         self._answered_at = uptime_s()
+        self._raylet = os.getppid()
         self._mark = os.urandom(16).hex()
         self._lock = threading.Lock()
         self._stop: dict[str, float] | None = None
@@ -83,11 +85,9 @@ class Keeper:
         self._kill()
         shutil.rmtree(self._folder.path, ignore_errors=True)  # with the secrets; the logs lie elsewhere
         if end is None:
-            return {
-                "exit_code": None,
-                "at": time.time(),
-                "error": "its node had no answer from the head for too long, or its shim died",
-            }
+            why = "its node had no answer from the head for too long, or its shim died"
+            error = "its node's raylet died" if self._orphaned() else why
+            return {"exit_code": None, "at": time.time(), "error": error}
         return {"exit_code": end.get("exit_code"), "at": end.get("at"), "error": end.get("error", "")}
 
     def stop(self, grace_s: float) -> None:
@@ -152,8 +152,9 @@ class Keeper:
         return {**known, "mark": self._mark, "logs_dir": logs_dir, "processes": processes}
 
     def _beat(self, string: IO[bytes]) -> None:
-        """Ask the head whether the gang is still wanted there, and pass on when it was asked and answered."""
-        while True:
+        """Ask the head whether the gang is still wanted there, and pass on when it was asked and answered. Once the
+        raylet is gone Ray will call the node dead: then the string is let go."""
+        while not self._orphaned():
             asked_at = uptime_s()
             try:  # in this order: what the supervisor reads once it has given up holds every beat that counts
                 kv.put(names.beat_key(self._site, self._gang_id), f"{self._mark} {asked_at}")
@@ -170,6 +171,11 @@ class Keeper:
             except OSError:
                 return  # it is over
             time.sleep(names.BEAT_S)
+        string.close()
+
+    def _orphaned(self) -> bool:
+        """Whether the raylet, whose child this process is, has died."""
+        return os.getppid() != self._raylet
 
     def _kill(self) -> None:
         """Kill what is left of the gang, wherever it went."""
