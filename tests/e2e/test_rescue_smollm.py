@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,8 @@ def test_kinds_of_answers(world: World) -> None:
         body: Any = {**asked, "stream": True, **more}
         plain = [c.model_dump() for c in world.client.chat.completions.create(**body)]
         world.replicas(f"replica-k{number}")
-        stream = world.client.chat.completions.create(**body)
-        chunks = [next(stream).model_dump() for _ in range(4)]
-        busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
+        stream, begun, busy = amid(world, lambda b=body: world.client.chat.completions.create(**b), 4)
+        chunks = [chunk.model_dump() for chunk in begun]
         world.lose(busy)
         if whole:
             chunks += [c.model_dump() for c in stream]
@@ -208,6 +208,22 @@ def test_kinds_of_answers(world: World) -> None:
             with pytest.raises(openai.APIError, match="cannot go on at another one") as error:
                 list(stream)
             assert error.value.code == "rescue_impossible"
+
+
+def amid(world: World, ask: Callable[[], openai.Stream[Any]], events: int) -> tuple[Any, list[Any], str]:
+    """A stream, so many events of it, and the replica that still answers. One that is over by then (what is drawn at
+    random may be short, and this process may be held up) is asked for again."""
+    for _ in range(10):
+        stream = ask()
+        begun = list(islice(stream, events))
+        for name in (world.first, world.last) * 3:  # what a replica says of itself is a moment old
+            if len(begun) == events and running(world.gangs, name):
+                return stream, begun, name
+            time.sleep(0.02)
+        stream.close()
+        while any(running(world.gangs, name) for name in (world.first, world.last)):
+            time.sleep(0.02)
+    raise AssertionError("ten answers were over before their replica could be lost")
 
 
 def running(gangs: Gangs, name: str) -> bool:
@@ -234,10 +250,8 @@ def test_raw_completion(world: World) -> None:
     body: Any = {"model": MODEL, "prompt": "The river", "max_tokens": 40, "temperature": 0}
     plain = world.client.completions.create(**body)
     world.replicas("replica-c")
-    stream = world.client.completions.create(**body, stream=True, stream_options={"include_usage": True})
-    chunks = [next(stream) for _ in range(4)]
-    time.sleep(0.05)
-    busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
+    more: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    stream, chunks, busy = amid(world, lambda: world.client.completions.create(**body, **more), 4)
     world.lose(busy)
     chunks += list(stream)
     assert "".join(c.choices[0].text for c in chunks if c.choices) == plain.choices[0].text
@@ -251,9 +265,7 @@ def test_response(world: World) -> None:
     asked: Any = {"model": MODEL, "input": "List ten rivers.", "temperature": 0, "max_output_tokens": 80}
     plain = world.client.responses.create(**asked)
     world.replicas("replica-r")
-    stream = world.client.responses.create(**asked, stream=True)
-    events = [next(stream) for _ in range(8)]
-    busy = next(n for n in (world.first, world.last) if running(world.gangs, n))
+    stream, events, busy = amid(world, lambda: world.client.responses.create(**asked, stream=True), 8)
     world.lose(busy)
     events += list(stream)
     said = "".join(e.delta for e in events if e.type == "response.output_text.delta")

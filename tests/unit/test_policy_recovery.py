@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from caudal.domain.decision import EndGang, StartGang, StopGang
 from caudal.domain.fleet import LeaseState, Machine, MachineState
-from caudal.domain.gang import GangState, GangStatus
+from caudal.domain.gang import CANNOT_START, GangState, GangStatus
 from caudal.domain.workload import ServedModel, WorkloadState
 from caudal.policy.rules import Rules
 from tests.unit.policy_world import RULES, Play, kinds, model, service, train, waits
@@ -46,8 +46,8 @@ def test_a_dead_worker_is_started_again_at_its_site_after_a_pause() -> None:
     assert (worker.incarnation, worker.site) == (2, "south")
 
 
-def test_what_was_lost_on_a_node_is_started_on_another_first_and_what_ended_there_is_not() -> None:
-    for exit_code, site in ((None, "south"), (1, "north")):
+def test_what_was_lost_or_did_not_start_on_a_node_is_started_on_another_first_and_what_ended_is_not() -> None:
+    for exit_code, site in ((None, "south"), (CANNOT_START, "south"), (1, "north")):
         play = Play(service("assistant", model_named("small")))
         play.models["small"] = model("small")
         play.settle()

@@ -51,6 +51,11 @@ class Gang:
     end_reason: str = ""
 
 
+CANNOT_START = 71
+"""The exit code (sysexits.h: EX_OSERR) by which drivers say that a gang's processes never ran: no room on its node, a
+node that never joined, a program that cannot be run."""
+
+
 def gang_id(slot: str, incarnation: int) -> str:
     """The id under which drivers know the gang; safe as a file name and as a Ray or Slurm job name."""
     return f"{slot}-{incarnation}"

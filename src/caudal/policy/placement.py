@@ -15,7 +15,7 @@ from operator import attrgetter, itemgetter
 
 from caudal.domain.decision import Reason, Rejected
 from caudal.domain.fleet import Lease, LeaseState, MachineState, Resources
-from caudal.domain.gang import Gang, Role
+from caudal.domain.gang import CANNOT_START, Gang, Role
 from caudal.policy.board import Board, Room
 from caudal.policy.recovery import machine_of
 from caudal.policy.shelves import Shelf, Shelves
@@ -265,10 +265,13 @@ class Placer:
         return lease.state is not LeaseState.ACTIVE or not joined(self._board, lease)
 
     def _lost(self, slot: Slot) -> str:
-        """The lease of the slot's last gang, if it was lost there: what took it may be the node's, and still be so
-        (a dead raylet, where the machine runs)."""
+        """The lease of the slot's last gang, if it was lost there or could not be started: what is to blame may be the
+        node's, and still be so (a dead raylet, where the machine runs)."""
         newest = next(iter(self._board.ended(slot.name)), None)
-        return newest.lease_id if newest is not None and end_code(newest) == "gang.lost" else ""
+        if newest is None:
+            return ""
+        lost = end_code(newest) == "gang.lost" or newest.exit_code == CANNOT_START
+        return newest.lease_id if lost else ""
 
     def _siblings(self, slot: Slot, site: str) -> int:
         """Replicas of the same model at a site, those of the slot's own older versions aside."""
@@ -296,7 +299,7 @@ class Placer:
         if self._waits(best) != self._waits(other):
             return f"node {best.node} is ready, and {other.node} is still on its way"
         if other.id == self._lost_at:
-            return f"the one before was lost on {other.node}"
+            return f"the one before was lost, or did not start, on {other.node}"
         if slot.role is Role.REPLICA:
             here, there = self._siblings(slot, best.site), self._siblings(slot, other.site)
             if here != there:

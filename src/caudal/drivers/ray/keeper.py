@@ -82,11 +82,13 @@ class Keeper:
                 return None
             time.sleep(LOOK_S)
         end = self._folder.read(files.EXIT)
+        orphaned = self._orphaned()
         self._kill()
         shutil.rmtree(self._folder.path, ignore_errors=True)  # with the secrets; the logs lie elsewhere
+        if orphaned:  # then the shim may still have said by which signal it ended the gang
+            return {"exit_code": None, "at": time.time(), "error": "its node's raylet died"}
         if end is None:
-            why = "its node had no answer from the head for too long, or its shim died"
-            error = "its node's raylet died" if self._orphaned() else why
+            error = "its node had no answer from the head for too long, or its shim died"
             return {"exit_code": None, "at": time.time(), "error": error}
         return {"exit_code": end.get("exit_code"), "at": end.get("at"), "error": end.get("error", "")}
 
