@@ -93,7 +93,10 @@ def test_the_coordinator_tells_the_ladder_how_far_behind_a_joiner_is() -> None:
     boss = boss_with_two()
     boss.join(3, "c", ready=False)
     before = boss.machine.ladder.rung
-    rounds(boss, 6, 1, 2)
+    rounds(boss, 4, 1, 2)
+    assert boss.machine.ladder.rung == before, "its state is on its way: nothing is known of its link yet"
+    boss.say(3, Ready(1, 1))
+    rounds(boss, 5, 1, 2)
     boss.do(boss.machine.tick(boss.now))
     assert boss.machine.ladder.rung > before
     assert any("catch up" in e.text for e in boss.others if isinstance(e, Say))

@@ -29,6 +29,7 @@ from caudal.drivers.ray import kv, names
 from caudal.drivers.ray.shim import BOOT, uptime_s
 
 LOOK_S = 0.05
+RAYLET_LOOK_S = 0.02  # how often the raylet is looked for: this process may end itself any moment after it
 READY_S = 20.0  # a shim stands in 0.1 s; a machine that swaps takes longer
 DEVICES = ("CUDA_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 CODE = str(Path(__file__).resolve().parents[3])  # what holds the package that the driver sent
@@ -162,7 +163,7 @@ class Keeper:
                 kv.put(names.beat_key(self._site, self._gang_id), f"{self._mark} {asked_at}")
                 given_up = kv.get(names.lost_key(self._site, self._gang_id)) is not None
             except Exception:  # whatever Ray raises where its head is away: then there is nothing to pass on
-                time.sleep(names.BEAT_S)
+                self._pause()
                 continue
             try:
                 if given_up:
@@ -172,8 +173,14 @@ class Keeper:
                 string.flush()
             except OSError:
                 return  # it is over
-            time.sleep(names.BEAT_S)
+            self._pause()
         string.close()
+
+    def _pause(self) -> None:
+        """Until the next beat, or until the raylet is dead."""
+        until = time.monotonic() + names.BEAT_S
+        while time.monotonic() < until and not self._orphaned():
+            time.sleep(RAYLET_LOOK_S)
 
     def _orphaned(self) -> bool:
         """Whether the raylet, whose child this process is, has died."""

@@ -154,7 +154,7 @@ class Coordinator:
         if isinstance(message, Delta):
             self._on_delta(member, message, payload, now)
         elif isinstance(message, Ready) and message.epoch == self.terms.epoch:
-            member.round = max(member.round, message.round)
+            member.round, member.follows = max(member.round, message.round), True
             if message.round == self.round and member.state in (LOADING, LATE):
                 member.state = IDLE
         elif isinstance(message, Evaluated) and message.epoch == self.terms.epoch:
@@ -343,7 +343,7 @@ class Coordinator:
         self._out.append(Commit(entry, update))
         self.evaluations.stepped(entry.inner_steps)
         self.ladder.saw(turn.tempo.rung, turn.stage, self.scribe.done, *merge.waiting(turn), entry.loss)
-        self.ladder.joining([self.round - m.round for m in self.members.in_state([LOADING])])
+        self.ladder.joining([self.round - m.round for m in self.members.following()])
         if self.book.turns:
             self._run_first(now)
 

@@ -43,6 +43,7 @@ class Member:
     wait_share: float = 0.0
     loss: float = 0.0
     round: int = 0
+    follows: bool = False  # it has said that it holds a state, since it joined
 
     @property
     def name(self) -> str:
@@ -72,6 +73,11 @@ class Members:
         """Those in one of the states, in the fixed order."""
         wanted = frozenset(states)
         return [m for m in self.all() if m.state in wanted]
+
+    def following(self) -> list[Member]:
+        """Those that join and hold a state already. One that is still on its way says nothing of how fast updates
+        arrive behind it."""
+        return [m for m in self.in_state([MemberState.LOADING]) if m.follows]
 
     def view(self) -> dict[str, dict[str, object]]:
         """What the coordinator reports of its sites: by site, with the slot where a site has several."""
