@@ -198,10 +198,12 @@ def test_a_site_can_be_killed_and_a_closed_wan_leaves_nothing() -> None:
 
 
 ORPHAN = """
-import sys
+import sys, time
 from tests.support.wan import Wan
 with Wan(["a", "b"]) as wan:
     process = wan.popen("b", ["sleep", "60"])
+    while process.pid not in wan.pids("b"):
+        time.sleep(0.01)  # it has not gone in yet
     print(wan.router_pid, process.pid, flush=True)
     sys.stdin.read()
 """

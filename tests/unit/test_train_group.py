@@ -193,6 +193,7 @@ def main() -> None:
     )
     sys.stdout.flush()
     inner.close()
+    os._exit(0)  # as a worker does
 
 
 if __name__ == "__main__":

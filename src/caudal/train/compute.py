@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from caudal.train.interface import Devices, Inner, Recalling, devices_of
+from caudal.train.interface import Closing, Devices, Inner, Recalling, devices_of
 
 T = TypeVar("T")
 Job = tuple[Callable[[Inner], Any], Callable[[Any], None]]
@@ -36,8 +36,13 @@ class ComputeThread:
         self._jobs.put((job, done))
 
     def close(self) -> None:
-        """End after the jobs that were given."""
+        """End after the jobs that were given, and with it the inner side's other processes."""
         self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until it has ended; whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self, build: Callable[[], Inner]) -> None:
         try:
@@ -48,6 +53,8 @@ class ComputeThread:
             while (item := self._jobs.get()) is not None:
                 job, done = item
                 self._tell(done, job(inner))
+            if isinstance(inner, Closing):
+                inner.close()
         except Exception as error:  # whatever it is, it ends the worker: see Session.run
             self._tell(self._fail, error)
 

@@ -290,3 +290,12 @@ class Recalling(Protocol):
     def recall(self, moments: Moments) -> None:
         """Have these moments from now on. Copies them; the parameters stay."""
         ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """What an inner side may have to end: other processes."""
+
+    def close(self) -> None:
+        """End them in order. Nothing is asked of it afterwards."""
+        ...

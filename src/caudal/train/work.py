@@ -60,6 +60,9 @@ SPARE_BUILDS_PARAMETERS = 25_000_000
 GENTLE_NICE = 10
 """A tenth of what the worker gets where both want a processor: at 19 it would load for minutes."""
 ALONE, SPARE = "alone", "spare"
+ENDED_S = 5.0
+"""So long the other processes of a group have to end in order; what goes on for longer (a step of work that is void) ends
+with this process."""
 
 
 def torch_inner(
@@ -217,6 +220,8 @@ async def train(
     memory.end()
     if call is not None:
         await call.end()
+    thread.close()
+    await asyncio.to_thread(thread.join, ENDED_S)
 
 
 def state_from_store(config: WorkerConfig, blobs: Blobs, size: int) -> Restored | None:

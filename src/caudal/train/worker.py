@@ -59,4 +59,7 @@ def _to_be_minded(path: str) -> WorkerConfig | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at the interpreter's own end threads of a group may be alive, which aborts it

@@ -94,7 +94,7 @@ class Ranks:
         return numbers
 
     def close(self) -> None:
-        """End the others."""
+        """End the others. Threads of the group live on: who calls this ends by `os._exit`, as `follow` does."""
         self.say({"do": "end"})
         for other in self._others:
             assert other.stdin is not None
